@@ -1,0 +1,99 @@
+"""Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
+
+Without --image a fresh scene is drawn and shown. With --prompt the answer is printed, and nothing else.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from minillava.checkpoint import load
+from minillava.errors import UserError, run_program
+from minillava.evaluate import PRETRAINED
+from minillava.image import open_image
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--image", type=Path, help="picture to talk about (default: a fresh scene)")
+    parser.add_argument("--prompt", help="ask this, print the answer, and end")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--max-new-tokens", type=int, default=160)
+    parser.add_argument("--seed", type=int, help="of the scene and of sampling (default: another each time)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    if arguments.temperature < 0 or arguments.max_new_tokens < 1:
+        parser.error("--temperature must be at least 0 and --max-new-tokens at least 1")
+    return arguments
+
+
+def fresh_scene(seed: int | None) -> Image.Image:
+    from data.picturebook.draw import draw_scene
+    from data.picturebook.scene import sample_scene
+
+    rng = random.Random(seed)
+    return draw_scene(sample_scene(rng), rng)
+
+
+def half_blocks(image: Image.Image, columns: int = 64) -> str:
+    """A picture for a terminal of 24-bit colour: each character is an upper pixel over a lower one."""
+    rows = max(2, round(columns * image.height / image.width / 2) * 2)
+    small = image.convert("RGB").resize((columns, rows))
+    lines = []
+    for y in range(0, rows, 2):
+        cells = []
+        for x in range(columns):
+            upper, lower = small.getpixel((x, y)), small.getpixel((x, y + 1))
+            cells.append("\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*upper, *lower))
+        lines.append("".join(cells) + "\x1b[0m")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    a = parse()
+    image = open_image(a.image) if a.image else fresh_scene(a.seed)
+    model = load(a.model, a.device)
+    if a.seed is not None:
+        torch.manual_seed(a.seed)
+    if not a.image or a.prompt is None:
+        print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
+    if a.prompt is not None:
+        say(model, image, a.prompt, [], a)
+        return
+    print('Ask about the picture ("What is at the top?", "Describe the image concisely."). An empty line ends.')
+    history: list[tuple[str, str]] = []
+    while True:
+        try:
+            question = input("Human: ").strip()
+        except EOFError:
+            print()
+            return
+        if not question:
+            return
+        print("Assistant: ", end="")
+        try:
+            history.append((question, say(model, image, question, history, a)))
+        except UserError as error:
+            if not history:
+                raise
+            print(f"({error}; the conversation starts anew)")
+            history = []
+
+
+def say(model, image: Image.Image, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
+    """Print the answer piece by piece, and return it."""
+    pieces = []
+    for piece in model.stream(image, question, history, a.max_new_tokens, a.temperature):
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    return "".join(pieces).strip()
+
+
+if __name__ == "__main__":
+    run_program(main)

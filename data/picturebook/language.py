@@ -1,0 +1,258 @@
+"""Scene -> words: captions, region phrases, descriptions, and questions whose answers are sure.
+
+Each question maker takes ``(scene, rng, subject)`` and returns ``(question, answer)``, or None where the scene gives
+no sure answer. ``subject`` is the thing the question is about; where it is None the maker picks for itself.
+"""
+
+import random
+
+from data.picturebook.scene import COLOURS, KINDS, SIZES, Scene, Thing
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+WHERE = {
+    "meadow": "in a meadow",
+    "sea": "at sea",
+    "desert": "in a desert",
+    "snow": "in the snow",
+    "night": "at night",
+    "mountains": "in the mountains",
+}
+SETTING_NAMES = {
+    "meadow": "a meadow",
+    "sea": "the sea",
+    "desert": "a desert",
+    "snow": "a field of snow",
+    "night": "a night sky",
+    "mountains": "the mountains",
+}
+PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}  # "at the top", but "in the top left"
+DETAIL_REQUESTS = (  # the paper's list of requests for a detailed description, as far as the note quotes it
+    "Describe the following image in detail",
+    "Provide a detailed description of the given image",
+    "Give an elaborate explanation of the image you see",
+    "Share a comprehensive rundown of the presented image",
+    "Offer a thorough analysis of the image",
+)
+BRIEF_REQUESTS = (  # the eleven requests of stage 1, paper appendix and the note
+    "Describe the image concisely.",
+    "Provide a brief description of the given image.",
+    "Offer a succinct explanation of the picture presented.",
+    "Summarize the visual content of the image.",
+    "Give a short and clear explanation of the subsequent image.",
+    "Share a concise interpretation of the image provided.",
+    "Present a compact description of the photo's key features.",
+    "Relay a brief, clear account of the picture shown.",
+    "Render a clear and concise summary of the photo.",
+    "Write a terse but informative summary of the picture.",
+    "Create a compact narrative representing the image presented.",
+)
+
+
+def region(thing: Thing) -> str:
+    """What a box shows: "a large red house in the top left"."""
+    return f"{with_article(f'{thing.size} {thing.pair}')} {at(thing)}"
+
+
+def at(thing: Thing) -> str:
+    return f"{PREPOSITIONS.get(thing.place, 'in')} the {thing.place}"
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(kind: str) -> str:
+    return {"fish": "fish"}.get(kind, f"{kind}s")
+
+
+def things(count: int) -> str:
+    return f"{NUMBERS[count]} thing{'' if count == 1 else 's'}"
+
+
+def listing(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def captions(scene: Scene) -> list[str]:
+    """Five captions, all true, each naming every thing in reading order."""
+    where, setting = WHERE[scene.setting], SETTING_NAMES[scene.setting]
+    full = listing([region(thing) for thing in scene.things])
+    sized = listing([with_article(f"{thing.size} {thing.pair}") for thing in scene.things])
+    plain = listing([with_article(thing.pair) for thing in scene.things])
+    return [
+        sentence(f"{full}, {where}"),
+        sentence(f"{where} there is {full}"),
+        sentence(f"a picture of {setting} with {sized}"),
+        sentence(f"{where}: {plain}"),
+        sentence(f"{things(len(scene.things))} {where}: {full}"),
+    ]
+
+
+def description(scene: Scene) -> str:
+    """The detailed description: the setting, the number of things, then a sentence a thing in reading order."""
+    sentences = [f"The picture shows {SETTING_NAMES[scene.setting]} with {things(len(scene.things))}."]
+    sentences += [sentence(f"{at(t)} is {with_article(f'{t.size} {t.pair}')}") for t in scene.things]
+    return " ".join(sentences)
+
+
+def name(thing: Thing, scene: Scene) -> str:
+    """How to speak of a thing: "fish" where it is the only one, else "red fish"."""
+    return thing.kind if sum(other.kind == thing.kind for other in scene.things) == 1 else thing.pair
+
+
+def existence(scene, rng, subject=None):
+    pairs = {thing.pair for thing in scene.things}
+    kinds = {thing.kind for thing in scene.things}
+    thing = subject or rng.choice(scene.things)
+    if rng.random() < 0.5:
+        asked, answer = rng.choice((thing.kind, thing.pair)), "Yes."
+    elif rng.random() < 0.5:
+        asked, answer = rng.choice([kind for kind in KINDS if kind not in kinds]), "No."
+    else:  # one word away from something that is there
+        near = [f"{colour} {thing.kind}" for colour in COLOURS] + [f"{thing.colour} {kind}" for kind in KINDS]
+        asked, answer = rng.choice([pair for pair in near if pair not in pairs]), "No."
+    return rng.choice((f"Is there {with_article(asked)}?", f"Do you see {with_article(asked)}?")), answer
+
+
+def colour(scene, rng, subject=None):
+    once = [t for t in scene.things if name(t, scene) == t.kind and subject in (None, t)]
+    if not once:
+        return None
+    thing = rng.choice(once)
+    return rng.choice(("What colour is the {}?", "Which colour has the {}?")).format(thing.kind), f"{thing.colour.capitalize()}."
+
+
+def kind(scene, rng, subject=None):
+    thing = subject or rng.choice(scene.things)
+    if rng.random() < 0.5 and sum(other.colour == thing.colour for other in scene.things) == 1:
+        return f"What is the {thing.colour} thing?", sentence(with_article(thing.kind))
+    return f"What is {at(thing)}?", sentence(with_article(thing.pair))
+
+
+def count(scene, rng, subject=None):
+    of = [("things", len(scene.things))]
+    of += [(f"{c} things", sum(t.colour == c for t in scene.things)) for c in COLOURS]
+    of += [(plural(k), sum(t.kind == k for t in scene.things)) for k in KINDS]
+    wanted = rng.choice(sorted({number for _, number in of}))  # each number that occurs is as likely as any other
+    what = rng.choice([what for what, number in of if number == wanted])
+    return f"How many {what} are there?", f"{NUMBERS[wanted].capitalize()}."
+
+
+def position(scene, rng, subject=None):
+    thing = subject or rng.choice(scene.things)
+    return f"Where is the {name(thing, scene)}?", sentence(at(thing))
+
+
+def size(scene, rng, subject=None):
+    thing = subject or rng.choice(scene.things)
+    words = list(SIZES)
+    rng.shuffle(words)
+    question = rng.choice((f"Is the {{}} {words[0]} or {words[1]}?", "How big is the {}?"))
+    return question.format(name(thing, scene)), f"{thing.size.capitalize()}."
+
+
+def relation(scene, rng, subject=None):
+    across = ("left of", "right of"), lambda thing: thing.column
+    down = ("above", "below"), lambda thing: thing.row
+    found = [
+        (a, b, words, along)
+        for words, along in (across, down)
+        for a in scene.things
+        for b in scene.things
+        if along(a) != along(b) and subject in (None, a)
+    ]
+    if not found:
+        return None
+    a, b, words, along = rng.choice(found)
+    answer = words[0] if along(a) < along(b) else words[1]
+    first, second = rng.sample(words, 2)
+    return f"Is the {name(a, scene)} {first} or {second} the {name(b, scene)}?", sentence(answer.removesuffix(" of"))
+
+
+def setting(scene, rng, subject=None):
+    return rng.choice(("What is the setting?", "Where was this picture made?")), sentence(SETTING_NAMES[scene.setting])
+
+
+def reasoning(scene, rng, subject=None):
+    return rng.choice((_leaving, _leaving, _sailing, _first_met, _comparing))(scene, rng)
+
+
+def _leaving(scene, rng):
+    gone, test = rng.choice(
+        [(f"{c} things", lambda t, c=c: t.colour == c) for c in sorted({t.colour for t in scene.things})]
+        + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
+    )
+    left = sum(not test(thing) for thing in scene.things)
+    return f"If all the {gone} left, how many things would remain?", f"{NUMBERS[left].capitalize()} would remain."
+
+
+def _sailing(scene, rng):
+    sea, boat = scene.setting == "sea", any(thing.kind == "boat" for thing in scene.things)
+    if not (sea or boat) and rng.random() < 0.8:  # the commonest answer would be worth guessing
+        return None
+    answers = {
+        (True, True): "Yes, there is the sea and a boat.",
+        (True, False): "No, there is the sea but no boat.",
+        (False, True): "No, there is a boat but no sea.",
+        (False, False): "No, there is no boat and no sea.",
+    }
+    return "Could one sail here, and why?", answers[sea, boat]
+
+
+def _first_met(scene, rng):
+    column = min(thing.column for thing in scene.things)
+    first = [thing for thing in scene.things if thing.column == column]
+    if len(first) > 1 or len(scene.things) == 1:
+        return None
+    return "Walking from left to right, what does one meet first?", sentence(with_article(first[0].pair))
+
+
+def _comparing(scene, rng):
+    pairs = [(a, b) for a in scene.things for b in scene.things if a.size != b.size]
+    if not pairs:
+        return None
+    a, b = rng.choice(pairs)
+    larger = a if a.size == "large" else b
+    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"The {name(larger, scene)}."
+
+
+QUESTIONS = {
+    "existence": existence,
+    "colour": colour,
+    "kind": kind,
+    "count": count,
+    "position": position,
+    "relation": relation,
+    "size": size,
+    "setting": setting,
+    "reasoning": reasoning,
+}
+
+
+def conversation(scene: Scene, rng: random.Random, turns: int) -> list[tuple[str, str]]:
+    """Up to ``turns`` questions and answers, no question twice, types mixed."""
+    asked: dict[str, str] = {}
+    for _ in range(turns):
+        made = QUESTIONS[rng.choice(list(QUESTIONS))](scene, rng)
+        if made:
+            asked.setdefault(*made)
+    return list(asked.items()) or [setting(scene, rng)]
+
+
+def words_by_patch(scene: Scene, grid: int) -> list[str]:
+    """The picture told as a raster of ``grid`` x ``grid`` cells in reading order, with no pixel in it.
+
+    A cell holds the words of the thing that covers its middle (the smaller one, where two do), else the setting.
+    """
+    cells = []
+    for row in range(grid):
+        for column in range(grid):
+            u, v = (column + 0.5) / grid, (row + 0.5) / grid
+            covering = [t for t in scene.things if t.box[0] <= u <= t.box[2] and t.box[1] <= v <= t.box[3]]
+            thing = max(covering, key=lambda t: t.size, default=None)  # "small" lies on top of "large"
+            cells.append(f"{thing.size} {thing.pair} {thing.place}" if thing else scene.setting)
+    return cells

@@ -1,0 +1,179 @@
+"""Draw a world and write it in LLaVA's formats.
+
+    images/{train,heldout,unseen}/*.png
+    contexts.jsonl   a picture's captions and boxes, each box with a phrase: what the vision tower learns from
+    text.txt         scenes told and asked about in prose: what the tokenizer and the decoder learn from
+    words.json       pictures told as a raster of words, and conversations about them: LLaVA rows with "words" in place
+                     of "image", 64 texts in reading order
+    captions.json    stage 1: a brief request and a caption
+    instruct.json    stage 2: conversations, detailed descriptions, reasoning; no row shows a pair of UNSEEN_PAIRS
+    heldout.json     questions about scenes that are in no other file
+    unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
+"""
+
+import json
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.picturebook import language
+from data.picturebook.draw import draw_scene
+from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
+
+GRID = 8  # cells a side of a word picture: the vision tower's patches
+HELDOUT_PICTURES = 520  # nine questions each
+UNSEEN_PICTURES = 250
+TURNS = 10
+TEXT_EVERY = 5  # a line of text.txt for every fifth scene
+
+
+def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
+    """Write the whole folder: ``count`` training pictures, then 520 held-out ones and 250 with unseen pairs."""
+    out = Path(out)
+    taken: set = set()
+    rng = random.Random(f"{seed} scenes")
+    heldout = [_fresh(rng, taken, "never") for _ in range(HELDOUT_PICTURES)]
+    unseen = [_fresh(rng, taken, "required") for _ in range(UNSEEN_PICTURES)]
+    kept_out = set(taken)
+    train = []
+    while len(train) < count:
+        scene = sample_scene(rng)
+        if _key(scene) not in kept_out:
+            train.append(scene)
+    _draw_all(out, {"train": train, "heldout": heldout, "unseen": unseen}, seed)
+
+    rng = random.Random(f"{seed} words")
+    contexts = [_context(scene, index) for index, scene in enumerate(train)]
+    with open(out / "contexts.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(context) + "\n" for context in contexts)
+    (out / "text.txt").write_text("\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8")
+    _write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
+    _write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
+    _write_rows(out / "instruct.json", _instructions(train, rng))
+    _write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
+    _write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
+
+
+def _key(scene: Scene) -> tuple:
+    """A scene without its jitter: two scenes of one key would be told and asked about alike."""
+    return scene.setting, tuple((t.kind, t.colour, t.size, t.row, t.column) for t in scene.things)
+
+
+def _fresh(rng: random.Random, taken: set, unseen: str) -> Scene:
+    while True:
+        scene = sample_scene(rng, unseen)
+        if _key(scene) not in taken:
+            taken.add(_key(scene))
+            return scene
+
+
+def _image_name(split: str, index: int) -> str:
+    return f"images/{split}/{index:06d}.png"
+
+
+def _draw_all(out: Path, splits: dict[str, list[Scene]], seed: int) -> None:
+    jobs = []
+    for split, scenes in splits.items():
+        (out / "images" / split).mkdir(parents=True, exist_ok=True)
+        jobs += [(out / _image_name(split, index), scene, f"{seed} {split} {index}") for index, scene in enumerate(scenes)]
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:
+        drawn = pool.imap_unordered(_draw_one, jobs, chunksize=64)
+        for _ in tqdm(drawn, total=len(jobs), desc="drawing", unit="picture", disable=None):
+            pass
+
+
+def _draw_one(job: tuple[Path, Scene, str]) -> None:
+    path, scene, seed = job
+    draw_scene(scene, random.Random(seed)).save(path, compress_level=1)
+
+
+def _write_rows(path: Path, rows: Iterator[dict]) -> None:
+    """A JSON list with one row a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            file.write(("[\n" if index == 0 else ",\n") + json.dumps(row))
+        file.write("\n]\n")
+
+
+def _row(name: str, scene: Scene, turns: list[tuple[str, str]], **extra) -> dict:
+    """A row of LLaVA JSON; ``things`` lists what the picture shows, for evaluation."""
+    conversations = []
+    for question, answer in turns:
+        conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}"
+    return {"id": name, **extra, "things": [thing.pair for thing in scene.things], "conversations": conversations}
+
+
+def _context(scene: Scene, index: int) -> dict:
+    instances = [{"category": t.kind, "bbox": t.box, "phrase": language.region(t)} for t in scene.things]
+    return {
+        "id": f"train-{index:06d}",
+        "image": _image_name("train", index),
+        "captions": language.captions(scene),
+        "instances": instances,
+    }
+
+
+def _prose(scene: Scene, rng: random.Random) -> str:
+    told = rng.choice([*language.captions(scene), language.description(scene)])
+    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, TURNS))])
+
+
+def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
+    form = rng.random()
+    if form < 0.15:
+        turns, kind = [(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))], "caption"
+    elif form < 0.25:
+        turns, kind = [(rng.choice(language.DETAIL_REQUESTS), language.description(scene))], "detail"
+    else:
+        turns, kind = language.conversation(scene, rng, TURNS), "conversation"
+    return _row(f"words-{index:06d}", scene, turns, words=language.words_by_patch(scene, GRID), type=kind)
+
+
+def _caption(scene: Scene, index: int, rng: random.Random) -> dict:
+    turn = rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))
+    return _row(f"caption-{index:06d}", scene, [turn], image=_image_name("train", index), type="caption")
+
+
+def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
+    for index, scene in enumerate(scenes):
+        if any(thing.pair in UNSEEN_PAIRS for thing in scene.things):
+            continue
+        form = rng.random()
+        if form < 0.1:
+            turns, kind = [(rng.choice(language.DETAIL_REQUESTS), language.description(scene))], "detail"
+        elif form < 0.15 and (turn := language.reasoning(scene, rng)):
+            turns, kind = [turn], "reasoning"
+        else:
+            turns, kind = language.conversation(scene, rng, TURNS), "conversation"
+        turns = [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
+        if turns:
+            yield _row(f"instruct-{index:06d}", scene, turns, image=_image_name("train", index), type=kind)
+
+
+def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[dict]:
+    """A question of every type about every scene that allows one, and a detailed description of every other scene."""
+    for index, scene in enumerate(scenes):
+        image = _image_name(split, index)
+        for kind, make in language.QUESTIONS.items():
+            turn = make(scene, rng) or make(scene, rng)
+            if turn:
+                yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
+        if index % 2 == 0:
+            turn = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
+            yield _row(f"{split}-{index:06d}-detail", scene, [turn], image=image, type="detail")
+
+
+def _unseen_questions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
+    """Questions whose subject is a thing of an unseen pair."""
+    for index, scene in enumerate(scenes):
+        subject = rng.choice([thing for thing in scene.things if thing.pair in UNSEEN_PAIRS])
+        for kind in ("existence", "colour", "kind", "position", "relation", "size"):
+            turn = language.QUESTIONS[kind](scene, rng, subject)
+            if turn:
+                image = _image_name("unseen", index)
+                yield _row(f"unseen-{index:06d}-{kind}", scene, [turn], image=image, type=kind)

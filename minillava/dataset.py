@@ -1,0 +1,236 @@
+"""Data on disk -> batches, in an order that (seed, epoch) alone decide.
+
+- ``ConversationDataset``: LLaVA JSON beside an image folder; also rows whose picture is told in words, and plain text.
+- ``RegionDataset``: pictures with captions and boxes, for the contrastive training.
+
+Each gives ``dataset.batch(indices, epoch)``, a dict of tensors, and has a length. ``batch_order`` says which rows.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minillava.conversation import IGNORE, encode_conversation, image_goes_first
+from minillava.errors import UserError
+from minillava.image import open_image, safe_join, to_pixel_values
+from minillava.tokenizer import IMAGE, Tokenizer
+
+
+def batch_order(length: int, batch_size: int, seed: int, epoch: int, sizes: list[int] | None = None) -> list[list[int]]:
+    """The batches of one epoch: every row once, shuffled; a last short batch is kept.
+
+    With ``sizes``, rows of like size share a batch (sorted within windows of 64 batches), which saves padding.
+    """
+    rng = random.Random(f"{seed} {epoch}")
+    order = list(range(length))
+    rng.shuffle(order)
+    if sizes is not None:
+        window = 64 * batch_size
+        order = [i for s in range(0, length, window) for i in sorted(order[s : s + window], key=sizes.__getitem__)]
+    batches = [order[start : start + batch_size] for start in range(0, length, batch_size)]
+    if sizes is not None:
+        rng.shuffle(batches)
+    return batches
+
+
+def read_rows(path: str | os.PathLike) -> list[dict]:
+    """The rows of a LLaVA JSON file. Raises UserError for a file that is missing or no list, or a row that is no row."""
+    path = Path(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: not a list of rows")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
+            raise UserError(f"{path}: row {index}: no 'conversations'")
+        if not isinstance(row.get("image", ""), str):
+            raise UserError(f"{path}: row {index}: 'image' is not a text")
+    return rows
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file. Raises UserError where it is missing, no UTF-8, or empty."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if not lines:
+        raise UserError(f"{path}: empty")
+    return lines
+
+
+def pad(rows: list[list[int]], value: int, length: int | None = None) -> Tensor:
+    """Lists of ids -> (B, longest or ``length``) int64, filled up on the right."""
+    out = torch.full((len(rows), length or max(map(len, rows))), value, dtype=torch.long)
+    for row, ids in zip(out, rows):
+        row[: len(ids)] = torch.tensor(ids)
+    return out
+
+
+def pad_rows(rows: list[tuple[list[int], list[int]]], tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """(ids, labels) of each row -> input_ids and labels, (B, T) each.
+
+    No attention mask is needed: padding stands on the right, where the causal mask hides it from every token.
+    """
+    ids, labels = zip(*rows)
+    return {"input_ids": pad(ids, tokenizer.pad_id), "labels": pad(labels, IGNORE)}
+
+
+class ConversationDataset:
+    """Rows of LLaVA JSON, as ``input_ids``, ``labels`` and ``pixel_values`` (or ``word_ids``).
+
+    ``image_first`` None draws eq. 1's coin for each row and epoch; True and False fix the picture's place. The lines of
+    ``text_path`` become further rows, where every token bears loss.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, image_size: int,
+        num_image_tokens: int, template: str = "v0", seed: int = 0, image_first: bool | None = None,
+        text_path: str | os.PathLike | None = None,
+    ):
+        self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
+        self.image_size, self.num_image_tokens = image_size, num_image_tokens
+        self.template, self.seed, self.image_first = template, seed, image_first
+        self.rows = read_rows(path)
+        self.sizes = [sum(len(str(turn)) for turn in row["conversations"]) for row in self.rows]
+        if text_path is not None:
+            lines = read_lines(text_path)
+            self.rows += [{"text": line} for line in lines]
+            self.sizes += map(len, lines)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def encode(self, index: int, epoch: int, turns: int | None = None) -> tuple[list[int], list[int]]:
+        """One row's ids and labels; with ``turns`` odd, those of its first turns, ready for the next answer.
+
+        Raises UserError, naming file and row, where the row is malformed.
+        """
+        row = self.rows[index]
+        if "text" in row:
+            ids = [*self.tokenizer.encode(row["text"], special=False), self.tokenizer.eos_id]
+            return ids, ids
+        first = image_goes_first(self.seed, epoch, index) if self.image_first is None else self.image_first
+        template = "brief" if row.get("type") == "caption" else self.template
+        try:
+            ids, labels = encode_conversation(
+                row["conversations"][:turns], self.tokenizer, template, self.num_image_tokens, first
+            )
+        except UserError as error:
+            raise UserError(f"{self.path}: row {index}: {error}") from None
+        pictures = ("image" in row) + ("words" in row)
+        if ids.count(self.tokenizer.image_id) != pictures * self.num_image_tokens:
+            raise UserError(f"{self.path}: row {index}: {pictures} pictures and as many {IMAGE} marks are wanted")
+        if turns is None and all(label == IGNORE for label in labels):
+            raise UserError(f"{self.path}: row {index}: no answer to learn from")
+        return ids, labels
+
+    def pixels(self, index: int) -> Tensor:
+        """The picture of one row, (3, size, size)."""
+        row = self.rows[index]
+        try:
+            return to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
+        except UserError as error:
+            raise UserError(f"{self.path}: row {index}: {error}") from None
+
+    def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
+        """input_ids (B, T) and labels (B, T), padded on the right; pixel_values (images, 3, H, W) where rows have
+        pictures; word_ids (pictures, patches, words) where they are told in words, -1 for no word."""
+        batch = pad_rows([self.encode(index, epoch) for index in indices], self.tokenizer)
+        pictures = [self.pixels(index) for index in indices if "image" in self.rows[index]]
+        if pictures:
+            batch["pixel_values"] = torch.stack(pictures)
+        told = [self.word_ids(index) for index in indices if "words" in self.rows[index]]
+        if told:
+            longest = max(len(cell) for cells in told for cell in cells)
+            batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
+        return batch
+
+    def word_ids(self, index: int) -> list[list[int]]:
+        """The ids of each cell's words, in a picture told in words."""
+        return [self.tokenizer.encode(f" {cell}", special=False) for cell in self.rows[index]["words"]]
+
+
+class RegionDataset:
+    """Pictures with captions and boxes, one a line of ``contexts.jsonl``, as the contrastive training wants them."""
+
+    def __init__(
+        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, image_size: int,
+        patch_size: int, seed: int = 0,
+    ):
+        self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
+        self.image_size, self.grid, self.seed = image_size, image_size // patch_size, seed
+        self.rows = []
+        for index, line in enumerate(read_lines(path)):
+            try:
+                row = json.loads(line)
+                boxes = [instance["bbox"] for instance in row["instances"]]
+                self.rows.append(
+                    {
+                        "image": row["image"],
+                        "captions": row["captions"],
+                        "phrases": [instance["phrase"] for instance in row["instances"]],
+                        "patches": patches_of_boxes(boxes, self.grid),
+                    }
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: line {index + 1}: no picture with captions and boxes ({error!r})") from None
+        self.sizes = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
+        """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
+        region_owner (R,) and region_patch (R,): a picture and one of its patches, drawn afresh each epoch from those
+        that a box covers; phrases (P, T), distinct, and phrase_match (R,)."""
+        captions: dict[str, int] = {}
+        phrases: dict[str, int] = {}
+        caption_match, phrase_match, owner, patch = [], [], [], []
+        pictures = []
+        for position, index in enumerate(indices):
+            row = self.rows[index]
+            rng = random.Random(f"{self.seed} {epoch} {index}")
+            caption_match.append(captions.setdefault(rng.choice(row["captions"]), len(captions)))
+            for phrase, patches in zip(row["phrases"], row["patches"]):
+                if patches:
+                    phrase_match.append(phrases.setdefault(phrase, len(phrases)))
+                    owner.append(position)
+                    patch.append(rng.choice(patches))
+            try:
+                pictures.append(to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size))
+            except UserError as error:
+                raise UserError(f"{self.path}: line {index + 1}: {error}") from None
+        return {
+            "pixel_values": torch.stack(pictures),
+            "captions": self._texts(captions),
+            "caption_match": torch.tensor(caption_match),
+            "region_owner": torch.tensor(owner),
+            "region_patch": torch.tensor(patch),
+            "phrases": self._texts(phrases),
+            "phrase_match": torch.tensor(phrase_match),
+        }
+
+    def _texts(self, texts: dict[str, int]) -> Tensor:
+        end = self.tokenizer.eos_id
+        return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
+
+
+def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
+    """For each box (x1, y1, x2, y2 in 0..1), the patches whose middle it covers and no smaller box does."""
+    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    patches: list[list[int]] = [[] for _ in boxes]
+    for index in range(grid * grid):
+        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid
+        covering = [i for i, (x1, y1, x2, y2) in enumerate(boxes) if x1 <= u <= x2 and y1 <= v <= y2]
+        if covering:
+            patches[min(covering, key=area.__getitem__)].append(index)
+    return patches

@@ -1,0 +1,163 @@
+"""The language model: a LLaMA decoder (Touvron et al. 2023), from embeddings to the next token.
+
+- RMSNorm instead of LayerNorm: no mean, no bias;
+- rotary positions (RoPE): queries and keys are turned by an angle that grows with their position, so that their
+  product depends on the distance between them;
+- grouped-query attention: several query heads share one key and value head;
+- SwiGLU: down(silu(gate(x)) * up(x));
+- a KV cache: keys and values of the past are kept, so each new token costs one pass of length one.
+
+Attribute names are those of the tensors in LLaMA's checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillava.attention import CLOSED, attend, causal_mask
+from minillava.config import DecoderConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """positions (B, T) -> cos and sin, each (B, 1, T, head_dim), float32.
+
+    Pair i of a head turns by position * theta ** (-2 i / head_dim); the two members of a pair stand half a head apart.
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, head_dim / 2)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn every pair of x (B, heads, T, head_dim) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one pair of (B, kv_heads, capacity, head_dim) a layer."""
+
+    def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0  # tokens held; the decoder moves it on once all layers have written
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v (B, kv_heads, T, head_dim) after the past of ``layer``; return past and present together."""
+        end = self.length + k.shape[2]
+        self.store[layer, 0, :, :, self.length : end] = k
+        self.store[layer, 1, :, :, self.length : end] = v
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions, (B, T, hidden) -> (B, T, hidden)."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        def heads(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+
+        q, k = rotate(heads(self.q_proj(x)), *rope), rotate(heads(self.k_proj(x)), *rope)
+        v = heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        shared = self.config.num_attention_heads // self.config.num_key_value_heads  # query heads per key head
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states out; ``lm_head`` turns hidden states into logits."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Embeddings (B, T, hidden) of the new tokens -> final hidden states (B, T, hidden).
+
+        attention_mask (B, past + T), 1 for a token and 0 for padding (left or right), covers the cache too.
+        Positions count tokens alone, so padding on the left does not shift them.
+        """
+        past = cache.length if cache is not None else 0
+        batch, length = embeddings.shape[:2]
+        if attention_mask is None:
+            positions = torch.arange(past, past + length, device=embeddings.device)[None]
+        else:
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+        mask = self._mask(embeddings, attention_mask, past)
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        x = embeddings
+        for layer in self.layers:
+            x = layer(x, (cos, sin), mask, cache)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x)
+
+    @staticmethod
+    def _mask(embeddings: Tensor, attention_mask: Tensor | None, past: int) -> Tensor | None:
+        """What is added to the scores: causal, and closed to padding; (1 or B, 1, T, past + T)."""
+        length = embeddings.shape[1]
+        if length == 1 and attention_mask is None:
+            return None
+        mask = causal_mask(length, past, embeddings.device)[None, None]
+        if attention_mask is not None:
+            mask = mask.masked_fill((attention_mask == 0)[:, None, None, :], CLOSED)
+        return mask

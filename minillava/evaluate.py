@@ -1,0 +1,193 @@
+"""``python -m minillava.evaluate --data FILE.json``: how often a model answers exactly right, by type of question.
+
+Every answer in the file is asked for, with the true turns before it as the conversation so far. Greedy; an answer counts
+if it equals the reference. Beside it stand three scores that show what looking at the picture is worth: **blind** (the
+picture is blank), **shuffled** (it is another row's) and **majority** (each type's commonest answer, always).
+
+Rows of type "detail" or "caption" are not matched whole: of the things that a description names ("red fish"), the share
+that is in the picture is its precision; of the things in the picture (the row's "things"), the share named its recall.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minillava.checkpoint import load
+from minillava.conversation import TEMPLATES
+from minillava.dataset import ConversationDataset
+from minillava.errors import UserError, run_program
+from minillava.llava import Llava
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "llava"
+DESCRIPTIONS = ("detail", "caption")
+
+
+@dataclass
+class Question:
+    """One answer to ask for: row, prompt ids, reference, type, and the things in the picture (for descriptions)."""
+
+    row: int
+    prompt: list[int]
+    reference: str
+    kind: str
+    things: list[str]
+
+
+def questions(dataset: ConversationDataset) -> list[Question]:
+    """Every answer of every row of ``dataset``."""
+    found = []
+    for index, row in enumerate(dataset.rows):
+        turns = row["conversations"]
+        for position in range(1, len(turns), 2):
+            prompt, _ = dataset.encode(index, epoch=0, turns=position)
+            reference = turns[position]["value"].strip()
+            found.append(Question(index, prompt, reference, row.get("type", "all"), row.get("things", [])))
+    return found
+
+
+@torch.inference_mode()
+def answer_all(
+    model: Llava, dataset: ConversationDataset, asked: list[Question], look: str, batch_size: int = 64
+) -> list[str]:
+    """The model's greedy answers. ``look`` is "normal", "blind" or "shuffled"."""
+    pictured = [i for i, row in enumerate(dataset.rows) if "image" in row]
+    names = sorted({dataset.rows[i]["image"] for i in pictured})
+    first_row = {}
+    for i in pictured:
+        first_row.setdefault(dataset.rows[i]["image"], i)
+    # "shuffled": the picture that stands half the list away
+    other = {name: first_row[names[(k + len(names) // 2) % len(names)]] for k, name in enumerate(names)}
+    tokenizer = model.tokenizer
+    stop = TEMPLATES[model.template].stop
+    stop_ids = [tokenizer.eos_id, *(tokenizer.encode(stop) if len(tokenizer.encode(stop)) == 1 else [])]
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
+    answers = [""] * len(asked)
+    with tqdm(total=len(asked), desc=look, unit="question", disable=None) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [asked[i] for i in chosen]
+            longest = max(len(question.prompt) for question in batch)
+            ids = torch.full((len(batch), longest), tokenizer.pad_id)
+            mask = torch.zeros_like(ids)
+            for line, question in enumerate(batch):  # padded on the left: all answers begin in one column
+                ids[line, longest - len(question.prompt) :] = torch.tensor(question.prompt)
+                mask[line, longest - len(question.prompt) :] = 1
+            shown = [q.row for q in batch if "image" in dataset.rows[q.row]]
+            if look == "shuffled":
+                shown = [other[dataset.rows[row]["image"]] for row in shown]
+            pixels = torch.stack([dataset.pixels(row) for row in shown]) if shown else None
+            if pixels is not None and look == "blind":
+                pixels = torch.zeros_like(pixels)
+            room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
+            device = model.device
+            out = model.generate(
+                ids.to(device), pixels, max_new_tokens=room, stop_ids=stop_ids, attention_mask=mask.to(device)
+            )
+            for i, row in zip(chosen, out.tolist()):
+                answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
+            bar.update(len(batch))
+    return answers
+
+
+def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, float]]:
+    """Share of exactly right answers: overall and by type. (nan, {}) for no question."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question, answer in zip(asked, answers):
+        right[question.kind].append(answer == question.reference)
+    every = [hit for hits in right.values() for hit in hits]
+    return _share(every), {kind: _share(hits) for kind, hits in sorted(right.items())}
+
+
+def majority(asked: list[Question]) -> float:
+    """What always giving each type's commonest answer scores."""
+    commonest: dict[str, Counter] = defaultdict(Counter)
+    for question in asked:
+        commonest[question.kind][question.reference] += 1
+    return sum(counter.most_common(1)[0][1] for counter in commonest.values()) / max(1, len(asked))
+
+
+def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
+    """Precision and recall of the things named in descriptions, over all descriptions together."""
+    vocabulary = sorted({thing for question in asked for thing in question.things})
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, vocabulary))})\b")
+    named = true = there = 0
+    for question, answer in zip(asked, answers):
+        found = set(pattern.findall(answer.lower()))
+        named, there = named + len(found), there + len(set(question.things))
+        true += len(found & set(question.things))
+    return true / max(1, named), true / max(1, there)
+
+
+def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
+    """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
+    vision = model.config.vision
+    dataset = ConversationDataset(
+        data, image_folder, model.tokenizer, vision.image_size, vision.num_patches, model.template, image_first=True
+    )
+    asked = questions(dataset)
+    short = [question for question in asked if question.kind not in DESCRIPTIONS]
+    long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
+    result: dict = {"questions": len(short), "descriptions": len(long)}
+    if short:
+        accuracy, by_type = exact(short, answer_all(model, dataset, short, "normal"))
+        blind, blind_by_type = exact(short, answer_all(model, dataset, short, "blind"))
+        shuffled, _ = exact(short, answer_all(model, dataset, short, "shuffled"))
+        result |= {"accuracy": accuracy, "blind": blind, "shuffled": shuffled, "majority": majority(short)}
+        result |= {"by_type": by_type, "blind_by_type": blind_by_type, "types": dict(Counter(q.kind for q in short))}
+    if long:
+        result["precision"], result["recall"] = naming(long, answer_all(model, dataset, long, "normal"))
+        result["blind_precision"], result["blind_recall"] = naming(long, answer_all(model, dataset, long, "blind"))
+    return result
+
+
+def table(result: dict) -> str:
+    """The result for people."""
+    lines = []
+    if result["questions"]:
+        lines.append(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
+        for kind, share in result["by_type"].items():
+            lines.append(f"{kind:<12} {result['types'][kind]:>9} {share:>7.1%} {result['blind_by_type'][kind]:>7.1%}")
+        lines.append(f"{'all':<12} {result['questions']:>9} {result['accuracy']:>7.1%} {result['blind']:>7.1%}")
+        lines.append(f"shuffled pictures {result['shuffled']:.1%}, majority answer {result['majority']:.1%}")
+    if result["descriptions"]:
+        lines.append(
+            f"{result['descriptions']} descriptions: things named with precision {result['precision']:.1%}, recall "
+            f"{result['recall']:.1%} (blind {result['blind_precision']:.1%}, {result['blind_recall']:.1%})"
+        )
+    return "\n".join(lines)
+
+
+def _share(hits: Iterable[bool]) -> float:
+    hits = list(hits)
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
+    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder or arguments.data.parent)
+    if not result["questions"] and not result["descriptions"]:
+        raise UserError(f"{arguments.data}: no question to ask")
+    print(table(result))
+    print(json.dumps({key: _rounded(value) for key, value in result.items() if key not in ("types", "blind_by_type")}))
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,162 @@
+"""The three parts joined: a picture's features become "words" in the decoder's prompt.
+
+    X_v --vision tower--> Z_v --W--> H_v --+
+                                           +--> decoder --> answer
+    X_q ------------- embeddings --> H_q --+
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from minillava.config import LlavaConfig
+from minillava.conversation import IGNORE, TEMPLATES, encode_conversation
+from minillava.decoder import Decoder
+from minillava.errors import UserError
+from minillava.generation import collect, generate_ids, stream_text
+from minillava.image import open_image, to_pixel_values
+from minillava.projector import PROJECTORS
+from minillava.tokenizer import IMAGE, Tokenizer
+from minillava.vision import VisionTower
+
+
+def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: Tensor) -> Tensor:
+    """Put visual tokens where the placeholders stand.
+
+    embeddings (B, T, hidden); input_ids (B, T); visual (images, patches, hidden), in the order in which the pictures
+    appear in the rows. Raises ValueError where placeholders and visual tokens differ in number.
+    """
+    where = input_ids == image_token_id
+    if where.sum() != visual.shape[0] * visual.shape[1]:
+        raise ValueError(f"{where.sum()} image placeholders for {visual.shape[0]} pictures of {visual.shape[1]} tokens")
+    return embeddings.masked_scatter(where.unsqueeze(-1), visual.to(embeddings.dtype))
+
+
+def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 2: the mean of -log p(token | everything before it) over the labelled tokens, in nats.
+
+    hidden (B, T, hidden) are the decoder's outputs, labels (B, T) hold -100 where no loss is borne. Position i predicts
+    token i + 1. Logits are computed at the positions that bear loss and nowhere else.
+    """
+    targets = labels[:, 1:]
+    bears = targets != IGNORE
+    return F.cross_entropy(decoder.lm_head(hidden[:, :-1][bears]).float(), targets[bears])
+
+
+@dataclass
+class Output:
+    """What a forward pass gives. ``loss`` is None without labels; ``logits`` (B, T, V) are computed when asked for."""
+
+    hidden_states: Tensor
+    loss: Tensor | None
+    lm_head: nn.Module
+
+    @property
+    def logits(self) -> Tensor:
+        return self.lm_head(self.hidden_states)
+
+
+class Llava(nn.Module):
+    """Vision tower, projection and decoder. Attribute names are those of llava-hf's checkpoints."""
+
+    def __init__(self, config: LlavaConfig, tokenizer: Tokenizer | None = None):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = "v0"
+        self.vision_tower = VisionTower(config.vision)
+        self.multi_modal_projector = PROJECTORS[config.projector](config.vision.hidden_size, config.decoder.hidden_size)
+        self.language_model = Decoder(config.decoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.embed_tokens.weight.device
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values (images, 3, H, W) -> H_v (images, patches, decoder hidden)."""
+        weight = self.vision_tower.embeddings.patch_embedding.weight
+        features = self.vision_tower(pixel_values.to(weight.device, weight.dtype), self.config.vision_feature_layer)
+        return self.multi_modal_projector(features)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Ids (B, T) and pictures -> the decoder's input (B, T, hidden)."""
+        embeddings = self.language_model.embed_tokens(input_ids)
+        if pixel_values is None:
+            return embeddings
+        return splice(embeddings, input_ids, self.config.image_token_id, self.encode_images(pixel_values))
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100."""
+        hidden = self.language_model(self.embed(input_ids, pixel_values), attention_mask)
+        loss = None if labels is None else answer_loss(self.language_model, hidden, labels)
+        return Output(hidden, loss, self.language_model.lm_head)
+
+    @torch.inference_mode()
+    def generate(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, max_new_tokens: int = 256,
+        temperature: float = 0.0, stop_ids: list[int] | None = None, attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Continue input_ids (B, T); returns the new tokens alone, (B, N), N at most ``max_new_tokens``.
+
+        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids`` (default: the end token);
+        shorter rows are filled up with the padding token.
+        """
+        if stop_ids is None:
+            stop_ids = [self.tokenizer.eos_id] if self.tokenizer else []
+        fill = self.tokenizer.pad_id if self.tokenizer else 0
+        embeddings = self.embed(input_ids, pixel_values)
+        steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
+        return collect(steps, stop_ids, fill)
+
+    def stream(
+        self, image: Image.Image | str | os.PathLike | None, prompt: str,
+        history: list[tuple[str, str]] | None = None, max_new_tokens: int = 256, temperature: float = 0.0,
+    ) -> Iterator[str]:
+        """Answer ``prompt`` about a picture (or about none), piece by piece.
+
+        ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first.
+        """
+        if self.tokenizer is None:
+            raise ValueError("a model without a tokenizer cannot chat: load() one that has its tokenizer beside it")
+        pairs = [*(history or []), (prompt, None)]
+        turns = []
+        for question, answer in pairs:
+            if IMAGE in question:
+                raise UserError(f"a question must not hold {IMAGE}: the picture's place is chosen for you")
+            turns.append({"from": "human", "value": question})
+            if answer is not None:
+                turns.append({"from": "gpt", "value": answer})
+        pixel_values = None
+        if image is not None:
+            turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
+            if not isinstance(image, Image.Image):
+                image = open_image(image)
+            pixel_values = to_pixel_values(image, self.config.vision.image_size)[None].to(self.device)
+        ids, _ = encode_conversation(turns, self.tokenizer, self.template, self.config.vision.num_patches)
+        limit = self.config.decoder.max_position_embeddings
+        if len(ids) + max_new_tokens > limit:
+            raise UserError(f"the conversation has grown to {len(ids)} tokens; the model reads {limit} at most")
+        with torch.inference_mode():
+            embeddings = self.embed(torch.tensor([ids], device=self.device), pixel_values)
+        steps = generate_ids(self.language_model, embeddings, None, max_new_tokens, temperature)
+        first = True
+        for piece in stream_text(steps, self.tokenizer, TEMPLATES[self.template].stop):
+            piece = piece.lstrip() if first else piece
+            first = first and not piece
+            if piece:
+                yield piece
+
+    def chat(
+        self, image: Image.Image | str | os.PathLike | None, prompt: str,
+        history: list[tuple[str, str]] | None = None, max_new_tokens: int = 256, temperature: float = 0.0,
+    ) -> str:
+        """The whole answer of ``stream`` as one text."""
+        return "".join(self.stream(image, prompt, history, max_new_tokens, temperature)).strip()

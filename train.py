@@ -1,0 +1,218 @@
+"""Train a LLaVA: ``python train.py --stage 0|1|2``. Each stage first runs what it lacks, and says so.
+
+    stage 0   the two towers from zero: the vision tower by contrast, the decoder by next token
+    stage 1   the projection alone, on captions
+    stage 2   the projection and the decoder, on instructions
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from minillava.checkpoint import load, load_decoder, load_vision, recover_folder
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.contrastive import Clip
+from minillava.conversation import SYSTEM, TEMPLATES
+from minillava.dataset import ConversationDataset, RegionDataset
+from minillava.decoder import Decoder
+from minillava.errors import UserError, run_program
+from minillava.llava import Llava
+from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
+from minillava.training import (
+    PRESETS, adjust, contrastive_task, initialise, is_finished, llava_task, next_token_task, train,
+)
+
+PRETRAINED = Path(__file__).parent / "minillava" / "pretrained"
+VOCABULARY = 1024
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", type=int, choices=(0, 1, 2), required=True)
+    parser.add_argument("--preset", choices=PRESETS, default="toy", help="recipe: toy (default), or the paper's values")
+    parser.add_argument("--out", type=Path, default=Path("out/toy"), help="folder for all results (default %(default)s)")
+    parser.add_argument("--from-scratch", action="store_true", help="train the towers too, instead of the shipped ones")
+    parser.add_argument("--vision", type=Path, help="CLIP folder to take the vision tower from")
+    parser.add_argument("--decoder", type=Path, help="LLaMA folder to take the decoder and tokenizer from")
+    parser.add_argument("--model", type=Path, help="LLaVA folder to start from, instead of two towers or stage 1")
+    parser.add_argument("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
+    parser.add_argument("--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)")
+    parser.add_argument("--projector", choices=("linear", "mlp"), default="linear")
+    parser.add_argument("--vision-feature-layer", type=int, default=-2, help="layer that W reads (default %(default)s)")
+    parser.add_argument("--image-place", choices=("random", "first", "last"), default="random", help="eq. 1's choice")
+    parser.add_argument("--max-steps", type=positive, help="stop each training after so many steps")
+    parser.add_argument("--batch-size", type=positive)
+    parser.add_argument("--accumulation", type=positive, help="micro-batches that a batch is cut into")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=positive, default=20000, help="size of the picture-book, where it is drawn")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this stage")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default: the faster)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+class Run:
+    """What the stages share: the arguments, where things lie, and how a task is started."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.out: Path = arguments.out
+        self.world = self.out / "data"
+
+    def train(self, name: str, task, wanted: bool) -> None:
+        """``wanted`` is the stage that was asked for; others are run because it lacks them."""
+        a = self.arguments
+        recipe = PRESETS[a.preset].get(name) or PRESETS["toy"][name]
+        if wanted:
+            recipe = adjust(recipe, a.learning_rate, a.batch_size, a.accumulation)
+        out = self.out / name
+        estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
+        print(f"{name}: training, to {out}{estimate}", flush=True)
+        resume = a.resume if wanted else out.exists()
+        bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
+        train(task, recipe, out, a.seed, resume, a.max_steps, a.device, bfloat16)
+
+    def lacks(self, name: str) -> bool:
+        out = self.out / name
+        if is_finished(out):
+            print(f"{name}: there already, in {out}")
+            return False
+        return True
+
+    def draw_world(self) -> None:
+        if not self.world.exists():
+            print(f"data: drawing {self.arguments.pictures} pictures, to {self.world}, about 1 minute", flush=True)
+            from data.picturebook.write import write_world
+
+            write_world(self.world, self.arguments.pictures, self.arguments.seed)
+
+    def tokenizer(self) -> Tokenizer:
+        folder = self.out / "tokenizer"
+        if not (folder / "tokenizer.json").exists():
+            print(f"tokenizer: training, to {folder}", flush=True)
+            template = TEMPLATES["v0"]
+            fixed = f"{SYSTEM}\n{template.human}\n{template.assistant}\n"  # in every conversation, so worth its merges
+            text = (self.world / "text.txt").read_text(encoding="utf-8") + fixed * 100
+            write_tokenizer(folder, train_bpe(text, VOCABULARY - len(SPECIAL_TOKENS)))
+        return Tokenizer.from_pretrained(folder)
+
+    def conversations(self, tokenizer: Tokenizer, vision: VisionConfig, path: Path, **more) -> ConversationDataset:
+        a = self.arguments
+        folder = a.image_folder or path.parent
+        first = {"random": None, "first": True, "last": False}[a.image_place]
+        return ConversationDataset(
+            path, folder, tokenizer, vision.image_size, vision.num_patches, seed=a.seed, image_first=first, **more
+        )
+
+
+def train_vision(run: Run, wanted: bool) -> None:
+    run.draw_world()
+    tokenizer = run.tokenizer()
+    torch.manual_seed(run.arguments.seed)
+    config = VisionConfig()
+    clip = Clip(config, TextConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
+    initialise(clip)
+    dataset = RegionDataset(
+        run.world / "contexts.jsonl", run.world, tokenizer, config.image_size, config.patch_size, run.arguments.seed
+    )
+    run.train("vision", contrastive_task(clip, dataset, tokenizer), wanted)
+
+
+def train_decoder(run: Run, wanted: bool) -> None:
+    run.draw_world()
+    tokenizer = run.tokenizer()
+    torch.manual_seed(run.arguments.seed)
+    decoder = Decoder(
+        DecoderConfig(
+            vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+        )
+    )
+    initialise(decoder)
+    dataset = run.conversations(
+        tokenizer, VisionConfig(), run.world / "words.json", text_path=run.world / "text.txt"
+    )
+    run.train("decoder", next_token_task(decoder, dataset, tokenizer), wanted)
+
+
+def stage_0(run: Run, wanted: bool) -> None:
+    for name, train_tower in (("vision", train_vision), ("decoder", train_decoder)):
+        if run.lacks(name):
+            train_tower(run, wanted)
+
+
+def towers(run: Run) -> tuple[Path, Path]:
+    """The folders of the two towers: those given, or those trained here, or the shipped ones."""
+    a = run.arguments
+    if a.vision and a.decoder:
+        return a.vision, a.decoder
+    trained = run.out / "vision", run.out / "decoder"
+    shipped = PRETRAINED / "vision", PRETRAINED / "decoder"
+    if a.from_scratch or any(folder.exists() for folder in trained) or not all(folder.exists() for folder in shipped):
+        stage_0(run, wanted=False)
+        found = trained
+    else:
+        print(f"towers: the shipped ones, in {PRETRAINED} (--from-scratch trains them here)")
+        found = shipped
+    return a.vision or found[0], a.decoder or found[1]
+
+
+def stage_1(run: Run, wanted: bool) -> None:
+    a = run.arguments
+    if a.model and wanted:
+        model = load(a.model)
+    else:
+        vision_folder, decoder_folder = towers(run)
+        vision = load_vision(vision_folder)
+        decoder, tokenizer = load_decoder(decoder_folder)
+        torch.manual_seed(a.seed)
+        config = LlavaConfig(vision.config, decoder.config, a.projector, tokenizer.image_id, a.vision_feature_layer)
+        model = Llava(config, tokenizer)
+        model.vision_tower, model.language_model = vision, decoder
+    data = (a.data if wanted else None) or run.world / "captions.json"
+    if data == run.world / "captions.json":
+        run.draw_world()
+    run.train("stage1", llava_task(model, run.conversations(model.tokenizer, model.config.vision, data), 1), wanted)
+
+
+def stage_2(run: Run) -> None:
+    a = run.arguments
+    start = a.model or run.out / "stage1"
+    if not a.model and run.lacks("stage1"):
+        stage_1(run, wanted=False)
+    model = load(start)
+    data = a.data or run.world / "instruct.json"
+    if data == run.world / "instruct.json":
+        run.draw_world()
+    run.train("stage2", llava_task(model, run.conversations(model.tokenizer, model.config.vision, data), 2), True)
+
+
+def main() -> None:
+    arguments = parse()
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+    run = Run(arguments)
+    for name in ("vision", "decoder", "stage1", "stage2"):
+        recover_folder(run.out / name)
+    if arguments.stage == 0:
+        stage_0(run, wanted=True)
+        done = run.out / "vision", run.out / "decoder"
+    else:
+        stage_1(run, wanted=True) if arguments.stage == 1 else stage_2(run)
+        done = (run.out / f"stage{arguments.stage}",)
+    print(f"done: {', '.join(map(str, done))}")
+    if arguments.stage:
+        print(f"talk to it: python chat.py --model {done[0]}")
+
+
+if __name__ == "__main__":
+    run_program(main)
