@@ -1,8 +1,8 @@
 """Train a LLaVA: ``python train.py --stage 0|1|2``. Each stage first runs what it lacks, and says so.
 
-    stage 0   the two towers from zero: the vision tower by contrast, the decoder by next token
-    stage 1   the projection alone, on captions
-    stage 2   the projection and the decoder, on instructions
+stage 0   the two towers from zero: the vision tower by contrast, the decoder by next token
+stage 1   the projection alone, on captions
+stage 2   the projection and the decoder, on instructions
 """
 
 import argparse
@@ -20,7 +20,14 @@ from minillava.errors import UserError, run_program
 from minillava.llava import Llava
 from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
 from minillava.training import (
-    PRESETS, adjust, contrastive_task, initialise, is_finished, llava_task, next_token_task, train,
+    PRESETS,
+    adjust,
+    contrastive_task,
+    initialise,
+    is_finished,
+    llava_task,
+    next_token_task,
+    train,
 )
 
 PRETRAINED = Path(__file__).parent / "minillava" / "pretrained"
@@ -31,13 +38,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(0, 1, 2), required=True)
     parser.add_argument("--preset", choices=PRESETS, default="toy", help="recipe: toy (default), or the paper's values")
-    parser.add_argument("--out", type=Path, default=Path("out/toy"), help="folder for all results (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/toy"), help="folder for all results (default %(default)s)"
+    )
     parser.add_argument("--from-scratch", action="store_true", help="train the towers too, instead of the shipped ones")
     parser.add_argument("--vision", type=Path, help="CLIP folder to take the vision tower from")
     parser.add_argument("--decoder", type=Path, help="LLaMA folder to take the decoder and tokenizer from")
     parser.add_argument("--model", type=Path, help="LLaVA folder to start from, instead of two towers or stage 1")
     parser.add_argument("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
-    parser.add_argument("--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)")
+    parser.add_argument(
+        "--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)"
+    )
     parser.add_argument("--projector", choices=("linear", "mlp"), default="linear")
     parser.add_argument("--vision-feature-layer", type=int, default=-2, help="layer that W reads (default %(default)s)")
     parser.add_argument("--image-place", choices=("random", "first", "last"), default="random", help="eq. 1's choice")
@@ -131,14 +142,10 @@ def train_decoder(run: Run, wanted: bool) -> None:
     tokenizer = run.tokenizer()
     torch.manual_seed(run.arguments.seed)
     decoder = Decoder(
-        DecoderConfig(
-            vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
-        )
+        DecoderConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     )
     initialise(decoder)
-    dataset = run.conversations(
-        tokenizer, VisionConfig(), run.world / "words.json", text_path=run.world / "text.txt"
-    )
+    dataset = run.conversations(tokenizer, VisionConfig(), run.world / "words.json", text_path=run.world / "text.txt")
     run.train("decoder", next_token_task(decoder, dataset, tokenizer), wanted)
 
 

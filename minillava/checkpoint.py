@@ -120,7 +120,8 @@ def write_decoder(decoder: Decoder, tokenizer: Tokenizer, folder: Path, dtype: t
     """Write a decoder as ``LlamaForCausalLM`` has it, its tokenizer beside it."""
     config = {"architectures": ["LlamaForCausalLM"], **decoder.config.to_dict()}
     tensors = {
-        name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in decoder.state_dict().items()
+        name if name.startswith("lm_head.") else f"model.{name}": tensor
+        for name, tensor in decoder.state_dict().items()
     }
     _write(folder, config, tensors, tokenizer, dtype, {})
 
@@ -151,7 +152,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
@@ -159,8 +160,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def replace_folder(folder: str | os.PathLike, fill) -> None:
     """Call ``fill(new)`` on a fresh folder, then put it in ``folder``'s place.
 
-    A kill at any moment leaves the old folder or the new one whole: the old one steps aside to ``folder.old`` before the
-    new one takes its name, and ``recover_folder`` undoes the moment between.
+    A kill at any moment leaves the old folder or the new one whole: the old one steps aside to ``folder.old`` before
+    the new one takes its name, and ``recover_folder`` undoes the moment between.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,9 @@ def recover_folder(folder: str | os.PathLike) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, config: dict, tensors: dict[str, Tensor], tokenizer, dtype, files: dict[str, dict | str]) -> None:
+def _write(
+    folder: Path, config: dict, tensors: dict[str, Tensor], tokenizer, dtype, files: dict[str, dict | str]
+) -> None:
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     if config.get("tie_word_embeddings"):  # stored once, as the embedding
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
@@ -305,8 +308,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
             continue
         raise UserError(f"{path}: tensor {name} is left over")
     for name, parameter in wanted.items():
-        if parameter.shape != tensors[name].shape:
-            raise UserError(
-                f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, config.json says {tuple(parameter.shape)}"
-            )
-        parameter.copy_(tensors[name])
+        found = tensors[name]
+        if found.shape != parameter.shape:
+            raise UserError(f"{path}: tensor {name} has shape {tuple(found.shape)}, not {tuple(parameter.shape)}")
+        parameter.copy_(found)

@@ -55,7 +55,10 @@ def arrange(question: str, image_first: bool) -> str:
 
 
 def encode_conversation(
-    conversations: list[dict], tokenizer: Tokenizer, template: str = "v0", num_image_tokens: int = 64,
+    conversations: list[dict],
+    tokenizer: Tokenizer,
+    template: str = "v0",
+    num_image_tokens: int = 64,
     image_first: bool = True,
 ) -> tuple[list[int], list[int]]:
     """A row's turns -> (input_ids, labels), two lists of equal length.

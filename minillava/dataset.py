@@ -38,7 +38,7 @@ def batch_order(length: int, batch_size: int, seed: int, epoch: int, sizes: list
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a LLaVA JSON file. Raises UserError for a file that is missing or no list, or a row that is no row."""
+    """The rows of a LLaVA JSON file. Raises UserError for a file that is missing or no list, or a bad row."""
     path = Path(path)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -92,8 +92,15 @@ class ConversationDataset:
     """
 
     def __init__(
-        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, image_size: int,
-        num_image_tokens: int, template: str = "v0", seed: int = 0, image_first: bool | None = None,
+        self,
+        path: str | os.PathLike,
+        image_folder: str | os.PathLike,
+        tokenizer: Tokenizer,
+        image_size: int,
+        num_image_tokens: int,
+        template: str = "v0",
+        seed: int = 0,
+        image_first: bool | None = None,
         text_path: str | os.PathLike | None = None,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
@@ -163,8 +170,13 @@ class RegionDataset:
     """Pictures with captions and boxes, one a line of ``contexts.jsonl``, as the contrastive training wants them."""
 
     def __init__(
-        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, image_size: int,
-        patch_size: int, seed: int = 0,
+        self,
+        path: str | os.PathLike,
+        image_folder: str | os.PathLike,
+        tokenizer: Tokenizer,
+        image_size: int,
+        patch_size: int,
+        seed: int = 0,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
         self.image_size, self.grid, self.seed = image_size, image_size // patch_size, seed
@@ -206,7 +218,9 @@ class RegionDataset:
                     owner.append(position)
                     patch.append(rng.choice(patches))
             try:
-                pictures.append(to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size))
+                pictures.append(
+                    to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
+                )
             except UserError as error:
                 raise UserError(f"{self.path}: line {index + 1}: {error}") from None
         return {

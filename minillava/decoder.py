@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         Positions count tokens alone, so padding on the left does not shift them.
         """
         past = cache.length if cache is not None else 0
-        batch, length = embeddings.shape[:2]
+        length = embeddings.shape[1]
         if attention_mask is None:
             positions = torch.arange(past, past + length, device=embeddings.device)[None]
         else:

@@ -1,8 +1,8 @@
 """``python -m minillava.evaluate --data FILE.json``: how often a model answers exactly right, by type of question.
 
-Every answer in the file is asked for, with the true turns before it as the conversation so far. Greedy; an answer counts
-if it equals the reference. Beside it stand three scores that show what looking at the picture is worth: **blind** (the
-picture is blank), **shuffled** (it is another row's) and **majority** (each type's commonest answer, always).
+Every answer in the file is asked for, with the true turns before it as the conversation so far. Greedy; an answer
+counts if it equals the reference. Beside it stand three scores that show what looking at the picture is worth: "blind"
+(the picture is blank), "shuffled" (it is another row's) and "majority" (each type's commonest answer, always).
 
 Rows of type "detail" or "caption" are not matched whole: of the things that a description names ("red fish"), the share
 that is in the picture is its precision; of the things in the picture (the row's "things"), the share named its recall.
@@ -176,7 +176,9 @@ def main() -> None:
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder or arguments.data.parent)
+    result = evaluate(
+        load(arguments.model, arguments.device), arguments.data, arguments.image_folder or arguments.data.parent
+    )
     if not result["questions"] and not result["descriptions"]:
         raise UserError(f"{arguments.data}: no question to ask")
     print(table(result))

@@ -1,7 +1,7 @@
 """Writing an answer one token at a time: sampling, stops, the KV cache, streaming.
 
-The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then costs
-one pass of length one.
+The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then
+costs one pass of length one.
 """
 
 import codecs
@@ -24,7 +24,10 @@ def sample(logits: Tensor, temperature: float) -> Tensor:
 
 @torch.inference_mode()
 def generate_ids(
-    decoder: Decoder, embeddings: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 256,
+    decoder: Decoder,
+    embeddings: Tensor,
+    attention_mask: Tensor | None = None,
+    max_new_tokens: int = 256,
     temperature: float = 0.0,
 ) -> Iterator[Tensor]:
     """Yield the next ids (B,), step by step, after a prompt of embeddings (B, T, hidden).

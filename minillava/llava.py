@@ -1,8 +1,8 @@
 """The three parts joined: a picture's features become "words" in the decoder's prompt.
 
-    X_v --vision tower--> Z_v --W--> H_v --+
-                                           +--> decoder --> answer
-    X_q ------------- embeddings --> H_q --+
+X_v --vision tower--> Z_v --W--> H_v --+
+                                       +--> decoder --> answer
+X_q ------------- embeddings --> H_q --+
 """
 
 import os
@@ -91,7 +91,10 @@ class Llava(nn.Module):
         return splice(embeddings, input_ids, self.config.image_token_id, self.encode_images(pixel_values))
 
     def forward(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Output:
         """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100."""
@@ -101,8 +104,13 @@ class Llava(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, max_new_tokens: int = 256,
-        temperature: float = 0.0, stop_ids: list[int] | None = None, attention_mask: Tensor | None = None,
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stop_ids: list[int] | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Continue input_ids (B, T); returns the new tokens alone, (B, N), N at most ``max_new_tokens``.
 
@@ -117,8 +125,12 @@ class Llava(nn.Module):
         return collect(steps, stop_ids, fill)
 
     def stream(
-        self, image: Image.Image | str | os.PathLike | None, prompt: str,
-        history: list[tuple[str, str]] | None = None, max_new_tokens: int = 256, temperature: float = 0.0,
+        self,
+        image: Image.Image | str | os.PathLike | None,
+        prompt: str,
+        history: list[tuple[str, str]] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
     ) -> Iterator[str]:
         """Answer ``prompt`` about a picture (or about none), piece by piece.
 
@@ -155,8 +167,12 @@ class Llava(nn.Module):
                 yield piece
 
     def chat(
-        self, image: Image.Image | str | os.PathLike | None, prompt: str,
-        history: list[tuple[str, str]] | None = None, max_new_tokens: int = 256, temperature: float = 0.0,
+        self,
+        image: Image.Image | str | os.PathLike | None,
+        prompt: str,
+        history: list[tuple[str, str]] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
     ) -> str:
         """The whole answer of ``stream`` as one text."""
         return "".join(self.stream(image, prompt, history, max_new_tokens, temperature)).strip()

@@ -11,6 +11,7 @@ printable characters (GPT-2's table): a space is "Ġ".
 import json
 import os
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import regex
@@ -44,13 +45,14 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     twice.
     """
     words = [
-        ([bytes([byte]) for byte in word.encode()], count) for word, count in Counter(regex.findall(SPLIT, text)).items()
+        ([bytes([byte]) for byte in word.encode()], count)
+        for word, count in Counter(regex.findall(SPLIT, text)).items()
     ]
     merges: list[tuple[bytes, bytes]] = []
     while 256 + len(merges) < vocab_size:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for pieces, count in words:
-            for pair in zip(pieces, pieces[1:]):
+            for pair in pairwise(pieces):
                 pairs[pair] += count
         if not pairs:
             break
@@ -131,7 +133,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read ``tokenizer.json`` (byte-level BPE) from a folder. Raises UserError where it is not there or not that."""
+        """Read ``tokenizer.json`` (byte-level BPE) from a folder. Raises UserError where it is missing or not that."""
         path = Path(folder) / "tokenizer.json"
         try:
             text = path.read_text(encoding="utf-8")
@@ -151,7 +153,9 @@ class Tokenizer:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a byte-level BPE tokenizer with {', '.join(SPECIAL_TOKENS)} ({error!r})") from None
+            raise UserError(
+                f"{path}: not a byte-level BPE tokenizer with {', '.join(SPECIAL_TOKENS)} ({error!r})"
+            ) from None
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the files this tokenizer was read from."""

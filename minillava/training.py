@@ -1,7 +1,7 @@
 """ONE loop for all trainings: contrast, next token, stage 1, stage 2.
 
 A ``Task`` says what learns, from which data, by which loss and how it is saved; a ``Recipe`` says for how long and how
-fast. The rest - order, optimiser, schedule, accumulation, metrics, checkpoints, resuming - is the same for all and here.
+fast. The rest (order, optimiser, schedule, accumulation, metrics, checkpoints, resuming) is the same for all, and here.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ STATE = "trainer_state.pt"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast. ``minutes`` is the time measured on two CPU cores, for the estimate shown; 0 is unknown."""
+    """How long and how fast. ``minutes`` is what it takes on two CPU cores, for the estimate shown; 0 is unknown."""
 
     learning_rate: float
     batch_size: int
@@ -40,7 +40,6 @@ class Recipe:
     warmup: float = 0.03  # share of the steps; paper, appendix
     optimizer: str = "adamw"  # "adamw", or "muon" for the matrices inside the blocks
     weight_decay: float = 0.0
-    decay: str = "cosine"
     accumulation: int = 1  # micro-batches a step; batch_size counts them all
     save_every: int = 250  # steps
     minutes: float = 0.0
@@ -74,7 +73,9 @@ class Task:
 
 def contrastive_task(clip: Clip, dataset, tokenizer: Tokenizer) -> Task:
     """Train both CLIP towers."""
-    return Task("vision", clip, dataset, lambda b: clip_loss(clip, b), lambda folder: write_clip(clip, tokenizer, folder))
+    return Task(
+        "vision", clip, dataset, lambda b: clip_loss(clip, b), lambda folder: write_clip(clip, tokenizer, folder)
+    )
 
 
 def next_token_task(decoder: Decoder, dataset, tokenizer: Tokenizer) -> Task:
@@ -113,8 +114,14 @@ def llava_task(model: Llava, dataset, stage: int) -> Task:
 
 
 def train(
-    task: Task, recipe: Recipe, out: Path, seed: int = 0, resume: bool = False, max_steps: int | None = None,
-    device: str = "cpu", bfloat16: bool | None = None,
+    task: Task,
+    recipe: Recipe,
+    out: Path,
+    seed: int = 0,
+    resume: bool = False,
+    max_steps: int | None = None,
+    device: str = "cpu",
+    bfloat16: bool | None = None,
 ) -> None:
     """Run a task and leave ``out`` (a checkpoint folder), ``out``.metrics.jsonl and ``out``.loss.png.
 
@@ -143,7 +150,10 @@ def train(
     log.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
 
     epoch, batches, start = -1, [], time.perf_counter()
-    with tqdm(total=total, initial=step, desc=task.name, unit="step", disable=None) as bar, open(log, "a") as file:
+    with (
+        tqdm(total=total, initial=step, desc=task.name, unit="step", disable=None) as bar,
+        open(log, "a", buffering=1, encoding="utf-8") as file,
+    ):
         while step < total:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -167,10 +177,11 @@ def train(
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if step % recipe.save_every == 0 or step == total:
-                file.flush()
                 _save(task, out, trainable, optimizers, step, total, seed)
     draw_loss(
-        out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["step"] for m in metrics],
+        out.with_name(f"{out.name}.loss.png"),
+        f"{task.name}: loss (nats)",
+        [m["step"] for m in metrics],
         [m["loss"] for m in metrics],
     )
     model.eval()
@@ -195,16 +206,18 @@ def _accumulate(task: Task, indices: list[int], epoch: int, parts: int, device: 
 
 def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest (embeddings, norms, projections)."""
-    if recipe.optimizer == "adamw":
-        return [torch.optim.AdamW(trainable.values(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay)]
-    matrices = [p for name, p in trainable.items() if p.ndim == 2 and "layers." in name]
-    others = [p for name, p in trainable.items() if not (p.ndim == 2 and "layers." in name)]
-    return [
-        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay),
-        torch.optim.Muon(
-            matrices, recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+    matrices = [p for name, p in trainable.items() if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name]
+    others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay)
     ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
 
 
 def schedule(step: int, total: int, recipe: Recipe) -> float:
@@ -280,9 +293,8 @@ def _read_state(out: Path) -> dict:
 def _restore(out: Path, trainable, optimizers, total: int, seed: int) -> tuple[int, list[dict]]:
     state = _read_state(out)
     if state["seed"] != seed or state["total"] != total:
-        raise UserError(
-            f"{out / STATE}: from a run of {state['total']} steps with seed {state['seed']}, not {total} with seed {seed}"
-        )
+        its, ours = f"{state['total']} steps with seed {state['seed']}", f"{total} steps with seed {seed}"
+        raise UserError(f"{out / STATE}: from a run of {its}, not {ours}")
     saved = state["parameters"]
     for name, parameter in trainable.items():
         if name not in saved or saved[name].shape != parameter.shape:
@@ -291,8 +303,8 @@ def _restore(out: Path, trainable, optimizers, total: int, seed: int) -> tuple[i
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(values)
     log = out.with_name(f"{out.name}.metrics.jsonl")
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    return state["step"], [row for row in rows if row["step"] <= state["step"]]
+    lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one
+    return state["step"], [json.loads(line) for line in lines]
 
 
 def adjust(recipe: Recipe, learning_rate: float | None, batch_size: int | None, accumulation: int | None) -> Recipe:

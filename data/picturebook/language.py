@@ -123,7 +123,9 @@ def colour(scene, rng, subject=None):
     if not once:
         return None
     thing = rng.choice(once)
-    return rng.choice(("What colour is the {}?", "Which colour has the {}?")).format(thing.kind), f"{thing.colour.capitalize()}."
+    return rng.choice(("What colour is the {}?", "Which colour has the {}?")).format(
+        thing.kind
+    ), f"{thing.colour.capitalize()}."
 
 
 def kind(scene, rng, subject=None):

@@ -1,20 +1,22 @@
 """Draw a world and write it in LLaVA's formats.
 
-    images/{train,heldout,unseen}/*.png
-    contexts.jsonl   a picture's captions and boxes, each box with a phrase: what the vision tower learns from
-    text.txt         scenes told and asked about in prose: what the tokenizer and the decoder learn from
-    words.json       pictures told as a raster of words, and conversations about them: LLaVA rows with "words" in place
-                     of "image", 64 texts in reading order
-    captions.json    stage 1: a brief request and a caption
-    instruct.json    stage 2: conversations, detailed descriptions, reasoning; no row shows a pair of UNSEEN_PAIRS
-    heldout.json     questions about scenes that are in no other file
-    unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
+images/{train,heldout,unseen}/*.png
+contexts.jsonl   a picture's captions and boxes, each box with a phrase: what the vision tower learns from
+text.txt         scenes told and asked about in prose: what the tokenizer and the decoder learn from
+words.json       pictures told as a raster of words, and conversations about them: LLaVA rows with "words" in place
+                 of "image", 64 texts in reading order
+captions.json    stage 1: a brief request and a caption
+instruct.json    stage 2: conversations, detailed descriptions, reasoning; no row shows a pair of UNSEEN_PAIRS
+heldout.json     questions about scenes that are in no other file
+unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
 """
 
+import errno
 import json
 import multiprocessing
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +34,15 @@ TEXT_EVERY = 5  # a line of text.txt for every fifth scene
 
 
 def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
-    """Write the whole folder: ``count`` training pictures, then 520 held-out ones and 250 with unseen pairs."""
-    out = Path(out)
+    """Write the whole folder: ``count`` training pictures, then 520 held-out ones and 250 with unseen pairs.
+
+    The folder appears when it is complete: an interrupted run leaves ``out``.new, which the next one overwrites.
+    Raises FileExistsError where ``out`` is there already.
+    """
+    final, out = Path(out), Path(f"{out}.new")
+    if final.exists():
+        raise FileExistsError(errno.EEXIST, "is there already", str(final))
+    shutil.rmtree(out, ignore_errors=True)
     taken: set = set()
     rng = random.Random(f"{seed} scenes")
     heldout = [_fresh(rng, taken, "never") for _ in range(HELDOUT_PICTURES)]
@@ -50,12 +59,15 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     contexts = [_context(scene, index) for index, scene in enumerate(train)]
     with open(out / "contexts.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(context) + "\n" for context in contexts)
-    (out / "text.txt").write_text("\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8")
+    (out / "text.txt").write_text(
+        "\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8"
+    )
     _write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
     _write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
     _write_rows(out / "instruct.json", _instructions(train, rng))
     _write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
     _write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
+    os.replace(out, final)
 
 
 def _key(scene: Scene) -> tuple:
@@ -79,7 +91,9 @@ def _draw_all(out: Path, splits: dict[str, list[Scene]], seed: int) -> None:
     jobs = []
     for split, scenes in splits.items():
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        jobs += [(out / _image_name(split, index), scene, f"{seed} {split} {index}") for index, scene in enumerate(scenes)]
+        jobs += [
+            (out / _image_name(split, index), scene, f"{seed} {split} {index}") for index, scene in enumerate(scenes)
+        ]
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:
         drawn = pool.imap_unordered(_draw_one, jobs, chunksize=64)
         for _ in tqdm(drawn, total=len(jobs), desc="drawing", unit="picture", disable=None):

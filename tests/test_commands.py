@@ -1,0 +1,184 @@
+"""The programs as a person runs them: what they print, and one clear line with exit code 2 for each mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def fails_with(line: str, *arguments: str | Path) -> None:
+    """The command ends with code 2 and one line on standard error that holds ``line``."""
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert line in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """All four trainings in miniature: world, tokenizer, vision tower, decoder, stage 1, stage 2."""
+    out = tmp_path_factory.mktemp("commands") / "out"
+    done = run("train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "12", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for name in ("vision", "decoder", "stage1", "stage2"):
+        assert f"{name}: training" in done.stdout
+        steps = (out / f"{name}.metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(step)["loss"] for step in steps]
+        assert len(losses) == 12 and (out / f"{name}.loss.png").exists()
+        if name in ("vision", "decoder"):
+            assert sum(losses[-3:]) < sum(losses[:3])
+    return out
+
+
+def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):
+    rows = json.loads((trained / "data" / "heldout.json").read_text())[:24]
+    (tmp_path / "few.json").write_text(json.dumps(rows))
+    done = run(
+        "-m",
+        "minillava.evaluate",
+        "--model",
+        trained / "stage2",
+        "--data",
+        tmp_path / "few.json",
+        "--image-folder",
+        trained / "data",
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout.splitlines()[-1])
+    asked = [row for row in rows if row["type"] != "detail"]
+    assert scores["questions"] == len(asked)
+    assert {"accuracy", "blind", "shuffled", "majority", "by_type", "precision", "recall"} <= scores.keys()
+    assert set(scores["by_type"]) == {row["type"] for row in asked}
+
+
+def test_finished_parts_are_used_again_and_a_finished_stage_is_kept(trained):
+    done = run("train.py", "--stage", "0", "--out", trained)
+    assert done.returncode == 0 and done.stdout.count("there already") == 2
+    fails_with("stage2 is there already", "train.py", "--stage", "2", "--max-steps", "12", "--out", trained)
+    assert run("train.py", "--stage", "2", "--max-steps", "12", "--resume", "--out", trained).returncode == 0
+
+
+def test_chat_prints_the_answer_alone(trained):
+    image = trained / "data" / "images" / "heldout" / "000000.png"
+    done = run("chat.py", "--model", trained / "stage2", "--image", image, "--prompt", "Where is this?", "--seed", "1")
+    assert done.returncode == 0 and done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_chat_talks_over_several_turns_about_a_fresh_scene(trained):
+    done = run(
+        "chat.py", "--model", trained / "stage2", "--max-new-tokens", "8", stdin="What is the setting?\nHow many?\n\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Assistant:") == 2
+    assert done.stdout.count("▀") == 64 * 32  # the picture, two pixels a character
+
+
+def test_a_drawn_scene_is_the_same_for_the_same_seed(trained):
+    first, second = (run("chat.py", "--model", trained / "stage2", "--seed", "5", stdin="\n").stdout for _ in range(2))
+    assert first == second and "▀" in first
+
+
+def test_wrong_paths_are_named(trained, tmp_path):
+    fails_with("nowhere: no such folder", "chat.py", "--model", tmp_path / "nowhere", "--prompt", "Hi")
+    fails_with("none.png: no such picture", "chat.py", "--model", trained / "stage2", "--image", tmp_path / "none.png")
+    fails_with(
+        "none.json",
+        "train.py",
+        "--stage",
+        "1",
+        "--out",
+        tmp_path / "o",
+        "--model",
+        trained / "stage1",
+        "--data",
+        tmp_path / "none.json",
+    )
+    fails_with("none.json", "-m", "minillava.evaluate", "--model", trained / "stage2", "--data", tmp_path / "none.json")
+    fails_with(
+        "nowhere: no such folder",
+        "train.py",
+        "--stage",
+        "1",
+        "--out",
+        tmp_path / "o",
+        "--vision",
+        tmp_path / "nowhere",
+        "--decoder",
+        trained / "decoder",
+    )
+
+
+def test_a_broken_picture_is_named(trained, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
+    fails_with(
+        "broken.png: not a readable picture",
+        "chat.py",
+        "--model",
+        trained / "stage2",
+        "--image",
+        tmp_path / "broken.png",
+        "--prompt",
+        "Hi",
+    )
+    rows = [
+        {
+            "id": "1",
+            "image": "broken.png",
+            "conversations": [{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Hello."}],
+        }
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    fails_with(
+        "row 0",
+        "train.py",
+        "--stage",
+        "1",
+        "--out",
+        tmp_path / "o",
+        "--model",
+        trained / "stage1",
+        "--data",
+        tmp_path / "rows.json",
+    )
+
+
+def test_a_bad_row_is_named(trained, tmp_path):
+    good = json.loads((trained / "data" / "captions.json").read_text())[:2]
+    (tmp_path / "rows.json").write_text(json.dumps([*good, {"id": "3"}]))
+    fails_with(
+        "rows.json: row 2",
+        "train.py",
+        "--stage",
+        "2",
+        "--out",
+        tmp_path / "o",
+        "--model",
+        trained / "stage1",
+        "--data",
+        tmp_path / "rows.json",
+        "--image-folder",
+        trained / "data",
+    )
+
+
+def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path):
+    shutil.copytree(trained / "stage1", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 100
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    fails_with("has shape", "chat.py", "--model", tmp_path / "model", "--prompt", "Hi")
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    fails_with("--device", "train.py", "--stage", "1", "--device", "cuda:99")

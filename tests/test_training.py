@@ -1,0 +1,244 @@
+"""The one training loop: schedule, accumulation, what is frozen, repeatability, resuming, kills during a save."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data.picturebook.write import write_world
+from minillava import training
+from minillava.checkpoint import load, replace_folder
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.contrastive import Clip
+from minillava.dataset import ConversationDataset, RegionDataset
+from minillava.decoder import Decoder
+from minillava.errors import UserError
+from minillava.llava import Llava
+from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.training import Recipe, train
+
+VISION = VisionConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, projection_dim=32
+)
+RECIPE = Recipe(learning_rate=1e-3, batch_size=4, epochs=1, save_every=3, optimizer="muon")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "world"
+    write_world(folder, count=40, seed=0)
+    write_tokenizer(folder.parent, train_bpe((folder / "text.txt").read_text(), 400))
+    return folder
+
+
+def make(world: Path, kind: str):
+    """A fresh small task of one of the four kinds, always the same."""
+    tokenizer = Tokenizer.from_pretrained(world.parent)
+    torch.manual_seed(0)
+    if kind == "vision":
+        clip = Clip(
+            VISION, TextConfig(tokenizer.vocab_size, 32, 64, 1, 2, projection_dim=32, eos_token_id=tokenizer.eos_id)
+        )
+        training.initialise(clip)
+        return training.contrastive_task(
+            clip, RegionDataset(world / "contexts.jsonl", world, tokenizer, 64, 8), tokenizer
+        )
+    config = DecoderConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16)
+    file = {"decoder": "words.json", "stage1": "captions.json", "stage2": "instruct.json"}[kind]
+    text = world / "text.txt" if kind == "decoder" else None
+    dataset = ConversationDataset(world / file, world, tokenizer, 64, 64, text_path=text)
+    if kind == "decoder":
+        decoder = Decoder(config)
+        training.initialise(decoder)
+        return training.next_token_task(decoder, dataset, tokenizer)
+    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), tokenizer)
+    training.initialise(model)
+    return training.llava_task(model, dataset, int(kind[-1]))
+
+
+def bytes_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_schedule_warms_up_in_a_line_and_ends_near_zero():
+    recipe = Recipe(learning_rate=1.0, batch_size=1, epochs=1, warmup=0.1)
+    rates = [training.schedule(step, 100, recipe) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 0.001
+
+
+@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
+def test_a_training_overfits_one_batch(world, tmp_path, kind):
+    task = make(world, kind)
+    batch = task.dataset.batch(list(range(4)), 0)
+    task.dataset.batch = lambda indices, epoch: batch
+    train(task, Recipe(0.02, 4, 30), tmp_path / kind, max_steps=60, bfloat16=False)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 60
+    # stage 1 alone has W to move, under a decoder that knows nothing: it learns less
+    assert losses[-1] < losses[0] * (0.9 if kind == "stage1" else 0.3)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_frozen_parts_keep_every_byte_and_no_gradient(world, tmp_path, stage):
+    task = make(world, f"stage{stage}")
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    train(task, RECIPE, tmp_path / "out", max_steps=4)
+    moved = {name.split(".")[0] for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
+    graded = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None}
+    learns = {"multi_modal_projector"} | ({"language_model"} if stage == 2 else set())
+    assert moved == graded == learns
+    stored = load(tmp_path / "out").state_dict()
+    for name, value in before.items():
+        if name.split(".")[0] not in learns:
+            assert stored[name].numpy().tobytes() == value.numpy().tobytes()
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(world):
+    gradients = []
+    for parts in (1, 3):
+        task = make(world, "stage2")
+        training._accumulate(task, list(range(7)), 0, parts, "cpu", training.nullcontext())
+        gradients.append([p.grad for p in task.model.parameters() if p.grad is not None])
+    for whole, summed in zip(*gradients):
+        torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
+
+
+def test_a_words_embedding_is_the_mean_of_its_words():
+    embedding = torch.nn.Embedding(5, 3)
+    got = training.mean_of_words(embedding, torch.tensor([[[1, 2, -1], [4, -1, -1]]]))
+    expected = torch.stack([(embedding.weight[1] + embedding.weight[2]) / 2, embedding.weight[4]])
+    torch.testing.assert_close(got[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
+def test_same_seed_same_bytes_and_another_seed_others(world, tmp_path, kind):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(make(world, kind), RECIPE, tmp_path / name, seed=seed, max_steps=3)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    assert bytes_of(tmp_path / "a") != bytes_of(tmp_path / "c")
+
+
+@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
+def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind):
+    train(make(world, kind), RECIPE, tmp_path / "whole", max_steps=8)
+    task = make(world, kind)
+    fetch, calls = task.dataset.batch, []
+
+    def broken(indices, epoch):
+        calls.append(indices)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return fetch(indices, epoch)
+
+    task.dataset.batch = broken
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(task, RECIPE, tmp_path / "broken", max_steps=8)
+    train(make(world, kind), RECIPE, tmp_path / "broken", max_steps=8, resume=True)
+    assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")
+    whole, broken = (
+        [json.loads(line) for line in (tmp_path / f"{n}.metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "broken")
+    )
+    assert [(r["step"], r["loss"]) for r in whole] == [(r["step"], r["loss"]) for r in broken]
+
+
+def _train_and_die(world: Path, out: Path, moment: str) -> None:
+    """Train in a process of its own and SIGKILL it in the second save, at ``moment``."""
+    saves = []
+    real_save, real_replace = torch.save, os.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save(state, path):
+        saves.append(path)
+        if len(saves) == 2 and moment == "half a file":
+            Path(path).write_bytes(b"half")
+            die()
+        real_save(state, path)
+
+    def rename(source, target):
+        if len(saves) == 2 and moment == "before the renames":
+            die()
+        real_replace(source, target)
+        if len(saves) == 2 and moment == "between the renames":
+            die()
+
+    torch.save, os.replace = save, rename
+    train(make(world, "stage2"), RECIPE, out, max_steps=8)
+
+
+@pytest.mark.parametrize("moment", ["half a file", "before the renames", "between the renames"])
+def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment):
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_and_die, args=(world, tmp_path / "cut", moment)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    train(make(world, "stage2"), RECIPE, tmp_path / "cut", max_steps=8, resume=True)
+    train(make(world, "stage2"), RECIPE, tmp_path / "whole", max_steps=8)
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cut", "whole"]
+
+
+def test_a_finished_run_is_not_overwritten(world, tmp_path):
+    train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
+    kept = bytes_of(tmp_path / "out")
+    with pytest.raises(UserError, match="there already"):
+        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
+    assert bytes_of(tmp_path / "out") == kept and training.is_finished(tmp_path / "out")
+
+
+def test_resume_refuses_what_is_not_its_own(world, tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(make(world, "stage1"), RECIPE, tmp_path / "none", max_steps=2, resume=True)
+    train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
+    with pytest.raises(UserError, match="seed"):
+        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2, resume=True, seed=5)
+    with pytest.raises(UserError, match="tensor"):
+        train(make(world, "stage2"), RECIPE, tmp_path / "out", max_steps=2, resume=True)
+    (tmp_path / "out" / training.STATE).write_bytes(b"not a state")
+    with pytest.raises(UserError, match="not a training state"):
+        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2, resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(world, tmp_path):
+    task = make(world, "stage1")
+    real, calls = task.loss, []
+
+    def loss(batch):
+        calls.append(batch)
+        return real(batch) * (math.nan if len(calls) == 5 else 1)
+
+    task.loss = loss
+    with pytest.raises(UserError, match="the loss is nan at step 4"):
+        train(task, RECIPE, tmp_path / "out", max_steps=8)
+    assert torch.load(tmp_path / "out" / training.STATE, weights_only=True)["step"] == 3
+
+
+def test_a_run_leaves_a_picture_of_its_loss(world, tmp_path):
+    train(make(world, "decoder"), RECIPE, tmp_path / "out", max_steps=4)
+    picture = Image.open(tmp_path / "out.loss.png").convert("RGB")
+    assert (40, 90, 200) in {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
+
+
+def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
+    replace_folder(tmp_path / "out", lambda new: (new / "file").write_text("old"))
+
+    def fail(new):
+        (new / "file").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(tmp_path / "out", fail)
+    assert (tmp_path / "out" / "file").read_text() == "old"
