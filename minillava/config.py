@@ -61,9 +61,9 @@ class DecoderConfig:
     hidden_size: int = 192
     intermediate_size: int = 384
     num_hidden_layers: int = 6
-    num_attention_heads: int = 4
+    num_attention_heads: int = 6
     num_key_value_heads: int = 2
-    head_dim: int = 48
+    head_dim: int = 32
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0

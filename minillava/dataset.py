@@ -202,8 +202,8 @@ class RegionDataset:
 
     def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
-        region_owner (R,) and region_patch (R,): a picture and one of its patches, drawn afresh each epoch from those
-        that a box covers; phrases (P, T), distinct, and phrase_match (R,)."""
+        region_owner (R,) and region_patch (R,): the pictures' positions and patches that boxes cover; phrases (P, T),
+        distinct, and phrase_match (R,)."""
         captions: dict[str, int] = {}
         phrases: dict[str, int] = {}
         caption_match, phrase_match, owner, patch = [], [], [], []
@@ -214,9 +214,9 @@ class RegionDataset:
             caption_match.append(captions.setdefault(rng.choice(row["captions"]), len(captions)))
             for phrase, patches in zip(row["phrases"], row["patches"]):
                 if patches:
-                    phrase_match.append(phrases.setdefault(phrase, len(phrases)))
-                    owner.append(position)
-                    patch.append(rng.choice(patches))
+                    phrase_match += [phrases.setdefault(phrase, len(phrases))] * len(patches)
+                    owner += [position] * len(patches)
+                    patch += patches
             try:
                 pictures.append(
                     to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)

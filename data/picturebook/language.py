@@ -123,16 +123,15 @@ def colour(scene, rng, subject=None):
     if not once:
         return None
     thing = rng.choice(once)
-    return rng.choice(("What colour is the {}?", "Which colour has the {}?")).format(
-        thing.kind
-    ), f"{thing.colour.capitalize()}."
+    question = rng.choice(("What colour is the {}?", "Of what colour is the {}?"))
+    return question.format(thing.kind), f"It is {thing.colour}."
 
 
 def kind(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
     if rng.random() < 0.5 and sum(other.colour == thing.colour for other in scene.things) == 1:
-        return f"What is the {thing.colour} thing?", sentence(with_article(thing.kind))
-    return f"What is {at(thing)}?", sentence(with_article(thing.pair))
+        return f"What is the {thing.colour} thing?", f"It is {with_article(thing.kind)}."
+    return f"What is {at(thing)}?", f"It is {with_article(thing.pair)}."
 
 
 def count(scene, rng, subject=None):
@@ -141,12 +140,12 @@ def count(scene, rng, subject=None):
     of += [(plural(k), sum(t.kind == k for t in scene.things)) for k in KINDS]
     wanted = rng.choice(sorted({number for _, number in of}))  # each number that occurs is as likely as any other
     what = rng.choice([what for what, number in of if number == wanted])
-    return f"How many {what} are there?", f"{NUMBERS[wanted].capitalize()}."
+    return f"How many {what} are there?", f"I count {NUMBERS[wanted]}."
 
 
 def position(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
-    return f"Where is the {name(thing, scene)}?", sentence(at(thing))
+    return f"Where is the {name(thing, scene)}?", f"It is {at(thing)}."
 
 
 def size(scene, rng, subject=None):
@@ -154,11 +153,11 @@ def size(scene, rng, subject=None):
     words = list(SIZES)
     rng.shuffle(words)
     question = rng.choice((f"Is the {{}} {words[0]} or {words[1]}?", "How big is the {}?"))
-    return question.format(name(thing, scene)), f"{thing.size.capitalize()}."
+    return question.format(name(thing, scene)), f"It is {thing.size}."
 
 
 def relation(scene, rng, subject=None):
-    across = ("left of", "right of"), lambda thing: thing.column
+    across = ("on the left", "on the right"), lambda thing: thing.column
     down = ("above", "below"), lambda thing: thing.row
     found = [
         (a, b, words, along)
@@ -171,12 +170,12 @@ def relation(scene, rng, subject=None):
         return None
     a, b, words, along = rng.choice(found)
     answer = words[0] if along(a) < along(b) else words[1]
-    first, second = rng.sample(words, 2)
-    return f"Is the {name(a, scene)} {first} or {second} the {name(b, scene)}?", sentence(answer.removesuffix(" of"))
+    first, second = rng.sample([f"{word} of" if along is across[1] else word for word in words], 2)
+    return f"Is the {name(a, scene)} {first} or {second} the {name(b, scene)}?", f"It is {answer}."
 
 
 def setting(scene, rng, subject=None):
-    return rng.choice(("What is the setting?", "Where was this picture made?")), sentence(SETTING_NAMES[scene.setting])
+    return rng.choice(("What is the setting?", "Where was this picture made?")), f"It is {SETTING_NAMES[scene.setting]}."
 
 
 def reasoning(scene, rng, subject=None):
@@ -189,7 +188,7 @@ def _leaving(scene, rng):
         + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
     )
     left = sum(not test(thing) for thing in scene.things)
-    return f"If all the {gone} left, how many things would remain?", f"{NUMBERS[left].capitalize()} would remain."
+    return f"If all the {gone} left, how many things would remain?", f"I would count {NUMBERS[left]}."
 
 
 def _sailing(scene, rng):
@@ -210,7 +209,7 @@ def _first_met(scene, rng):
     first = [thing for thing in scene.things if thing.column == column]
     if len(first) > 1 or len(scene.things) == 1:
         return None
-    return "Walking from left to right, what does one meet first?", sentence(with_article(first[0].pair))
+    return "Walking from left to right, what does one meet first?", f"It is {with_article(first[0].pair)}."
 
 
 def _comparing(scene, rng):
@@ -219,7 +218,7 @@ def _comparing(scene, rng):
         return None
     a, b = rng.choice(pairs)
     larger = a if a.size == "large" else b
-    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"The {name(larger, scene)}."
+    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"It is the {name(larger, scene)}."
 
 
 QUESTIONS = {
@@ -238,9 +237,9 @@ QUESTIONS = {
 def conversation(scene: Scene, rng: random.Random, turns: int) -> list[tuple[str, str]]:
     """Up to ``turns`` questions and answers, no question twice, types mixed."""
     asked: dict[str, str] = {}
-    for _ in range(turns):
+    for _ in range(3 * turns):
         made = QUESTIONS[rng.choice(list(QUESTIONS))](scene, rng)
-        if made:
+        if made and len(asked) < turns:
             asked.setdefault(*made)
     return list(asked.items()) or [setting(scene, rng)]
 

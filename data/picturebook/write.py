@@ -30,7 +30,7 @@ GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
 UNSEEN_PICTURES = 250
 TURNS = 10
-TEXT_EVERY = 5  # a line of text.txt for every fifth scene
+TEXT_EVERY = 20  # a line of text.txt for every twentieth scene
 
 
 def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
@@ -170,7 +170,7 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
 
 
 def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[dict]:
-    """A question of every type about every scene that allows one, and a detailed description of every other scene."""
+    """A question of every type about every scene that allows one, and a detailed description or a caption of it."""
     for index, scene in enumerate(scenes):
         image = _image_name(split, index)
         for kind, make in language.QUESTIONS.items():
@@ -178,8 +178,10 @@ def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[
             if turn:
                 yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
         if index % 2 == 0:
-            turn = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
-            yield _row(f"{split}-{index:06d}-detail", scene, [turn], image=image, type="detail")
+            turn, kind = (rng.choice(language.DETAIL_REQUESTS), language.description(scene)), "detail"
+        else:
+            turn, kind = (rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))), "caption"
+        yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
 
 
 def _unseen_questions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
