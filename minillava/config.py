@@ -59,15 +59,15 @@ class DecoderConfig:
 
     vocab_size: int = 1024
     hidden_size: int = 192
-    intermediate_size: int = 384
-    num_hidden_layers: int = 6
+    intermediate_size: int = 320
+    num_hidden_layers: int = 5
     num_attention_heads: int = 6
-    num_key_value_heads: int = 2
+    num_key_value_heads: int = 6
     head_dim: int = 32
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None

@@ -47,10 +47,10 @@ class Recipe:
 
 # From zero on two CPU cores. Muon needs a third of AdamW's steps to learn shapes from 20,000 pictures.
 TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=9, optimizer="muon", minutes=9),
-    "decoder": Recipe(learning_rate=3e-3, batch_size=16, epochs=1, optimizer="muon", minutes=6),
-    "stage1": Recipe(learning_rate=3e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=1e-3, batch_size=16, epochs=1, optimizer="muon", minutes=6),
+    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=7.5, optimizer="muon", minutes=8),
+    "decoder": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.1, optimizer="muon", minutes=10),
+    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
+    "stage2": Recipe(learning_rate=2e-3, batch_size=16, epochs=1.1, optimizer="muon", minutes=7),
 }
 # The paper's, section 4.2 and appendix: Adam without weight decay, cosine, 3 % warm-up.
 PAPER = {
@@ -229,12 +229,18 @@ def schedule(step: int, total: int, recipe: Recipe) -> float:
 
 
 def initialise(module: nn.Module) -> None:
-    """Fresh weights for a tower trained from zero: normal, 0.02 for embeddings, 1 / sqrt(inputs) for matrices."""
-    for part in module.modules():
+    """Fresh weights for a tower trained from zero: normal, 0.02 for embeddings and 1 / sqrt(inputs) for matrices.
+
+    The last matrix of every attention and MLP starts at zero, so a block begins by passing its input on unchanged. A
+    decoder's word embeddings start large (1.0) and its head at zero: words that stay distinct from the first step on
+    are what attention learns to find.
+    """
+    for name, part in module.named_modules():
         if isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=1.0 if name.endswith("embed_tokens") else 0.02)
         elif isinstance(part, (nn.Linear, nn.Conv2d)):
-            nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5)
+            starts_at_zero = name.endswith(("o_proj", "down_proj", "out_proj", "fc2", "lm_head"))
+            nn.init.normal_(part.weight, std=0.0 if starts_at_zero else part.weight[0].numel() ** -0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 

@@ -108,14 +108,16 @@ def existence(scene, rng, subject=None):
     pairs = {thing.pair for thing in scene.things}
     kinds = {thing.kind for thing in scene.things}
     thing = subject or rng.choice(scene.things)
-    if rng.random() < 0.5:
-        asked, answer = rng.choice((thing.kind, thing.pair)), "Yes."
+    there = rng.random() < 0.5
+    if there:
+        asked = rng.choice((thing.kind, thing.pair))
     elif rng.random() < 0.5:
-        asked, answer = rng.choice([kind for kind in KINDS if kind not in kinds]), "No."
+        asked = rng.choice([kind for kind in KINDS if kind not in kinds])
     else:  # one word away from something that is there
         near = [f"{colour} {thing.kind}" for colour in COLOURS] + [f"{thing.colour} {kind}" for kind in KINDS]
-        asked, answer = rng.choice([pair for pair in near if pair not in pairs]), "No."
-    return rng.choice((f"Is there {with_article(asked)}?", f"Do you see {with_article(asked)}?")), answer
+        asked = rng.choice([pair for pair in near if pair not in pairs])
+    question = rng.choice(("Is there {}?", "Do you see {}?")).format(with_article(asked))
+    return question, f"Yes, there is {with_article(asked)}." if there else f"No, there is no {asked}."
 
 
 def colour(scene, rng, subject=None):
@@ -124,14 +126,14 @@ def colour(scene, rng, subject=None):
         return None
     thing = rng.choice(once)
     question = rng.choice(("What colour is the {}?", "Of what colour is the {}?"))
-    return question.format(thing.kind), f"It is {thing.colour}."
+    return question.format(thing.kind), f"The {thing.kind} is {thing.colour}."
 
 
 def kind(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
     if rng.random() < 0.5 and sum(other.colour == thing.colour for other in scene.things) == 1:
-        return f"What is the {thing.colour} thing?", f"It is {with_article(thing.kind)}."
-    return f"What is {at(thing)}?", f"It is {with_article(thing.pair)}."
+        return f"What is the {thing.colour} thing?", f"The {thing.colour} thing is {with_article(thing.kind)}."
+    return f"What is {at(thing)}?", sentence(f"{at(thing)} is {with_article(thing.pair)}")
 
 
 def count(scene, rng, subject=None):
@@ -145,7 +147,7 @@ def count(scene, rng, subject=None):
 
 def position(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
-    return f"Where is the {name(thing, scene)}?", f"It is {at(thing)}."
+    return f"Where is the {name(thing, scene)}?", f"The {name(thing, scene)} is {at(thing)}."
 
 
 def size(scene, rng, subject=None):
@@ -153,11 +155,11 @@ def size(scene, rng, subject=None):
     words = list(SIZES)
     rng.shuffle(words)
     question = rng.choice((f"Is the {{}} {words[0]} or {words[1]}?", "How big is the {}?"))
-    return question.format(name(thing, scene)), f"It is {thing.size}."
+    return question.format(name(thing, scene)), f"The {name(thing, scene)} is {thing.size}."
 
 
 def relation(scene, rng, subject=None):
-    across = ("on the left", "on the right"), lambda thing: thing.column
+    across = ("on the left of", "on the right of"), lambda thing: thing.column
     down = ("above", "below"), lambda thing: thing.row
     found = [
         (a, b, words, along)
@@ -170,8 +172,8 @@ def relation(scene, rng, subject=None):
         return None
     a, b, words, along = rng.choice(found)
     answer = words[0] if along(a) < along(b) else words[1]
-    first, second = rng.sample([f"{word} of" if along is across[1] else word for word in words], 2)
-    return f"Is the {name(a, scene)} {first} or {second} the {name(b, scene)}?", f"It is {answer}."
+    one, other, (first, second) = name(a, scene), name(b, scene), rng.sample(words, 2)
+    return f"Is the {one} {first} or {second} the {other}?", f"The {one} is {answer} the {other}."
 
 
 def setting(scene, rng, subject=None):
@@ -218,7 +220,7 @@ def _comparing(scene, rng):
         return None
     a, b = rng.choice(pairs)
     larger = a if a.size == "large" else b
-    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"It is the {name(larger, scene)}."
+    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"The {name(larger, scene)} is larger."
 
 
 QUESTIONS = {
