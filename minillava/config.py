@@ -58,15 +58,15 @@ class DecoderConfig:
     """A LLaMA decoder. The defaults are the picture-book's; LLaMA-7B is 32000, 4096, 11008, 32, 32, 32."""
 
     vocab_size: int = 1024
-    hidden_size: int = 192
-    intermediate_size: int = 320
-    num_hidden_layers: int = 5
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 6
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
     head_dim: int = 32
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    rope_theta: float = 500000.0
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -81,7 +81,7 @@ class DecoderConfig:
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
         rope = values.get("rope_parameters") or {}  # how transformers 5 spells rope_theta
-        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", cls.rope_theta))
+        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
         values.setdefault("tie_word_embeddings", False)
         return _known(cls, values)
 

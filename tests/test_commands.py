@@ -55,7 +55,7 @@ def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])
-    asked = [row for row in rows if row["type"] != "detail"]
+    asked = [row for row in rows if row["type"] not in ("detail", "caption")]
     assert scores["questions"] == len(asked)
     assert {"accuracy", "blind", "shuffled", "majority", "by_type", "precision", "recall"} <= scores.keys()
     assert set(scores["by_type"]) == {row["type"] for row in asked}
