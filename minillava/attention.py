@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # What a mask adds where a token must not look. Not -inf: a row of padding may see nothing, and softmax of nothing but
-# -inf is not a number. Small enough for bfloat16.
-CLOSED = -1e30
+# -inf is not a number. Within float16's range.
+CLOSED = -30000.0
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

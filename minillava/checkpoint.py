@@ -45,7 +45,8 @@ def load(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | No
     config = read_config(folder)
     if config.get("model_type") != "llava":
         raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
-    model = Llava(_parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder))
+    tokenizer = Tokenizer.from_pretrained(folder)
+    model = _parse(lambda values: Llava(LlavaConfig.from_dict(values), tokenizer), config, folder)
     tensors = _rename(read_tensors(folder), LLAVA_NAMES)
     if model.config.projector == "linear":
         _fold_projector(tensors, folder)
@@ -57,7 +58,8 @@ def load_vision(folder: str | os.PathLike) -> VisionTower:
     """Read CLIP's vision tower, from a folder that holds it alone or both towers."""
     folder = Path(folder)
     config = read_config(folder)
-    tower = VisionTower(_parse(VisionConfig.from_dict, config.get("vision_config", config), folder))
+    config = config.get("vision_config", config)
+    tower = _parse(lambda values: VisionTower(VisionConfig.from_dict(values)), config, folder)
     tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
     _fill(tower, _rename(tensors, VISION_NAMES), folder)
     return tower
@@ -66,7 +68,7 @@ def load_vision(folder: str | os.PathLike) -> VisionTower:
 def load_decoder(folder: str | os.PathLike) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer."""
     folder = Path(folder)
-    decoder = Decoder(_parse(DecoderConfig.from_dict, read_config(folder), folder))
+    decoder = _parse(lambda values: Decoder(DecoderConfig.from_dict(values)), read_config(folder), folder)
     _fill(decoder, _rename(read_tensors(folder), DECODER_NAMES), folder)
     return decoder, Tokenizer.from_pretrained(folder)
 
@@ -97,8 +99,9 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None) ->
         size = model.config.decoder.hidden_size
         for kind in ("weight", "bias"):
             tensors[f"multi_modal_projector.linear_1.{kind}"] = tensors.pop(f"multi_modal_projector.{kind}")
-        tensors["multi_modal_projector.linear_2.weight"] = torch.eye(size)
-        tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(size)
+        like = tensors["multi_modal_projector.linear_1.weight"]
+        tensors["multi_modal_projector.linear_2.weight"] = torch.eye(size, dtype=like.dtype)
+        tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(size, dtype=like.dtype)
     _write(folder, model.config.to_dict(), tensors, model.tokenizer, dtype, _processor_files(model))
 
 
@@ -269,6 +272,8 @@ def _parse(from_dict, config: dict, folder: Path):
         return from_dict(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/config.json: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
 
 
 def _rename(tensors: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
@@ -297,10 +302,10 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Copy ``tensors`` into ``module``; every name and shape must fit."""
     path = folder / WEIGHTS
     wanted = module.state_dict()
-    tied = {name for name in wanted if name.endswith("lm_head.weight")}
-    if getattr(module.config, "decoder", module.config).to_dict().get("tie_word_embeddings"):
-        for name in tied:
-            tensors.setdefault(name, tensors.get(name.replace("lm_head", "embed_tokens"), wanted[name]))
+    for name in wanted:
+        embedding = name.replace("lm_head", "embed_tokens")
+        if embedding != name and wanted[name].data_ptr() == wanted[embedding].data_ptr() and embedding in tensors:
+            tensors.setdefault(name, tensors[embedding])
     for name in sorted(wanted.keys() - tensors.keys()):
         raise UserError(f"{path}: tensor {name} is missing")
     for name in sorted(tensors.keys() - wanted.keys()):

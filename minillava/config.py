@@ -3,6 +3,27 @@
 from dataclasses import asdict, dataclass, field, fields
 
 
+# What a config.json means by leaving a size out: transformers' defaults.
+CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 512,
+}
+LLAMA_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+
+
 @dataclass
 class VisionConfig:
     """A CLIP vision tower. The defaults are the picture-book's; OpenAI's ViT-L/14 is 1024, 4096, 24, 16, 224, 14."""
@@ -27,7 +48,7 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionConfig":
-        return _known(cls, values)
+        return _known(cls, {**CLIP_DEFAULTS, **values})
 
 
 @dataclass
@@ -77,12 +98,15 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DecoderConfig":
-        values = dict(values)
+        values = {**LLAMA_DEFAULTS, **values}
+        if values.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"the decoder's hidden_act is {values['hidden_act']!r}, not 'silu'")
+        rope = values.get("rope_parameters") or {}  # how transformers 5 spells rope_theta and rope_scaling
+        if rope.get("rope_type", "default") != "default" or values.get("rope_scaling"):
+            raise ValueError("scaled rotary positions (rope_scaling, rope_type) are not known")
+        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
-        rope = values.get("rope_parameters") or {}  # how transformers 5 spells rope_theta
-        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
-        values.setdefault("tie_word_embeddings", False)
         return _known(cls, values)
 
 
@@ -113,13 +137,16 @@ class LlavaConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "LlavaConfig":
+        layer, select = values.get("vision_feature_layer", -2), values.get("vision_feature_select_strategy", "default")
+        if not isinstance(layer, int) or select != "default":
+            raise ValueError(f"features of layer {layer} chosen by {select!r}: only one layer and 'default' are known")
         text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **values["text_config"]}
         return cls(
             vision=VisionConfig.from_dict(values["vision_config"]),
             decoder=DecoderConfig.from_dict(text),
             projector={"linear": "linear", "gelu": "mlp"}[values.get("projector_hidden_act", "gelu")],
             image_token_id=values.get("image_token_id", values.get("image_token_index", 32000)),
-            vision_feature_layer=values.get("vision_feature_layer", -2),
+            vision_feature_layer=layer,
         )
 
 

@@ -48,7 +48,7 @@ def generate_ids(
 def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tensor:
     """Gather steps of ids (B,) into (B, N) until every row has met one of ``stop_ids``.
 
-    A row keeps its stop; what comes after it is ``fill``.
+    A row keeps its stop; what comes after it is ``fill``. ``steps`` must not be empty.
     """
     columns: list[Tensor] = []
     stops = torch.tensor(list(stop_ids), dtype=torch.long)

@@ -41,8 +41,7 @@ def to_pixel_values(image: Image.Image, size: int) -> torch.Tensor:
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size != (size, size):
-        scale = size / min(image.size)
-        image = image.resize([max(size, int(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+        image = image.resize([size * side // min(image.size) for side in image.size], Image.Resampling.BICUBIC)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     pixels = np.asarray(image, dtype=np.float32) / 255

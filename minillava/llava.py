@@ -120,6 +120,8 @@ class Llava(nn.Module):
         if stop_ids is None:
             stop_ids = [self.tokenizer.eos_id] if self.tokenizer else []
         fill = self.tokenizer.pad_id if self.tokenizer else 0
+        if max_new_tokens == 0:
+            return input_ids.new_empty(len(input_ids), 0)
         embeddings = self.embed(input_ids, pixel_values)
         steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
         return collect(steps, stop_ids, fill)

@@ -152,7 +152,7 @@ class Tokenizer:
             return cls(ranks, special, files)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a byte-level BPE tokenizer with {', '.join(SPECIAL_TOKENS)} ({error!r})"
             ) from None

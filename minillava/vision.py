@@ -122,7 +122,10 @@ class VisionTower(nn.Module):
         size = self.config.image_size
         if pixel_values.shape[1:] != (self.config.num_channels, size, size):
             raise ValueError(f"pixel_values must be (B, 3, {size}, {size}), not {tuple(pixel_values.shape)}")
-        count = layer if layer >= 0 else len(self.encoder.layers) + 1 + layer
+        depth = len(self.encoder.layers)
+        count = layer if layer >= 0 else depth + 1 + layer
+        if not 0 <= count <= depth:
+            raise ValueError(f"layer {layer} is not there: the tower has {depth} blocks")
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=count)
 
     def forward(self, pixel_values: Tensor, layer: int = -2) -> Tensor:

@@ -1,0 +1,88 @@
+"""What the tests share: a quiet, offline transformers, one small tokenizer, and tiny models with random weights."""
+
+import os
+import random
+
+# Before anything imports transformers: no warnings by the thousand, no look-ups on the hub, no progress bars.
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import torch
+
+from minillava import Llava, Tokenizer
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.conversation import SYSTEM
+from minillava.tokenizer import train_bpe, write_tokenizer
+
+torch.set_num_threads(1)  # the models are so small that threads only cost
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Random weights everywhere. Norms and biases too: at ones and zeros, two that are swapped would go unnoticed."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            elif parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return module.eval()
+
+
+@pytest.fixture(name="randomise")
+def randomise_fixture():
+    return randomise
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    rng = random.Random(0)
+    lines = [
+        f"The {rng.choice(['small', 'big', 'tiny'])} {rng.choice(['red', 'blue', 'green'])} "
+        f"{rng.choice(['fish', 'boat', 'tree'])} is {rng.choice(['at the top', 'near the bottom', 'in the middle'])}."
+        for _ in range(300)
+    ]
+    lines += [f"{SYSTEM}\nHuman: What is it?\nAssistant: It is"] * 100
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, train_bpe("\n".join(lines), 420))
+    return Tokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def tiny_config(tokenizer) -> LlavaConfig:
+    """Nine patches; sizes unlike one another, so that none can stand in for another."""
+    vision = VisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=24,
+        patch_size=8,
+        projection_dim=20,
+    )
+    decoder = DecoderConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    return LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id)
+
+
+@pytest.fixture
+def tiny_model(tiny_config, tokenizer) -> Llava:
+    torch.manual_seed(1)
+    return randomise(Llava(tiny_config, tokenizer))

@@ -1,0 +1,163 @@
+"""The decoder computes what transformers' LlamaForCausalLM computes, whatever the padding and the cache."""
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minillava.config import DecoderConfig
+from minillava.decoder import Decoder, KVCache, RMSNorm, rope_tables, rotate
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "tie_word_embeddings": False,
+}
+CONFIGS = {
+    "MHA": DecoderConfig(**{**SMALL, "num_key_value_heads": 4, "head_dim": 8}),
+    "GQA": DecoderConfig(**SMALL),
+    "MQA": DecoderConfig(**{**SMALL, "num_key_value_heads": 1}),
+    "tied": DecoderConfig(**{**SMALL, "tie_word_embeddings": True}),
+    "rope_theta": DecoderConfig(**SMALL, rope_theta=100.0),
+    "large epsilon": DecoderConfig(**SMALL, rms_norm_eps=0.1),
+}
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def as_llama(decoder: Decoder) -> LlamaForCausalLM:
+    config = decoder.config.to_dict()
+    rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    theirs = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope)).eval()
+    weights = decoder.state_dict()
+    theirs.load_state_dict({k if k.startswith("lm_head.") else f"model.{k}": v for k, v in weights.items()})
+    return theirs
+
+
+@pytest.fixture
+def decoder(randomise) -> Decoder:
+    return randomise(Decoder(CONFIGS["GQA"]))
+
+
+def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
+    with torch.no_grad():
+        return decoder(decoder.embed_tokens(ids), *arguments)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_logits_are_transformers_llama(randomise, config):
+    decoder = randomise(Decoder(config))
+    ids = torch.randint(50, (2, 17))
+    with torch.no_grad():
+        ours, theirs = decoder.lm_head(run(decoder, ids)), as_llama(decoder)(ids).logits
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_logits_are_transformers_llama_behind_left_padding(decoder):
+    ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        ours = decoder.lm_head(run(decoder, ids, mask))
+        theirs = as_llama(decoder)(ids, attention_mask=mask, position_ids=positions).logits
+    torch.testing.assert_close(ours[mask == 1], theirs[mask == 1], **CLOSE)
+
+
+def test_tied_head_is_the_embedding_itself():
+    tied, untied = Decoder(CONFIGS["tied"]), Decoder(CONFIGS["GQA"])
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    assert untied.lm_head.weight is not untied.embed_tokens.weight
+
+
+def test_rms_norm_is_its_formula():
+    norm, x = RMSNorm(6, eps=0.01), torch.randn(2, 3, 6)
+    torch.nn.init.normal_(norm.weight)
+    for row in range(2):
+        for t in range(3):
+            rms = math.sqrt(sum(value.item() ** 2 for value in x[row, t]) / 6 + 0.01)
+            torch.testing.assert_close(norm(x)[row, t], x[row, t] / rms * norm.weight)
+
+
+def test_rope_turns_each_pair_by_its_angle():
+    x, positions, theta = torch.randn(1, 2, 3, 8), torch.tensor([[0, 5, 11]]), 100.0
+    turned = rotate(x, *rope_tables(positions, 8, theta))
+    for head in range(2):
+        for t, position in enumerate((0, 5, 11)):
+            for pair in range(4):
+                angle = position * theta ** (-2 * pair / 8)
+                matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+                expected = matrix @ x[0, head, t, [pair, pair + 4]]
+                torch.testing.assert_close(turned[0, head, t, [pair, pair + 4]], expected, **CLOSE)
+
+
+def test_rope_products_depend_on_the_distance_alone():
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def product(at_q: int, at_k: int) -> float:
+        turned_q = rotate(q, *rope_tables(torch.tensor([[at_q]]), 16, 1e4))
+        turned_k = rotate(k, *rope_tables(torch.tensor([[at_k]]), 16, 1e4))
+        return (turned_q * turned_k).sum().item()
+
+    assert product(9, 4) == pytest.approx(product(109, 104), abs=1e-4)
+    assert abs(product(9, 4) - product(9, 5)) > 1e-2
+
+
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)
+def test_cache_in_any_chunks_gives_what_no_cache_gives(decoder, chunks):
+    ids = torch.randint(50, (2, 12))
+    cache = KVCache(decoder.config, 2, 15, torch.float32, torch.device("cpu"))
+    out = torch.cat([run(decoder, part, None, cache) for part in ids.split(chunks, dim=1)], dim=1)
+    assert cache.length == 12
+    torch.testing.assert_close(out, run(decoder, ids), **CLOSE)
+
+
+@pytest.mark.parametrize("chunks", [[9], [6, 3], [5, 1, 1, 1, 1]], ids=str)
+def test_cache_behind_left_padding_gives_what_no_padding_gives(decoder, chunks):
+    ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    cache = KVCache(decoder.config, 2, 9, torch.float32, torch.device("cpu"))
+    out, end = [], 0
+    for part in ids.split(chunks, dim=1):
+        end += part.shape[1]
+        out.append(run(decoder, part, mask[:, :end], cache))
+    out = torch.cat(out, dim=1)
+    torch.testing.assert_close(out[0, 4:], run(decoder, ids[:1, 4:])[0], **CLOSE)
+    torch.testing.assert_close(out[1], run(decoder, ids[1:])[0], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_left_padding_changes_nothing(decoder, dtype):
+    decoder = decoder.to(dtype)
+    ids = torch.randint(50, (1, 6))
+    padded, mask = torch.cat([torch.full((1, 5), 7), ids], dim=1), torch.tensor([[0] * 5 + [1] * 6])
+    tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0, "atol": 0.2}
+    torch.testing.assert_close(run(decoder, padded, mask)[:, 5:], run(decoder, ids), **tolerance)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_right_padding_does_not_change_what_stands_before_it(decoder, with_mask):
+    ids = torch.randint(50, (1, 6))
+    padded, mask = torch.cat([ids, torch.full((1, 5), 7)], dim=1), torch.tensor([[1] * 6 + [0] * 5])
+    out = run(decoder, padded, mask if with_mask else None)
+    torch.testing.assert_close(out[:, :6], run(decoder, ids), **CLOSE)
+
+
+def test_a_later_token_does_not_change_earlier_outputs(decoder):
+    ids = torch.randint(50, (1, 10))
+    changed = ids.clone()
+    changed[0, 6] = (changed[0, 6] + 1) % 50
+    before, after = run(decoder, ids), run(decoder, changed)
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert (before[:, 6:] != after[:, 6:]).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_row_of_nothing_but_padding_gives_no_nan(decoder, dtype):
+    decoder = decoder.to(dtype)
+    ids, mask = torch.randint(50, (2, 6)), torch.tensor([[0] * 6, [1] * 6])
+    assert run(decoder, ids, mask).isfinite().all()

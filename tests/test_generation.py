@@ -1,0 +1,233 @@
+"""Greedy decoding is transformers' generate, token for token; stops, sampling and the stream do what they say."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
+
+from minillava import Llava, save
+from minillava.conversation import encode_conversation
+from minillava.errors import UserError
+from minillava.generation import collect, generate_ids, sample, stream_text
+from minillava.image import to_pixel_values
+
+PATCHES = 9
+
+
+@pytest.fixture
+def model(tiny_model) -> Llava:
+    """Weights large enough that greedy text does not settle on one token."""
+    with torch.no_grad():
+        for block in tiny_model.language_model.layers:
+            for part in (block.self_attn.o_proj, block.mlp.down_proj):
+                part.weight.mul_(4)
+    return tiny_model
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+
+
+def prompt(model: Llava, question: str) -> torch.Tensor:
+    turn = {"from": "human", "value": f"<image>\n{question}"}
+    return torch.tensor([encode_conversation([turn], model.tokenizer, num_image_tokens=PATCHES)[0]])
+
+
+def left_padded(model: Llava, prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(ids.shape[1] for ids in prompts)
+    rows, masks = [], []
+    for ids in prompts:
+        padding = longest - ids.shape[1]
+        rows.append(torch.cat([torch.full((1, padding), model.tokenizer.pad_id), ids], dim=1))
+        masks.append(torch.cat([torch.zeros(1, padding, dtype=torch.long), torch.ones_like(ids)], dim=1))
+    return torch.cat(rows), torch.cat(masks)
+
+
+def test_greedy_is_transformers_generate(model, tmp_path):
+    save(model, tmp_path / "model")
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    for pixel_values in torch.randn(3, 1, 3, 24, 24):
+        ids = prompt(model, "What is it?")
+        ours = model.generate(ids, pixel_values, max_new_tokens=40, stop_ids=[])
+        expected = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixel_values,
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=model.tokenizer.pad_id,
+        )
+        assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
+        assert len(set(ours[0].tolist())) > 10
+
+
+def test_a_left_padded_batch_is_what_each_row_gives_alone(model):
+    prompts = [prompt(model, question) for question in ("What is it?", "Is the small green fish near the bottom?")]
+    pixel_values = torch.randn(2, 3, 24, 24)
+    ids, mask = left_padded(model, prompts)
+    together = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask)
+    for row in range(2):
+        alone = model.generate(prompts[row], pixel_values[row : row + 1], max_new_tokens=20, stop_ids=[])
+        assert together[row].tolist() == alone[0].tolist()
+
+
+@torch.no_grad()
+def test_greedy_with_cache_is_greedy_without(model):
+    ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
+    expected = ids
+    for _ in range(20):
+        expected = torch.cat([expected, model(expected, pixel_values).logits[:, -1:].argmax(dim=-1)], dim=1)
+    ours = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
+    assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
+
+
+@torch.no_grad()
+def test_each_new_token_costs_one_pass_of_length_one(model):
+    lengths = []
+    model.language_model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    ids = prompt(model, "What is it?")
+    model.generate(ids, torch.randn(1, 3, 24, 24), max_new_tokens=5, stop_ids=[])
+    assert lengths == [ids.shape[1], 1, 1, 1, 1]
+
+
+def test_a_row_keeps_its_stop_and_is_filled_until_the_last_row_stops():
+    steps = iter([torch.tensor(ids) for ids in ([5, 5], [8, 6], [5, 6], [6, 9], [7, 7])])
+    assert collect(steps, stop_ids=[8, 9], fill=0).tolist() == [[5, 8, 0, 0], [5, 6, 6, 9]]
+    assert next(steps).tolist() == [7, 7]  # what comes after the last stop is never computed
+
+
+def test_generate_stops_at_stop_ids_and_fills_with_padding(model):
+    ids = torch.cat([prompt(model, "What is it?")] * 2)
+    pixel_values = torch.randn(2, 3, 24, 24)
+    free = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[]).tolist()
+    stops = [free[0][3], free[1][8]]
+    ends = [next(i for i, token in enumerate(row) if token in stops) + 1 for row in free]
+    assert ends[0] != ends[1]
+    expected = [row[:end] + [model.tokenizer.pad_id] * (max(ends) - end) for row, end in zip(free, ends)]
+    assert model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=stops).tolist() == expected
+
+
+def test_the_end_token_is_the_stop_unless_others_are_given(model, monkeypatch):
+    ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
+    free = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])[0].tolist()
+    monkeypatch.setattr(model.tokenizer, "eos_id", free[6])
+    end = free.index(free[6]) + 1
+    assert model.generate(ids, pixel_values, max_new_tokens=20)[0].tolist() == free[:end]
+
+
+def test_samples_follow_the_softmax():
+    logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]), 20_000
+    for temperature in (0.5, 1.0, 2.0):
+        expected = (logits / temperature).softmax(dim=0) * count
+        drawn = torch.bincount(sample(logits.expand(count, 5), temperature), minlength=5)
+        assert ((drawn - expected) ** 2 / expected).sum() < 23.5  # chi-square, 4 degrees of freedom: 1 in 10,000
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 2.9], [1.0, -1.0, 0.9]])
+    assert all(sample(logits, 0.0).tolist() == [1, 0] for _ in range(20))
+
+
+def test_rows_are_sampled_from_their_own_logits():
+    logits = torch.full((4, 6), -1e9)
+    logits[range(4), [5, 0, 3, 2]] = 0.0
+    assert sample(logits, 1.0).tolist() == [5, 0, 3, 2]
+
+
+def test_sampled_text_is_the_same_for_the_same_seed(model):
+    texts = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        embeddings = model.embed(prompt(model, "What is it?"), torch.ones(1, 3, 24, 24))
+        texts.append([ids.item() for ids in generate_ids(model.language_model, embeddings, None, 15, temperature=1.0)])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def pieces(tokenizer, ids: list[int]) -> list[str]:
+    return [piece for piece in stream_text((torch.tensor([i]) for i in ids), tokenizer, "###") if piece]
+
+
+def test_stream_ends_at_the_stop_token_and_does_not_show_it(tokenizer):
+    ids = tokenizer.encode(" red fish") + tokenizer.encode("###") + tokenizer.encode(" more")
+    assert "".join(pieces(tokenizer, ids)) == " red fish"
+
+
+def test_stream_ends_at_the_end_token(tokenizer):
+    ids = [*tokenizer.encode(" red fish"), tokenizer.eos_id, *tokenizer.encode(" more")]
+    assert "".join(pieces(tokenizer, ids)) == " red fish"
+
+
+def test_stream_holds_back_what_may_be_the_beginning_of_the_stop(tokenizer):
+    assert pieces(tokenizer, list(b"a#b")) == ["a", "#b"]
+    assert pieces(tokenizer, list(b"a##b")) == ["a", "##b"]
+    assert "".join(pieces(tokenizer, list(b"a###b"))) == "a"
+    assert "".join(pieces(tokenizer, list(b"a##"))) == "a##"  # the model ended before it became a stop
+    assert "".join(pieces(tokenizer, [*b"a##", tokenizer.eos_id])) == "a##"
+
+
+def test_stream_takes_no_step_beyond_the_stop(tokenizer):
+    steps = iter([torch.tensor([i]) for i in b"a###bc"])
+    list(stream_text(steps, tokenizer, "###"))
+    assert [ids.item() for ids in steps] == list(b"bc")
+
+
+def test_stream_shows_a_character_of_several_tokens_whole(tokenizer):
+    text = "aé€😀z"
+    assert pieces(tokenizer, list(text.encode())) == list(text)
+    assert "".join(pieces(tokenizer, list("é".encode())[:1])) == "\ufffd"  # cut short
+
+
+@pytest.mark.parametrize("with_picture", [True, False])
+def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
+    tokenizer, question = model.tokenizer, "What is it?"
+    image = picture if with_picture else None
+    turn = {"from": "human", "value": f"<image>\n{question}" if with_picture else question}
+    ids, _ = encode_conversation([turn], tokenizer, num_image_tokens=PATCHES)
+    pixel_values = to_pixel_values(picture, 24)[None] if with_picture else None
+    stops = [tokenizer.eos_id, *tokenizer.encode("###")]
+    out = model.generate(torch.tensor([ids]), pixel_values, max_new_tokens=30, stop_ids=stops)[0].tolist()
+    expected = tokenizer.decode([token for token in out if token not in stops]).strip()
+    streamed = list(model.stream(image, question, max_new_tokens=30))
+    assert len(streamed) > (5 if with_picture else 0) and all(streamed)
+    assert "".join(streamed).strip() == model.chat(image, question, max_new_tokens=30) == expected != ""
+
+
+def test_chat_takes_a_path_as_it_takes_a_picture(model, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    by_path = model.chat(tmp_path / "picture.png", "What is it?", max_new_tokens=10)
+    assert by_path == model.chat(picture, "What is it?", max_new_tokens=10)
+
+
+def test_history_is_what_was_said_before(model, picture):
+    history = [("What is it?", "It is a fish."), ("Is it big?", "It is small.")]
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "It is a fish."},
+        {"from": "human", "value": "Is it big?"},
+        {"from": "gpt", "value": "It is small."},
+        {"from": "human", "value": "Where is it?"},
+    ]
+    ids, _ = encode_conversation(turns, model.tokenizer, num_image_tokens=PATCHES)
+    stops = [model.tokenizer.eos_id, *model.tokenizer.encode("###")]
+    out = model.generate(torch.tensor([ids]), to_pixel_values(picture, 24)[None], max_new_tokens=15, stop_ids=stops)
+    expected = model.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
+    assert model.chat(picture, "Where is it?", history=history, max_new_tokens=15) == expected
+    assert model.chat(picture, "Where is it?", max_new_tokens=15) != expected
+    assert len(history) == 2  # the caller's list is left alone
+
+
+def test_chat_refuses_a_conversation_longer_than_the_model_reads(model):
+    with pytest.raises(UserError, match="256 at most"):
+        model.chat(None, "What is it? " * 100, max_new_tokens=10)
+
+
+def test_chat_refuses_a_question_with_a_picture_mark(model):
+    with pytest.raises(UserError, match="<image>"):
+        model.chat(None, "<image> What is it?")
+
+
+def test_no_new_tokens_are_an_empty_answer(model):
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=0).shape == (1, 0)

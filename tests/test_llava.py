@@ -1,0 +1,163 @@
+"""The three parts joined: logits and loss are transformers' LlavaForConditionalGeneration's, and it learns."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from minillava import Llava, save
+from minillava.conversation import IGNORE, encode_conversation
+from minillava.dataset import pad_rows
+from minillava.llava import answer_loss, splice
+
+PATCHES = 9
+
+
+def opened_by_transformers(model: Llava, folder) -> LlavaForConditionalGeneration:
+    save(model, folder)
+    theirs, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return theirs.eval()
+
+
+def batch(model: Llava) -> dict[str, torch.Tensor]:
+    """A picture at the start, two pictures, and none, each row with labels somewhere; three pictures in all."""
+    image = [model.config.image_token_id] * PATCHES
+    rows = [[*image, *range(40, 60)], [40, *image, 50, 51, *image, 60], list(range(70, 70 + PATCHES + 20))]
+    rows[1] += list(range(80, 80 + len(rows[0]) - len(rows[1])))
+    labels = torch.full((3, len(rows[0])), IGNORE)
+    for row, start, end in ((0, 12, 15), (1, 21, 29), (2, 3, 4), (2, 20, 22)):
+        labels[row, start:end] = torch.tensor(rows[row][start:end])
+    pixel_values = torch.randn(3, 3, 24, 24)
+    return {"input_ids": torch.tensor(rows), "pixel_values": pixel_values, "labels": labels}
+
+
+@pytest.fixture(params=["linear", "mlp"])
+def model(request, tiny_config, tokenizer, randomise) -> Llava:
+    return randomise(Llava(replace(tiny_config, projector=request.param), tokenizer))
+
+
+@pytest.mark.parametrize("layer", [-2, -1, 1])
+@torch.no_grad()
+def test_logits_and_loss_are_transformers_llava(model, tmp_path, layer):
+    model.config.vision_feature_layer = layer
+    theirs = opened_by_transformers(model, tmp_path / "model")
+    inputs = batch(model)
+    ours, expected = model(**inputs), theirs(**inputs)
+    assert ours.logits.shape == (3, 29, model.config.decoder.vocab_size)
+    assert (ours.logits - expected.logits).norm() < 1e-5 * expected.logits.norm()
+    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_logits_behind_left_padding_are_transformers_llava(model, tmp_path):
+    theirs = opened_by_transformers(model, tmp_path / "model")
+    inputs = batch(model)
+    ids = torch.cat([torch.full((3, 4), model.tokenizer.pad_id), inputs["input_ids"]], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, :4] = 0
+    ours = model(ids, inputs["pixel_values"], mask).logits
+    expected = theirs(input_ids=ids, pixel_values=inputs["pixel_values"], attention_mask=mask).logits
+    torch.testing.assert_close(ours[mask == 1], expected[mask == 1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_text_alone_is_transformers_llava(model, tmp_path):
+    theirs = opened_by_transformers(model, tmp_path / "model")
+    ids = torch.randint(100, (2, 11))
+    out = model(ids)
+    assert out.loss is None
+    torch.testing.assert_close(out.logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_splice_puts_visual_tokens_at_the_placeholders_in_order():
+    input_ids = torch.tensor([[1, 9, 9, 2, 9, 9], [9, 9, 3, 4, 5, 6]])
+    embeddings, visual = torch.randn(2, 6, 4), torch.randn(3, 2, 4)
+    queue = [token for picture in visual for token in picture]
+    expected = embeddings.clone()
+    for row in range(2):
+        for t in range(6):
+            if input_ids[row, t] == 9:
+                expected[row, t] = queue.pop(0)
+    assert torch.equal(splice(embeddings, input_ids, 9, visual), expected)
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 3])
+def test_another_number_of_pictures_than_of_placeholders_raises(tiny_model, pictures):
+    ids = torch.tensor([[5] + [tiny_model.config.image_token_id] * 2 * PATCHES + [6]])
+    with pytest.raises(ValueError, match=f"18 image placeholders for {pictures} pictures of 9 tokens"):
+        tiny_model(ids, torch.randn(pictures, 3, 24, 24))
+
+
+@torch.no_grad()
+def test_a_picture_changes_what_comes_after_it_and_nothing_before(tiny_model):
+    image = [tiny_model.config.image_token_id] * PATCHES
+    ids = torch.tensor([[40, 41, *image, 42, 43]])
+    one, other = (tiny_model(ids, torch.randn(1, 3, 24, 24)).logits for _ in range(2))
+    assert torch.equal(one[:, :2], other[:, :2])
+    assert (one[:, 2:] != other[:, 2:]).any(dim=-1).all()
+
+
+@torch.no_grad()
+def test_answer_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
+    inputs = batch(tiny_model)
+    out = tiny_model(**inputs)
+    surprises = []
+    for row in range(3):
+        for t in range(1, inputs["labels"].shape[1]):
+            label = inputs["labels"][row, t].item()
+            if label != IGNORE:
+                logits = out.logits[row, t - 1].tolist()
+                top = max(logits)
+                surprises.append(top + math.log(sum(math.exp(x - top) for x in logits)) - logits[label])
+    assert len(surprises) == 3 + 8 + 1 + 2
+    assert out.loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+
+
+def test_loss_reaches_only_the_positions_before_labelled_tokens(tiny_model):
+    labels = batch(tiny_model)["labels"]
+    labels[0, 0] = 5  # nothing stands before it, so nothing predicts it
+    hidden = torch.randn(*labels.shape, 32, requires_grad=True)
+    answer_loss(tiny_model.language_model, hidden, labels).backward()
+    reached = hidden.grad.abs().sum(dim=-1) > 0
+    assert torch.equal(reached[:, :-1], labels[:, 1:] != IGNORE)
+    assert not reached[:, -1].any()
+
+
+def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
+    """Swapping an unlabelled token that follows every label leaves the loss and its gradient as they are."""
+    inputs = batch(tiny_model)
+    gradients = []
+    for token in (90, 91):
+        inputs["input_ids"][:, -1] = token
+        inputs["labels"][:, -1] = IGNORE
+        tiny_model.zero_grad()
+        tiny_model(**inputs).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in tiny_model.parameters() if p.grad is not None]))
+    assert torch.equal(*gradients)
+
+
+def test_one_batch_is_learned_by_heart_and_told_apart_by_its_pictures(tiny_model):
+    model, tokenizer = tiny_model.train(), tiny_model.tokenizer
+    question = {"from": "human", "value": "<image>\nWhat is it?"}
+    answers = ["The small red fish is at the top.", "It is a blue boat."]
+    rows = [
+        encode_conversation([question, {"from": "gpt", "value": answer}], tokenizer, num_image_tokens=PATCHES)
+        for answer in answers
+    ]
+    pictures = torch.randn(2, 3, 24, 24)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), 5e-3), []
+    for _ in range(80):
+        optimizer.zero_grad()
+        losses.append(model(pixel_values=pictures, **pad_rows(rows, tokenizer)).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[0] > 2 and losses[-1] < 0.02
+
+    ids, _ = encode_conversation([question], tokenizer, num_image_tokens=PATCHES)
+    stop = tokenizer.encode("###")
+    out = model.eval().generate(torch.tensor([ids, ids]), pictures, max_new_tokens=40, stop_ids=stop)
+    for row, answer in zip(out.tolist(), answers):
+        assert tokenizer.decode(row[: row.index(stop[0])]) == f" {answer}"

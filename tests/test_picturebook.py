@@ -1,0 +1,588 @@
+"""The picture-book world tells the truth.
+
+``right_answer`` reads a question and works out its answer from the scene's fields alone; it shares no code with
+``data/picturebook/language.py``. Captions and descriptions are checked in the same way.
+"""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.picturebook import draw, language, write
+from data.picturebook.draw import draw_scene
+from data.picturebook.scene import UNSEEN_PAIRS, Scene, Thing, sample_scene
+from data.picturebook.write import write_world
+
+ROOT = Path(__file__).parents[1]
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
+KINDS = ("house", "tree", "boat", "fish", "sun", "moon", "star", "car", "ball", "flower", "bird", "cloud")
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+PLACES = {
+    (0, 0): "in the top left", (0, 1): "at the top", (0, 2): "in the top right",
+    (1, 0): "on the left", (1, 1): "in the middle", (1, 2): "on the right",
+    (2, 0): "in the bottom left", (2, 1): "at the bottom", (2, 2): "in the bottom right",
+}  # fmt: skip
+SETTINGS = {  # setting -> (where, what it is)
+    "meadow": ("in a meadow", "a meadow"), "sea": ("at sea", "the sea"), "desert": ("in a desert", "a desert"),
+    "snow": ("in the snow", "a field of snow"), "night": ("at night", "a night sky"),
+    "mountains": ("in the mountains", "the mountains"),
+}  # fmt: skip
+JSON_FILES = ("words.json", "captions.json", "instruct.json", "heldout.json", "unseen.json")
+
+
+# ---- the checker --------------------------------------------------------------------------------------------------
+
+
+def a(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def every(scene: Scene, words: str) -> list[Thing]:
+    """The things that a plural names: "things", "red things", "houses", "fish"."""
+    *colour, noun = words.split()
+    kinds = {"things": KINDS} | {kind if kind == "fish" else kind + "s": (kind,) for kind in KINDS}
+    return [t for t in scene.things if t.kind in kinds[noun] and t.colour in (colour or COLOURS)]
+
+
+def only(scene: Scene, words: str) -> Thing:
+    """The thing that "the fish", "the red fish" or "the red thing" names: there must be exactly one."""
+    *colour, noun = words.split()
+    found = [t for t in scene.things if noun in (t.kind, "thing") and t.colour in (colour or COLOURS)]
+    assert len(found) == 1, f"the {words}: {len(found)} such things"
+    return found[0]
+
+
+def middle(thing: Thing) -> tuple[float, float]:
+    x1, y1, x2, y2 = thing.box
+    return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+# Each returns what the answer speaks of and what it says of it: ("the fish", "red").
+
+
+def is_there(scene, article, noun):
+    assert f"{article} {noun}" == a(noun)
+    assert noun.split()[-1] in KINDS and noun.split()[0] in KINDS + COLOURS
+    there = any(noun in (t.kind, f"{t.colour} {t.kind}") for t in scene.things)
+    return "it", f"yes, there is {a(noun)}" if there else f"no, there is no {noun}"
+
+
+def what_is_at(scene, place):
+    found = [t for t in scene.things if PLACES[t.row, t.column] == place]
+    assert len(found) == 1, f"{place}: {len(found)} things"
+    return place, a(f"{found[0].colour} {found[0].kind}")
+
+
+def where_from(scene, first, one, other, second):
+    assert {one, other} in ({"on the left of", "on the right of"}, {"above", "below"})
+    here, there = only(scene, first), only(scene, second)
+    axis = 0 if one.startswith("on") else 1
+    cells = (here.column, there.column) if axis == 0 else (here.row, there.row)
+    assert cells[0] != cells[1] and (cells[0] < cells[1]) == (middle(here)[axis] < middle(there)[axis])
+    side = (("on the left of", "on the right of"), ("above", "below"))[axis][cells[0] > cells[1]]
+    return f"the {first}", f"{side} the {second}"
+
+
+def sailing(scene):
+    sea, boat = scene.setting == "sea", any(t.kind == "boat" for t in scene.things)
+    if sea != boat:
+        return "it", "no, there is the sea but no boat" if sea else "no, there is a boat but no sea"
+    return "it", "yes, there is the sea and a boat" if sea else "no, there is no boat and no sea"
+
+
+def first_met(scene):
+    nearest = min(scene.things, key=lambda t: middle(t)[0])
+    assert sum(t.column == nearest.column for t in scene.things) == 1
+    return "it", a(f"{nearest.colour} {nearest.kind}")
+
+
+def larger(scene, first, second):
+    one, other = only(scene, first), only(scene, second)
+    assert {one.size, other.size} == {"small", "large"}
+    return f"the {first if one.box[2] - one.box[0] > other.box[2] - other.box[0] else second}", "larger"
+
+
+SIDE = "(on the left of|on the right of|above|below)"
+QUESTIONS = {
+    r"(?:Is there|Do you see) (an?) (.+)\?": is_there,
+    r"(?:What|Of what) colour is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).colour),
+    r"What is the (\w+ thing)\?": lambda s, noun: (f"the {noun}", a(only(s, noun).kind)),
+    r"What is ((?:in|at|on) the .+)\?": what_is_at,
+    r"How many (.+) are there\?": lambda s, nouns: ("i", NUMBERS[len(every(s, nouns))]),
+    r"Where is the (.+)\?": lambda s, noun: (f"the {noun}", PLACES[only(s, noun).row, only(s, noun).column]),
+    r"Is the (.+) (?:small or large|large or small)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
+    r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
+    rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
+    r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: (
+        "i", NUMBERS[len(s.things) - len(every(s, nouns))]
+    ),
+    r"Could one sail here, and why\?": sailing,
+    r"Walking from left to right, what does one meet first\?": first_met,
+    r"Which is larger, the (.+) or the (.+)\?": larger,
+}  # fmt: skip
+
+
+def right_answer(scene: Scene, question: str) -> tuple[str, str]:
+    """What the only right answer speaks of, and what it says."""
+    read = [(match, answer) for form, answer in QUESTIONS.items() if (match := re.fullmatch(form, question))]
+    assert len(read) == 1, f"{len(read)} ways to read {question!r}"
+    match, answer = read[0]
+    return answer(scene, *match.groups())
+
+
+def is_true(scene: Scene, question: str, answer: str) -> bool:
+    """Whether ``answer`` says what is right: "The fish is red.", "It is red." or "Red."."""
+    subject, said = right_answer(scene, question)
+    leads = ["", "it is ", f"{subject} is "] if subject != "i" else ["i count ", "i would count "]
+    return answer[0].isupper() and answer[0].lower() + answer[1:] in [f"{lead}{said}." for lead in leads]
+
+
+def gist(kind: str, scene: Scene, question: str) -> str:
+    """The part of the answer that one would have to guess."""
+    subject, said = right_answer(scene, question)
+    if kind == "existence":
+        return said.split(",")[0]
+    if kind == "relation":
+        return said.rsplit(" the ", 1)[0]
+    return f"{subject} {said}" if kind == "reasoning" else said
+
+
+def listed(items: list[str]) -> str:
+    return re.sub(r"(.*), ", r"\1 and ", ", ".join(items))
+
+
+def true_captions(scene: Scene) -> list[str]:
+    where, setting = SETTINGS[scene.setting]
+    pairs = [f"{t.colour} {t.kind}" for t in scene.things]
+    sized = [a(f"{t.size} {pair}") for t, pair in zip(scene.things, pairs)]
+    placed = [f"{text} {PLACES[t.row, t.column]}" for t, text in zip(scene.things, sized)]
+    number = f"{NUMBERS[len(pairs)]} thing{'s' * (len(pairs) > 1)}"
+    return [
+        upper(f"{listed(placed)}, {where}."),
+        upper(f"{where} there is {listed(placed)}."),
+        f"A picture of {setting} with {listed(sized)}.",
+        upper(f"{where}: {listed([a(pair) for pair in pairs])}."),
+        upper(f"{number} {where}: {listed(placed)}."),
+    ]
+
+
+def check_description(scene: Scene, text: str) -> None:
+    first, *rest = re.findall(r"[^.]+\.", text)
+    setting, number, plural = re.fullmatch(r"The picture shows (.+) with (\w+) thing(s?)\.", first).groups()
+    assert setting == SETTINGS[scene.setting][1]
+    assert number == NUMBERS[len(scene.things)] and bool(plural) == (len(scene.things) > 1)
+    form = re.compile(r" (.+ the .+) is (an?) (small|large) (\w+) (\w+)\.")
+    told = [form.fullmatch(sentence).groups() for sentence in rest]
+    assert told == [(upper(PLACES[t.row, t.column]), "a", t.size, t.colour, t.kind) for t in scene.things]
+
+
+def check_turns(scene: Scene, turns: list[dict]) -> None:
+    for asked, told in zip(turns[::2], turns[1::2]):
+        question, answer = asked["value"].removeprefix("<image>\n"), told["value"]
+        if question in language.DETAIL_REQUESTS:
+            check_description(scene, answer)
+        elif question in language.BRIEF_REQUESTS:
+            assert answer in true_captions(scene)
+        else:
+            assert is_true(scene, question, answer), f"{question} {answer} {scene}"
+
+
+# ---- scenes and what is said of them --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    rng = random.Random(1)
+    return [sample_scene(rng) for _ in range(3000)]
+
+
+@pytest.fixture(scope="module")
+def asked(scenes) -> list[tuple[str, Scene, str, str]]:
+    """(type, scene, question, answer) for every type and scene."""
+    rng = random.Random(2)
+    made = [(kind, scene, make(scene, rng)) for scene in scenes for kind, make in language.QUESTIONS.items()]
+    return [(kind, scene, *turn) for kind, scene, turn in made if turn]
+
+
+def test_checker_itself_rejects_false_answers_and_ambiguous_questions():
+    box = (0.01, 0.01, 0.43, 0.43)
+    scene = Scene("sea", (Thing("fish", "red", "large", 0, 0, box), Thing("fish", "blue", "large", 2, 2, box)))
+    assert is_true(scene, "Is there a blue fish?", "Yes, there is a blue fish.")
+    assert not is_true(scene, "Is there a boat?", "Yes, there is a boat.")
+    assert is_true(scene, "What is the red thing?", "It is a fish.")
+    assert is_true(scene, "Where is the blue fish?", "The blue fish is in the bottom right.")
+    assert not is_true(scene, "Where is the blue fish?", "The red fish is in the bottom right.")
+    assert not is_true(scene, "Where is the red fish?", "It is on the left.")
+    for question in ("Where is the fish?", "How big is the boat?", "What is in the middle?", "Is there an fish?"):
+        with pytest.raises(AssertionError):
+            right_answer(scene, question)
+
+
+def test_every_answer_is_true(asked):
+    for _, scene, question, answer in asked:
+        assert is_true(scene, question, answer), f"{question} {answer} {scene}"
+
+
+def test_every_form_of_question_is_asked(asked):
+    forms = {form for _, _, question, _ in asked for form in QUESTIONS if re.fullmatch(form, question)}
+    assert forms == set(QUESTIONS)
+    assert Counter(kind for kind, *_ in asked).keys() == language.QUESTIONS.keys()
+
+
+def test_answers_about_a_chosen_subject_are_true(scenes):
+    rng = random.Random(3)
+    for scene in scenes[:1000]:
+        subject = rng.choice(scene.things)
+        for kind in ("existence", "colour", "kind", "position", "relation", "size"):
+            if turn := language.QUESTIONS[kind](scene, rng, subject):
+                assert is_true(scene, *turn)
+                if kind not in ("existence", "kind"):
+                    assert f"the {subject.kind}" in turn[0] or f"the {subject.colour} {subject.kind}" in turn[0]
+
+
+def test_captions_are_true(scenes):
+    for scene in scenes:
+        assert language.captions(scene) == true_captions(scene)
+
+
+def test_descriptions_are_true(scenes):
+    for scene in scenes:
+        check_description(scene, language.description(scene))
+
+
+def test_conversations_are_true_and_ask_nothing_twice(scenes):
+    rng = random.Random(4)
+    for scene in scenes[:1000]:
+        turns = language.conversation(scene, rng, 10)
+        assert 1 <= len(turns) <= 10 and len(dict(turns)) == len(turns)
+        assert all(is_true(scene, *turn) for turn in turns)
+
+
+def test_existence_is_answered_yes_as_often_as_no(asked):
+    answers = Counter(answer.split(",")[0].strip(".") for kind, _, _, answer in asked if kind == "existence")
+    assert answers.keys() == {"Yes", "No"}
+    assert 0.45 <= answers["Yes"] / answers.total() <= 0.55
+
+
+@pytest.mark.parametrize("kind", language.QUESTIONS)
+def test_no_type_has_one_answer_worth_guessing(asked, kind):
+    answers = Counter(gist(kind, scene, question) for other, scene, question, _ in asked if other == kind)
+    assert answers.total() > 2000
+    assert answers.most_common(1)[0][1] / answers.total() < 0.6
+
+
+def test_boxes_lie_in_the_picture_and_in_their_cells(scenes):
+    for scene in scenes:
+        for thing in scene.things:
+            x1, y1, x2, y2 = thing.box
+            assert 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
+            x, y = middle(thing)
+            assert (int(y * 3), int(x * 3)) == (thing.row, thing.column)
+            assert (thing.size == "large") == (x2 - x1 > 0.35)
+
+
+def test_things_have_their_own_cells_and_pairs_in_reading_order(scenes):
+    for scene in scenes:
+        cells = [(thing.row, thing.column) for thing in scene.things]
+        assert 1 <= len(cells) <= 5 and cells == sorted(set(cells))
+        assert len({(thing.colour, thing.kind) for thing in scene.things}) == len(cells)
+
+
+def test_unseen_pairs_come_as_asked():
+    rng = random.Random(5)
+    for _ in range(300):
+        assert not any(thing.pair in UNSEEN_PAIRS for thing in sample_scene(rng, "never").things)
+        assert any(thing.pair in UNSEEN_PAIRS for thing in sample_scene(rng, "required").things)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+class Steady(random.Random):
+    """No chance at all: shades stay the same when a thing is left out."""
+
+    def uniform(self, a, b):
+        return (a + b) / 2
+
+
+def pixels(setting: str, *things: Thing) -> np.ndarray:
+    return np.asarray(draw_scene(Scene(setting, things), Steady())).astype(int)
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one != other).any(axis=-1)
+
+
+def test_picture_is_64_pixels_square_and_repeatable(scenes):
+    for scene in scenes[:20]:
+        image = draw_scene(scene, random.Random(7))
+        assert image.size == (64, 64) and image.mode == "RGB"
+        assert image.tobytes() == draw_scene(scene, random.Random(7)).tobytes()
+        assert image.tobytes() != draw_scene(scene, random.Random(8)).tobytes()
+
+
+def test_every_thing_is_visible(scenes):
+    """Within its box the picture changes with it, and half of what is drawn of it is not hidden by others."""
+    for scene in scenes[:300]:
+        whole, nothing = pixels(scene.setting, *scene.things), pixels(scene.setting)
+        for thing in scene.things:
+            shown = differ(whole, pixels(scene.setting, *(other for other in scene.things if other != thing)))
+            x1, y1, x2, y2 = (round(64 * side) for side in thing.box)
+            assert shown[y1:y2, x1:x2].sum() > 40
+            alone = pixels(scene.setting, thing)
+            own = differ(nothing, alone)
+            assert ((shown | ~differ(whole, alone)) & own).sum() >= own.sum() / 2, f"{thing} in {scene}"
+
+
+def test_things_are_drawn_inside_their_boxes(scenes):
+    """To within two pixels, for the outlines."""
+    for scene in scenes[:300]:
+        nothing = pixels(scene.setting)
+        for thing in scene.things:
+            rows, columns = np.nonzero(differ(nothing, pixels(scene.setting, thing)))
+            x1, y1, x2, y2 = (64 * side for side in thing.box)
+            assert x1 - 2 <= columns.min() and columns.max() + 1 <= x2 + 2, thing
+            assert y1 - 2 <= rows.min() and rows.max() + 1 <= y2 + 2, thing
+
+
+def test_every_kind_and_colour_looks_different():
+    looks = [
+        pixels("meadow", Thing(kind, colour, "large", 1, 1, (0.29, 0.29, 0.71, 0.71))).tobytes()
+        for kind in KINDS
+        for colour in COLOURS
+    ]
+    assert len(set(looks)) == len(KINDS) * len(COLOURS)
+
+
+def test_pictures_are_anti_aliased(scenes, monkeypatch):
+    def shades(scene):
+        return len(draw_scene(scene, Steady()).getcolors(64 * 64))
+
+    smooth = [shades(scene) for scene in scenes[:30]]
+    monkeypatch.setattr(draw, "OVERSAMPLING", 1)
+    assert all(many > 2 * shades(scene) for many, scene in zip(smooth, scenes))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def contexts_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "contexts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "world"
+    write_world(folder, count=60, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> tuple[Path, dict[str, list[Scene]]]:
+    """A larger world that is written but not drawn, and its scenes by split."""
+    folder, splits = tmp_path_factory.mktemp("told") / "world", {}
+
+    def keep(out: Path, scenes: dict[str, list[Scene]], seed: int) -> None:
+        out.mkdir(parents=True)
+        splits.update(scenes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "_draw_all", keep)
+        write_world(folder, count=3000, seed=0)
+    return folder, splits
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """``write_world`` without pictures and with two scenes a held-out split, for what does not depend on them."""
+    monkeypatch.setattr(write, "_draw_all", lambda out, scenes, seed: out.mkdir(parents=True))
+    monkeypatch.setattr(write, "HELDOUT_PICTURES", 2)
+    monkeypatch.setattr(write, "UNSEEN_PICTURES", 2)
+
+
+def test_world_holds_every_file_and_picture(world):
+    names = {path.name for path in world.iterdir()}
+    assert names == {"images", "contexts.jsonl", "text.txt", *JSON_FILES}
+    assert {path.name: len(list(path.iterdir())) for path in (world / "images").iterdir()} == {
+        "train": 60, "heldout": 520, "unseen": 250,
+    }  # fmt: skip
+    assert (world / "text.txt").read_text().splitlines()
+    for path in (world / "images").rglob("*.png"):
+        with Image.open(path) as image:
+            assert image.size == (64, 64) and image.mode == "RGB"
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_rows_are_llava_json(world, name):
+    rows = read(world / name)
+    assert rows and len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert isinstance(row["type"], str) and all(isinstance(pair, str) for pair in row["things"])
+        assert ("words" in row) if name == "words.json" else (world / row["image"]).is_file()
+        turns = row["conversations"]
+        assert turns and [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert all(turn["value"].strip() == turn["value"] != "" for turn in turns)
+        assert turns[0]["value"].startswith("<image>\n")
+        assert sum(turn["value"].count("<image>") for turn in turns) == 1
+
+
+def test_types_are_the_advertised_ones(told):
+    types = {name: {row["type"] for row in read(told[0] / name)} for name in JSON_FILES}
+    assert types["words.json"] == {"caption", "detail", "conversation"} and types["captions.json"] == {"caption"}
+    assert types["instruct.json"] == {"conversation", "detail", "reasoning"}
+    assert types["heldout.json"] == {*language.QUESTIONS, "detail", "caption"}
+    assert types["unseen.json"] == {"existence", "colour", "kind", "position", "relation", "size"}
+
+
+def test_boxes_on_disk_have_three_decimals_and_their_phrases_are_true(told):
+    folder, splits = told
+    lines = (folder / "contexts.jsonl").read_text().splitlines()
+    assert len(lines) == len(splits["train"])
+    for line, scene in zip(lines, splits["train"]):
+        row = json.loads(line, parse_float=str)
+        assert all(re.fullmatch(r"[01]\.\d{1,3}", side) for item in row["instances"] for side in item["bbox"])
+        assert row["captions"] == true_captions(scene)
+        for item, thing in zip(row["instances"], scene.things, strict=True):
+            assert tuple(map(float, item["bbox"])) == thing.box and item["category"] == thing.kind
+            assert item["phrase"] == f"a {thing.size} {thing.colour} {thing.kind} {PLACES[thing.row, thing.column]}"
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_every_row_on_disk_is_true(told, name):
+    folder, splits = told
+    for row in read(folder / name):
+        split = {"heldout.json": "heldout", "unseen.json": "unseen"}.get(name, "train")
+        scene = splits[split][int(re.search(r"\d{6}", row["id"])[0])]
+        assert row["things"] == [f"{thing.colour} {thing.kind}" for thing in scene.things]
+        if name != "words.json":
+            assert row["image"] == f"images/{split}/{re.search(r'[0-9]{6}', row['id'])[0]}.png"
+        check_turns(scene, row["conversations"])
+
+
+def test_splits_share_no_scene(told):
+    """At this size, single things at random would meet several times if nothing kept them apart."""
+    kept = {
+        split: {(s.setting, *((t.kind, t.colour, t.size, t.row, t.column) for t in s.things)) for s in scenes}
+        for split, scenes in told[1].items()
+    }
+    assert {split: len(scenes) for split, scenes in told[1].items()} == {"train": 3000, "heldout": 520, "unseen": 250}
+    assert len(kept["heldout"]) == 520 and len(kept["unseen"]) == 250
+    for one, other in combinations(kept.values(), 2):
+        assert not one & other
+
+
+def test_splits_share_no_picture(world):
+    bytes_of = {
+        folder.name: {path.read_bytes() for path in folder.iterdir()} for folder in (world / "images").iterdir()
+    }
+    assert all(not one & other for one, other in combinations(bytes_of.values(), 2))
+
+
+def test_instruct_json_shows_and_names_no_unseen_pair(told):
+    rows = read(told[0] / "instruct.json")
+    assert len(rows) > 1000
+    text = json.dumps(rows).lower()
+    assert not [pair for pair in UNSEEN_PAIRS if pair in text]
+
+
+def test_other_files_do_name_unseen_pairs(told):
+    for name in ("captions.json", "words.json", "unseen.json"):
+        text = (told[0] / name).read_text()
+        assert all(pair in text for pair in UNSEEN_PAIRS)
+
+
+def test_every_unseen_row_shows_an_unseen_pair(told):
+    folder, splits = told
+    rows = read(folder / "unseen.json")
+    assert len(rows) > 1000
+    assert all(UNSEEN_PAIRS & set(row["things"]) for row in rows)
+    assert not any(thing.pair in UNSEEN_PAIRS for scene in splits["heldout"] for thing in scene.things)
+
+
+def test_word_pictures_agree_with_the_boxes(told):
+    """A cell tells of a thing whose box covers its middle, a small one where there is one, else of the setting."""
+    folder, splits = told
+    for row, scene in zip(read(folder / "words.json"), splits["train"], strict=True):
+        assert len(row["words"]) == 64
+        for index, text in enumerate(row["words"]):
+            u, v = (index % 8 + 0.5) / 8, (index // 8 + 0.5) / 8
+            covering = [t for t in scene.things if t.box[0] <= u <= t.box[2] and t.box[1] <= v <= t.box[3]]
+            covering = [t for t in covering if t.size == "small"] or covering
+            places = {t: PLACES[t.row, t.column].split(" the ")[1] for t in covering}
+            assert text in ([f"{t.size} {t.colour} {t.kind} {places[t]}" for t in covering] or [scene.setting])
+
+
+def test_same_seed_writes_the_same_bytes(world, tmp_path):
+    write_world(tmp_path / "again", count=60, seed=0)
+    assert contents(tmp_path / "again") == contents(world)
+
+
+def test_another_seed_writes_another_world(tmp_path, undrawn):
+    write_world(tmp_path / "zero", count=5, seed=0)
+    write_world(tmp_path / "one", count=5, seed=1)
+    zero, one = contents(tmp_path / "zero"), contents(tmp_path / "one")
+    assert zero.keys() == one.keys() and all(zero[name] != one[name] for name in zero)
+
+
+def test_files_are_json_whatever_the_scenes(tmp_path, undrawn):
+    """Also where the only training scene shows an unseen pair, so that instruct.json has no row."""
+    shown = set()
+    for seed in range(12):
+        write_world(tmp_path / str(seed), count=1, seed=seed)
+        assert all(isinstance(read(tmp_path / str(seed) / name), list) for name in JSON_FILES), f"seed {seed}"
+        shown |= set(read(tmp_path / str(seed) / "words.json")[0]["things"])
+    assert shown & UNSEEN_PAIRS
+
+
+def test_folder_name_may_end_in_a_slash(tmp_path, undrawn):
+    write_world(f"{tmp_path}/world/", count=2, seed=0)
+    assert (tmp_path / "world" / "instruct.json").is_file()
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "data.picturebook", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_line_writes_a_world(tmp_path):
+    done = run("--out", tmp_path / "world", "--count", 20, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(contexts_of(tmp_path / "world")) == len(list((tmp_path / "world/images/train").iterdir())) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+@pytest.mark.parametrize("below", ["", "world", "deep/world"])
+def test_command_line_names_an_unwritable_path_in_one_line(tmp_path, below):
+    (tmp_path / "file").write_text("not a folder")
+    done = run("--out", tmp_path / "file" / below, "--count", 20)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "file") in line
+
+
+def test_command_line_refuses_a_count_of_zero(tmp_path):
+    done = run("--out", tmp_path / "world", "--count", 0)
+    assert done.returncode == 2 and "--count must be at least 1" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "world").exists()

@@ -1,0 +1,60 @@
+"""The shipped model, on scenes drawn for this test: it answers, it needs the picture to, and it stays within its size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.picturebook.write import write_world
+from minillava.checkpoint import load, load_clip, load_decoder, load_vision
+from minillava.evaluate import PRETRAINED, evaluate
+
+ROOT = PRETRAINED.parent
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory) -> dict:
+    world = tmp_path_factory.mktemp("fresh") / "world"
+    write_world(world, count=1, seed=20240331)
+    for name in ("heldout", "unseen"):
+        rows = json.loads((world / f"{name}.json").read_text())
+        (world / f"few-{name}.json").write_text(json.dumps(rows[:600]))
+    model = load(PRETRAINED)
+    return {name: evaluate(model, world / f"few-{name}.json", world) for name in ("heldout", "unseen")}
+
+
+def test_it_answers_questions_about_fresh_scenes(scores):
+    assert scores["heldout"]["accuracy"] >= 0.87
+    assert min(scores["heldout"]["by_type"].values()) >= 0.7
+
+
+def test_it_puts_colours_and_kinds_together_that_stage_2_never_showed(scores):
+    assert scores["unseen"]["accuracy"] >= 0.77
+
+
+def test_it_needs_the_picture(scores):
+    for split in scores.values():
+        assert split["blind"] <= 0.45 and split["majority"] <= 0.45 and split["shuffled"] <= 0.5
+
+
+def test_it_describes_what_is_there(scores):
+    heldout = scores["heldout"]
+    assert heldout["precision"] >= 0.85 and heldout["recall"] >= 0.85
+    assert heldout["blind_recall"] <= 0.2
+
+
+def test_its_towers_are_the_ones_it_was_made_from():
+    model, vision = load(PRETRAINED), load_vision(ROOT / "vision")
+    for name, tensor in vision.state_dict().items():  # frozen throughout
+        assert torch.equal(model.vision_tower.state_dict()[name], tensor)
+    clip, text_tokenizer = load_clip(ROOT / "vision")
+    decoder, tokenizer = load_decoder(ROOT / "decoder")
+    assert clip.text_model.config.vocab_size == text_tokenizer.vocab_size == tokenizer.vocab_size
+    assert decoder.config == model.config.decoder
+
+
+def test_all_of_it_is_under_12_mib():
+    files = [path for path in Path(ROOT).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+    assert not [path for path in files if path.suffix in (".pt", ".bin", ".pth")]
