@@ -105,6 +105,8 @@ def _checked(conversations: list[dict]) -> list[dict]:
         speaker = ("human", "gpt")[index % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise UserError(f"turn {index} must be {{'from': '{speaker}', 'value': text}}")
+        if turn["value"].count(IMAGE) > 1:
+            raise UserError(f"turn {index} holds {IMAGE} more than once: a conversation is about one picture")
         if index and IMAGE in turn["value"]:
             raise UserError(f"turn {index} holds {IMAGE}, which belongs in the first turn alone")
     return conversations

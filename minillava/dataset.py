@@ -59,7 +59,7 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
 def read_lines(path: str | os.PathLike) -> list[str]:
     """The lines of a text file. Raises UserError where it is missing, no UTF-8, or empty."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     if not lines:
@@ -110,7 +110,7 @@ class ConversationDataset:
         self.sizes = [sum(len(str(turn)) for turn in row["conversations"]) for row in self.rows]
         if text_path is not None:
             lines = read_lines(text_path)
-            self.rows += [{"text": line} for line in lines]
+            self.rows += [{"plain": line} for line in lines]
             self.sizes += map(len, lines)
 
     def __len__(self) -> int:
@@ -122,8 +122,8 @@ class ConversationDataset:
         Raises UserError, naming file and row, where the row is malformed.
         """
         row = self.rows[index]
-        if "text" in row:
-            ids = [*self.tokenizer.encode(row["text"], special=False), self.tokenizer.eos_id]
+        if "plain" in row:
+            ids = [*self.tokenizer.encode(row["plain"], special=False), self.tokenizer.eos_id]
             return ids, ids
         first = image_goes_first(self.seed, epoch, index) if self.image_first is None else self.image_first
         template = "brief" if row.get("type") == "caption" else self.template
@@ -133,6 +133,8 @@ class ConversationDataset:
             )
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
+        if len(row.get("words", ())) not in (0, self.num_image_tokens):
+            raise UserError(f"{self.path}: row {index}: 'words' must be {self.num_image_tokens} texts")
         pictures = ("image" in row) + ("words" in row)
         if ids.count(self.tokenizer.image_id) != pictures * self.num_image_tokens:
             raise UserError(f"{self.path}: row {index}: {pictures} pictures and as many {IMAGE} marks are wanted")
@@ -183,16 +185,7 @@ class RegionDataset:
         self.rows = []
         for index, line in enumerate(read_lines(path)):
             try:
-                row = json.loads(line)
-                boxes = [instance["bbox"] for instance in row["instances"]]
-                self.rows.append(
-                    {
-                        "image": row["image"],
-                        "captions": row["captions"],
-                        "phrases": [instance["phrase"] for instance in row["instances"]],
-                        "patches": patches_of_boxes(boxes, self.grid),
-                    }
-                )
+                self.rows.append(self._parsed(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {index + 1}: no picture with captions and boxes ({error!r})") from None
         self.sizes = None
@@ -226,15 +219,28 @@ class RegionDataset:
         return {
             "pixel_values": torch.stack(pictures),
             "captions": self._texts(captions),
-            "caption_match": torch.tensor(caption_match),
-            "region_owner": torch.tensor(owner),
-            "region_patch": torch.tensor(patch),
+            "caption_match": torch.tensor(caption_match, dtype=torch.long),
+            "region_owner": torch.tensor(owner, dtype=torch.long),
+            "region_patch": torch.tensor(patch, dtype=torch.long),
             "phrases": self._texts(phrases),
-            "phrase_match": torch.tensor(phrase_match),
+            "phrase_match": torch.tensor(phrase_match, dtype=torch.long),
         }
+
+    def _parsed(self, row: dict) -> dict:
+        """What training reads of a line. Raises ValueError, KeyError or TypeError where it is not there."""
+        phrases = [instance["phrase"] for instance in row["instances"]]
+        if not row["captions"] or not isinstance(row["captions"], list):
+            raise ValueError("no list of captions")
+        if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
+            raise TypeError("image, captions and phrases must be texts")
+        boxes = [instance["bbox"] for instance in row["instances"]]
+        patches = patches_of_boxes(boxes, self.grid)
+        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "patches": patches}
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
         end = self.tokenizer.eos_id
+        if not texts:
+            return torch.empty(0, 1, dtype=torch.long)
         return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
 
 

@@ -24,13 +24,18 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{path}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:  # what shines through is white, as on a page
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from None
+    except Exception as error:  # Pillow's decoders fail in many ways on bytes that are no picture
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable picture ({reason})") from None
 
 
 def to_pixel_values(image: Image.Image, size: int) -> torch.Tensor:
@@ -51,6 +56,10 @@ def to_pixel_values(image: Image.Image, size: int) -> torch.Tensor:
 def safe_join(folder: str | os.PathLike, name: str) -> Path:
     """``folder/name``, refused where ``name`` leads out of the folder."""
     path = Path(folder, name)
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
+    try:
+        inside = path.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
+        raise UserError(f"image path {name!r} is no path") from None
+    if not inside:
         raise UserError(f"image path {name!r} leads out of {folder}")
     return path

@@ -42,8 +42,10 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     Sennrich et al. 2016: count all adjacent pairs within words, join the commonest, count again. Ties go to the pair
     that comes first in byte order, so the same text always gives the same merges. Stops early when no pair occurs
-    twice.
+    twice. The names of SPECIAL_TOKENS in the text are passed over: they are tokens already.
     """
+    for token in SPECIAL_TOKENS:
+        text = text.replace(token, "\n")
     words = [
         ([bytes([byte]) for byte in word.encode()], count)
         for word, count in Counter(regex.findall(SPLIT, text)).items()
@@ -143,15 +145,19 @@ class Tokenizer:
             ranks = {
                 bytes(CHARACTER_TO_BYTE[character] for character in token): index
                 for token, index in vocab.items()
-                if token not in special
+                if index not in special.values()
             }
             files = {path.name: text}
             config = path.with_name("tokenizer_config.json")
             if config.exists():
                 files[config.name] = config.read_text(encoding="utf-8")
+            if missing := [token for token in SPECIAL_TOKENS if token not in special]:
+                raise UserError(f"{path}: no special token {', '.join(missing)}")
             return cls(ranks, special, files)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a byte-level BPE tokenizer with {', '.join(SPECIAL_TOKENS)} ({error!r})"

@@ -28,7 +28,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", (side, side))
     pen = ImageDraw.Draw(image)
     _draw_background(pen, scene.setting, side, rng)
-    for thing in sorted(scene.things, key=lambda thing: thing.size):  # "large" before "small": none is hidden
+    for thing in sorted(scene.things, key=lambda thing: -thing.area):  # the smaller lie on top: none is hidden
         _draw_thing(pen, thing, side, rng)
     return image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX)
 
@@ -167,10 +167,10 @@ def _ball(brush, colour):
 
 def _flower(brush, colour):
     brush.line((60, 120, 50), (0.5, 0.5), (0.5, 1), width=8)
-    for u, v in _ring(5, 0.24):
-        v -= 0.16
+    for u, v in _ring(5, 0.23):
+        v -= 0.1
         brush.ellipse(colour, u - 0.17, v - 0.17, u + 0.17, v + 0.17)
-    brush.ellipse(INK, 0.38, 0.22, 0.62, 0.46, outline=None)
+    brush.ellipse(INK, 0.38, 0.28, 0.62, 0.52, outline=None)
 
 
 def _bird(brush, colour):

@@ -177,7 +177,9 @@ def relation(scene, rng, subject=None):
 
 
 def setting(scene, rng, subject=None):
-    return rng.choice(("What is the setting?", "Where was this picture made?")), f"It is {SETTING_NAMES[scene.setting]}."
+    return rng.choice(
+        ("What is the setting?", "Where was this picture made?")
+    ), f"It is {SETTING_NAMES[scene.setting]}."
 
 
 def reasoning(scene, rng, subject=None):
@@ -256,6 +258,6 @@ def words_by_patch(scene: Scene, grid: int) -> list[str]:
         for column in range(grid):
             u, v = (column + 0.5) / grid, (row + 0.5) / grid
             covering = [t for t in scene.things if t.box[0] <= u <= t.box[2] and t.box[1] <= v <= t.box[3]]
-            thing = max(covering, key=lambda t: t.size, default=None)  # "small" lies on top of "large"
+            thing = min(covering, key=lambda t: t.area, default=None)  # the one that lies on top
             cells.append(f"{thing.size} {thing.pair} {thing.place}" if thing else scene.setting)
     return cells

@@ -45,6 +45,12 @@ class Thing:
     box: tuple[float, float, float, float]
 
     @property
+    def area(self) -> float:
+        """Of the box. Where two things overlap, the one of smaller area lies on top."""
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1)
+
+    @property
     def pair(self) -> str:
         return f"{self.colour} {self.kind}"
 

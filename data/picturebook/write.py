@@ -39,7 +39,8 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     The folder appears when it is complete: an interrupted run leaves ``out``.new, which the next one overwrites.
     Raises FileExistsError where ``out`` is there already.
     """
-    final, out = Path(out), Path(f"{out}.new")
+    final = Path(out)
+    out = final.with_name(f"{final.name}.new")
     if final.exists():
         raise FileExistsError(errno.EEXIST, "is there already", str(final))
     shutil.rmtree(out, ignore_errors=True)
@@ -108,8 +109,9 @@ def _draw_one(job: tuple[Path, Scene, str]) -> None:
 def _write_rows(path: Path, rows: Iterator[dict]) -> None:
     """A JSON list with one row a line."""
     with open(path, "w", encoding="utf-8") as file:
+        file.write("[")
         for index, row in enumerate(rows):
-            file.write(("[\n" if index == 0 else ",\n") + json.dumps(row))
+            file.write(("\n" if index == 0 else ",\n") + json.dumps(row))
         file.write("\n]\n")
 
 
