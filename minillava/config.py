@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field, fields
 
-
 # What a config.json means by leaving a size out: transformers' defaults.
 CLIP_DEFAULTS = {
     "hidden_size": 768,

@@ -186,8 +186,8 @@ def test_first_turns_alone_end_where_the_answer_begins(dataset, tokenizer):
 
 def test_extra_keys_pass_through(dataset, tokenizer):
     """DESIGN: "Extra keys (such as "type") pass through"; none may change what is learnt."""
-    plain, extra = dataset([pictured("red")]).encode(0, 0), {"text": "red.", "label": 3, "captions": [], "url": None}
-    for key, value in extra.items():
+    plain = dataset([pictured("red")]).encode(0, 0)
+    for key, value in {"text": "red.", "plain": "red.", "label": 3, "captions": [], "url": None}.items():
         data = dataset([pictured("red", **{key: value})])
         assert data.rows[0][key] == value
         assert data.encode(0, 0) == plain, key
@@ -221,6 +221,8 @@ SECOND_ROW_WRONG = {
     "a mark in a later turn": unlike(conversations=pictured("red")["conversations"] + said("And <image>?", "Yes.")),
     "no answer": unlike(conversations=pictured("red")["conversations"][:1]),
     "too few words": {**TOLD, "words": TOLD["words"][:-1]},
+    "no words": {**TOLD, "words": []},
+    "words that are null": {**TOLD, "words": None},
 }
 
 
@@ -392,6 +394,15 @@ def test_faulty_line_is_named_with_its_file(regions, tmp_path, fault):
         regions(f"{json.dumps(CONTEXTS[0])}\n{SECOND_LINE_WRONG[fault]}\n").batch([0, 1], epoch=0)
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'contexts.jsonl'}: line 2: ") and "\n" not in message
+
+
+def test_empty_lines_are_passed_over_but_counted(regions, tmp_path):
+    whole = json.dumps(CONTEXTS[0])
+    assert len(regions(f"{whole}\n\n{whole}\n\n")) == 2
+    with pytest.raises(UserError, match=r"contexts\.jsonl: line 4: "):
+        regions(f"{whole}\n\n{whole}\n[]\n")
+    with pytest.raises(UserError, match=r"contexts\.jsonl: line 3: "):
+        regions(f"{whole}\n\n{json.dumps(context('purple', {}))}\n").batch([1], epoch=0)
 
 
 def test_patches_of_boxes_tell_what_word_pictures_tell():

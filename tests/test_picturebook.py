@@ -561,6 +561,15 @@ def test_folder_name_may_end_in_a_slash(tmp_path, undrawn):
     assert (tmp_path / "world" / "instruct.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["there", "there/", ".", ".."])
+def test_folder_that_is_there_already_is_left_alone(tmp_path, undrawn, monkeypatch, name):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError):
+        write_world(name, count=2, seed=0)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
 def run(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "data.picturebook", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
