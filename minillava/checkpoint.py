@@ -77,8 +77,11 @@ def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
     """Read both CLIP towers and the tokenizer of the text tower."""
     folder = Path(folder)
     config = read_config(folder)
-    vision = _parse(lambda c: VisionConfig.from_dict(c["vision_config"]), config, folder)
-    clip = Clip(vision, _parse(lambda c: TextConfig.from_dict(c["text_config"]), config, folder))
+    clip = _parse(
+        lambda c: Clip(VisionConfig.from_dict(c["vision_config"]), TextConfig.from_dict(c["text_config"])),
+        config,
+        folder,
+    )
     _fill(clip, read_tensors(folder), folder)
     return clip, Tokenizer.from_pretrained(folder)
 

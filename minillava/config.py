@@ -20,6 +20,7 @@ LLAMA_DEFAULTS = {
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
 }
 
 
@@ -97,7 +98,7 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DecoderConfig":
-        values = {**LLAMA_DEFAULTS, **values}
+        values = {**LLAMA_DEFAULTS, **{name: value for name, value in values.items() if value is not None}}
         if values.get("hidden_act", "silu") != "silu":
             raise ValueError(f"the decoder's hidden_act is {values['hidden_act']!r}, not 'silu'")
         rope = values.get("rope_parameters") or {}  # how transformers 5 spells rope_theta and rope_scaling

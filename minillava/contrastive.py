@@ -75,8 +75,8 @@ class Clip(nn.Module):
 def contrastive_loss(image: Tensor, text: Tensor, match: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE between n pictures (n, d) and m distinct texts (m, d), all unit vectors.
 
-    match (n,) int64: the text of each picture. Several pictures may share a text, so from the text's side the target
-    is spread evenly over its pictures; where all texts differ this is CLIP's loss exactly.
+    match (n,) int64: the text of each picture; every text has one. Several pictures may share a text, so from the
+    text's side the target is spread evenly over its pictures; where all texts differ this is CLIP's loss exactly.
     """
     logits = scale.exp() * image @ text.T  # (n, m)
     to_text = F.cross_entropy(logits, match)

@@ -1,4 +1,4 @@
-"""The shipped model, on scenes drawn for this test: it answers, it needs the picture to, and it stays within its size."""
+"""The shipped model on scenes drawn for this test: it answers, it needs the picture, and it keeps within its size."""
 
 import json
 from pathlib import Path
