@@ -19,6 +19,8 @@ from minillava.errors import UserError
 from minillava.image import open_image, safe_join, to_pixel_values
 from minillava.tokenizer import IMAGE, Tokenizer
 
+PLAIN = None  # the key of a row that is a line of plain text: no key of JSON, where keys are texts
+
 
 def batch_order(length: int, batch_size: int, seed: int, epoch: int, sizes: list[int] | None = None) -> list[list[int]]:
     """The batches of one epoch: every row once, shuffled; a last short batch is kept.
@@ -56,10 +58,13 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def read_lines(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file. Raises UserError where it is missing, no UTF-8, or empty."""
+def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, each with its number from 1.
+
+    Raises UserError where the file is missing, no UTF-8, or empty.
+    """
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     if not lines:
@@ -109,8 +114,8 @@ class ConversationDataset:
         self.rows = read_rows(path)
         self.sizes = [sum(len(str(turn)) for turn in row["conversations"]) for row in self.rows]
         if text_path is not None:
-            lines = read_lines(text_path)
-            self.rows += [{"plain": line} for line in lines]
+            lines = [line for _, line in read_lines(text_path)]
+            self.rows += [{PLAIN: line} for line in lines]
             self.sizes += map(len, lines)
 
     def __len__(self) -> int:
@@ -122,8 +127,8 @@ class ConversationDataset:
         Raises UserError, naming file and row, where the row is malformed.
         """
         row = self.rows[index]
-        if "plain" in row:
-            ids = [*self.tokenizer.encode(row["plain"], special=False), self.tokenizer.eos_id]
+        if PLAIN in row:
+            ids = [*self.tokenizer.encode(row[PLAIN], special=False), self.tokenizer.eos_id]
             return ids, ids
         first = image_goes_first(self.seed, epoch, index) if self.image_first is None else self.image_first
         template = "brief" if row.get("type") == "caption" else self.template
@@ -133,7 +138,8 @@ class ConversationDataset:
             )
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
-        if len(row.get("words", ())) not in (0, self.num_image_tokens):
+        words = row.get("words", [""] * self.num_image_tokens)
+        if not isinstance(words, list) or len(words) != self.num_image_tokens:
             raise UserError(f"{self.path}: row {index}: 'words' must be {self.num_image_tokens} texts")
         pictures = ("image" in row) + ("words" in row)
         if ids.count(self.tokenizer.image_id) != pictures * self.num_image_tokens:
@@ -183,11 +189,11 @@ class RegionDataset:
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
         self.image_size, self.grid, self.seed = image_size, image_size // patch_size, seed
         self.rows = []
-        for index, line in enumerate(read_lines(path)):
+        for number, line in read_lines(path):
             try:
-                self.rows.append(self._parsed(json.loads(line)))
+                self.rows.append({"line": number, **self._parsed(json.loads(line))})
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {index + 1}: no picture with captions and boxes ({error!r})") from None
+                raise UserError(f"{path}: line {number}: no picture with captions and boxes ({error!r})") from None
         self.sizes = None
 
     def __len__(self) -> int:
@@ -215,7 +221,7 @@ class RegionDataset:
                     to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
                 )
             except UserError as error:
-                raise UserError(f"{self.path}: line {index + 1}: {error}") from None
+                raise UserError(f"{self.path}: line {row['line']}: {error}") from None
         return {
             "pixel_values": torch.stack(pictures),
             "captions": self._texts(captions),

@@ -40,9 +40,9 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     Raises FileExistsError where ``out`` is there already.
     """
     final = Path(out)
-    out = final.with_name(f"{final.name}.new")
     if final.exists():
         raise FileExistsError(errno.EEXIST, "is there already", str(final))
+    out = final.with_name(f"{final.name}.new")
     shutil.rmtree(out, ignore_errors=True)
     taken: set = set()
     rng = random.Random(f"{seed} scenes")
