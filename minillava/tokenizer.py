@@ -142,10 +142,11 @@ class Tokenizer:
             stored = json.loads(text)
             vocab = stored["model"]["vocab"]
             special = {token["content"]: token["id"] for token in stored["added_tokens"]}
+            special_ids = set(special.values())
             ranks = {
                 bytes(CHARACTER_TO_BYTE[character] for character in token): index
                 for token, index in vocab.items()
-                if index not in special.values()
+                if index not in special_ids
             }
             files = {path.name: text}
             config = path.with_name("tokenizer_config.json")

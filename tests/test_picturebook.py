@@ -348,6 +348,16 @@ def test_every_thing_is_visible(scenes):
             assert ((shown | ~differ(whole, alone)) & own).sum() >= own.sum() / 2, f"{thing} in {scene}"
 
 
+def test_smallest_thing_lies_on_top(scenes):
+    """Of the thing with the smallest box next to nothing is hidden: where things overlap, boxes say who is seen."""
+    for scene in scenes[:300]:
+        *others, smallest = sorted(scene.things, key=lambda t: (t.box[0] - t.box[2]) * (t.box[3] - t.box[1]))
+        whole, alone = pixels(scene.setting, *scene.things), pixels(scene.setting, smallest)
+        own = differ(pixels(scene.setting), alone)
+        seen = differ(whole, pixels(scene.setting, *others)) | ~differ(whole, alone)
+        assert (seen & own).sum() >= 0.9 * own.sum(), f"{smallest} in {scene}"  # some ink lies on ink
+
+
 def test_things_are_drawn_inside_their_boxes(scenes):
     """To within two pixels, for the outlines."""
     for scene in scenes[:300]:
