@@ -51,7 +51,10 @@ def load(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | No
     if model.config.projector == "linear":
         _fold_projector(tensors, folder)
     _fill(model, tensors, folder)
-    return model.to(device, dtype or torch.float32).eval()
+    try:
+        return model.to(device, dtype or torch.float32).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
 def load_vision(folder: str | os.PathLike) -> VisionTower:

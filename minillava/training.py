@@ -50,7 +50,7 @@ TOY = {
     "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=7.5, optimizer="muon", minutes=11),
     "decoder": Recipe(learning_rate=8e-3, batch_size=16, epochs=2.3, optimizer="muon", minutes=16),
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.57, optimizer="muon", minutes=9),
+    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.57, optimizer="muon", minutes=12),
 }
 # The paper's, section 4.2 and appendix: Adam without weight decay, cosine, 3 % warm-up.
 PAPER = {

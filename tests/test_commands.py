@@ -182,3 +182,4 @@ def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path):
 
 def test_a_device_that_is_not_there_is_one_line():
     fails_with("--device", "train.py", "--stage", "1", "--device", "cuda:99")
+    fails_with("--device", "chat.py", "--prompt", "Hi", "--device", "nowhere")
