@@ -65,7 +65,7 @@ def main() -> None:
     if a.prompt is not None:
         say(model, image, a.prompt, [], a)
         return
-    print('Ask about the picture ("What is at the top?", "Describe the image concisely."). An empty line ends.')
+    print('Ask about the picture ("What is in the centre?", "Describe the image concisely."). An empty line ends.')
     history: list[tuple[str, str]] = []
     while True:
         try:

@@ -137,7 +137,9 @@ def train_vision(run: Run, wanted: bool) -> None:
     run.train("vision", contrastive_task(clip, dataset, tokenizer), wanted)
 
 
-def train_decoder(run: Run, wanted: bool) -> None:
+def train_notes(run: Run, wanted: bool) -> None:
+    """The decoder's first lesson: to look things up. Index cards need one look at the picture for each word, where an
+    answer such as "The fish is red." needs a look and then a thought; learned first, looking makes the rest quick."""
     run.draw_world()
     tokenizer = run.tokenizer()
     torch.manual_seed(run.arguments.seed)
@@ -145,8 +147,17 @@ def train_decoder(run: Run, wanted: bool) -> None:
         DecoderConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     )
     initialise(decoder)
+    dataset = run.conversations(tokenizer, VisionConfig(), run.world / "notes.json")
+    run.train("notes", next_token_task("notes", decoder, dataset, tokenizer), wanted)
+
+
+def train_decoder(run: Run, wanted: bool) -> None:
+    if run.lacks("notes"):
+        train_notes(run, wanted=False)
+    run.draw_world()
+    decoder, tokenizer = load_decoder(run.out / "notes")
     dataset = run.conversations(tokenizer, VisionConfig(), run.world / "words.json", text_path=run.world / "text.txt")
-    run.train("decoder", next_token_task(decoder, dataset, tokenizer), wanted)
+    run.train("decoder", next_token_task("decoder", decoder, dataset, tokenizer), wanted)
 
 
 def stage_0(run: Run, wanted: bool) -> None:
@@ -208,7 +219,7 @@ def main() -> None:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
     run = Run(arguments)
-    for name in ("vision", "decoder", "stage1", "stage2"):
+    for name in ("vision", "notes", "decoder", "stage1", "stage2"):
         recover_folder(run.out / name)
     if arguments.stage == 0:
         stage_0(run, wanted=True)

@@ -22,21 +22,12 @@ from minillava.tokenizer import IMAGE, Tokenizer
 PLAIN = None  # the key of a row that is a line of plain text: no key of JSON, where keys are texts
 
 
-def batch_order(length: int, batch_size: int, seed: int, epoch: int, sizes: list[int] | None = None) -> list[list[int]]:
-    """The batches of one epoch: every row once, shuffled; a last short batch is kept.
-
-    With ``sizes``, rows of like size share a batch (sorted within windows of 64 batches), which saves padding.
-    """
+def batch_order(length: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch: every row once, shuffled; a last short batch is kept."""
     rng = random.Random(f"{seed} {epoch}")
     order = list(range(length))
     rng.shuffle(order)
-    if sizes is not None:
-        window = 64 * batch_size
-        order = [i for s in range(0, length, window) for i in sorted(order[s : s + window], key=sizes.__getitem__)]
-    batches = [order[start : start + batch_size] for start in range(0, length, batch_size)]
-    if sizes is not None:
-        rng.shuffle(batches)
-    return batches
+    return [order[start : start + batch_size] for start in range(0, length, batch_size)]
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
@@ -112,11 +103,8 @@ class ConversationDataset:
         self.image_size, self.num_image_tokens = image_size, num_image_tokens
         self.template, self.seed, self.image_first = template, seed, image_first
         self.rows = read_rows(path)
-        self.sizes = [sum(len(str(turn)) for turn in row["conversations"]) for row in self.rows]
         if text_path is not None:
-            lines = [line for _, line in read_lines(text_path)]
-            self.rows += [{PLAIN: line} for line in lines]
-            self.sizes += map(len, lines)
+            self.rows += [{PLAIN: line} for _, line in read_lines(text_path)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -194,7 +182,6 @@ class RegionDataset:
                 self.rows.append({"line": number, **self._parsed(json.loads(line))})
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number}: no picture with captions and boxes ({error!r})") from None
-        self.sizes = None
 
     def __len__(self) -> int:
         return len(self.rows)

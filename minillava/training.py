@@ -47,10 +47,11 @@ class Recipe:
 
 # From zero on two CPU cores. Muon learns shapes in far fewer steps than AdamW does.
 TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=7.5, optimizer="muon", minutes=11),
-    "decoder": Recipe(learning_rate=8e-3, batch_size=16, epochs=2.3, optimizer="muon", minutes=16),
+    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=5, optimizer="muon", minutes=6),
+    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=1, optimizer="muon", minutes=3),
+    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", minutes=9),
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.57, optimizer="muon", minutes=12),
+    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=9),
 }
 # The paper's, section 4.2 and appendix: Adam without weight decay, cosine, 3 % warm-up.
 PAPER = {
@@ -66,7 +67,7 @@ class Task:
 
     name: str
     model: nn.Module
-    dataset: object  # has sizes, batch(indices, epoch) and a length
+    dataset: object  # has batch(indices, epoch) and a length
     loss: Callable[[dict[str, Tensor]], Tensor]
     write: Callable[[Path], None]
 
@@ -78,7 +79,7 @@ def contrastive_task(clip: Clip, dataset, tokenizer: Tokenizer) -> Task:
     )
 
 
-def next_token_task(decoder: Decoder, dataset, tokenizer: Tokenizer) -> Task:
+def next_token_task(name: str, decoder: Decoder, dataset, tokenizer: Tokenizer) -> Task:
     """Train the decoder alone, on text and on pictures told in words."""
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
@@ -88,7 +89,7 @@ def next_token_task(decoder: Decoder, dataset, tokenizer: Tokenizer) -> Task:
             embeddings = splice(embeddings, batch["input_ids"], tokenizer.image_id, told)
         return answer_loss(decoder, decoder(embeddings), batch["labels"])
 
-    return Task("decoder", decoder, dataset, loss, lambda folder: write_decoder(decoder, tokenizer, folder))
+    return Task(name, decoder, dataset, loss, lambda folder: write_decoder(decoder, tokenizer, folder))
 
 
 def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def train(
         while step < total:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                batches = batch_order(len(dataset), recipe.batch_size, seed, epoch, dataset.sizes)
+                batches = batch_order(len(dataset), recipe.batch_size, seed, epoch)
             rate = schedule(step, total, recipe)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:

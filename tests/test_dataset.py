@@ -22,35 +22,19 @@ SIZE = 16  # pixels a side; the regions' patches have 4
 # ---- the order of batches -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sized", [False, True])
 @pytest.mark.parametrize("length, batch_size", [(1, 4), (7, 1), (12, 4), (103, 8), (1000, 7)])
-def test_an_epoch_shows_every_row_once(length, batch_size, sized):
-    sizes = [random.Random(i).randint(1, 99) for i in range(length)] if sized else None
-    batches = batch_order(length, batch_size, seed=3, epoch=2, sizes=sizes)
+def test_an_epoch_shows_every_row_once(length, batch_size):
+    batches = batch_order(length, batch_size, seed=3, epoch=2)
     assert sorted(index for batch in batches for index in batch) == list(range(length))
     full, rest = divmod(length, batch_size)
     assert sorted(map(len, batches)) == [rest] * (rest > 0) + [batch_size] * full
 
 
-@pytest.mark.parametrize("sizes", [None, [i * 7919 % 101 for i in range(200)]])
-def test_order_depends_on_seed_and_epoch_alone(sizes):
-    orders = {(seed, epoch): batch_order(200, 8, seed, epoch, sizes) for seed in range(3) for epoch in range(3)}
-    assert all(order == batch_order(200, 8, *key, sizes) for key, order in orders.items())
+def test_order_depends_on_seed_and_epoch_alone():
+    orders = {(seed, epoch): batch_order(200, 8, seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert all(order == batch_order(200, 8, *key) for key, order in orders.items())
     assert len({str(order) for order in orders.values()}) == 9
     assert all([i for batch in order for i in batch] != list(range(200)) for order in orders.values())
-
-
-def test_sorting_by_size_saves_padding_and_keeps_the_batches_mixed():
-    rng = random.Random(0)
-    sizes = [rng.randint(5, 200) for _ in range(1000)]
-
-    def padding(batches):
-        return sum(max(sizes[i] for i in batch) * len(batch) for batch in batches) - sum(sizes)
-
-    plain, sorted_ = batch_order(1000, 8, 0, 0), batch_order(1000, 8, 0, 0, sizes)
-    assert padding(sorted_) < padding(plain) / 10
-    longest = [max(sizes[i] for i in batch) for batch in sorted_]
-    assert longest not in (sorted(longest), sorted(longest, reverse=True))
 
 
 # ---- conversations --------------------------------------------------------------------------------------------------
@@ -148,7 +132,7 @@ def test_pictures_told_in_words_become_word_ids(dataset, tokenizer):
 def test_lines_of_text_become_rows_where_every_token_bears_loss(dataset, tmp_path, tokenizer):
     (tmp_path / "text.txt").write_text("It is red.\nA ### in <image> is text.\n")
     data = dataset([pictured("red")], text_path=tmp_path / "text.txt")
-    assert len(data) == len(data.sizes) == 3
+    assert len(data) == 3
     batch = data.batch([1, 2], epoch=0)
     assert batch.keys() == {"input_ids", "labels"}
     for ids, labels, text in zip(*batch.values(), ("It is red.", "A ### in <image> is text.")):

@@ -27,16 +27,17 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 KINDS = ("house", "tree", "boat", "fish", "sun", "moon", "star", "car", "ball", "flower", "bird", "cloud")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 PLACES = {
-    (0, 0): "in the top left", (0, 1): "at the top", (0, 2): "in the top right",
-    (1, 0): "on the left", (1, 1): "in the middle", (1, 2): "on the right",
-    (2, 0): "in the bottom left", (2, 1): "at the bottom", (2, 2): "in the bottom right",
+    (0, 0): "in the top left", (0, 1): "in the top middle", (0, 2): "in the top right",
+    (1, 0): "in the middle left", (1, 1): "in the centre", (1, 2): "in the middle right",
+    (2, 0): "in the bottom left", (2, 1): "in the bottom middle", (2, 2): "in the bottom right",
 }  # fmt: skip
 SETTINGS = {  # setting -> (where, what it is)
     "meadow": ("in a meadow", "a meadow"), "sea": ("at sea", "the sea"), "desert": ("in a desert", "a desert"),
     "snow": ("in the snow", "a field of snow"), "night": ("at night", "a night sky"),
     "mountains": ("in the mountains", "the mountains"),
 }  # fmt: skip
-JSON_FILES = ("words.json", "captions.json", "instruct.json", "heldout.json", "unseen.json")
+TOLD_IN_WORDS = ("notes.json", "words.json")
+JSON_FILES = (*TOLD_IN_WORDS, "captions.json", "instruct.json", "heldout.json", "unseen.json")
 
 
 # ---- the checker --------------------------------------------------------------------------------------------------
@@ -76,8 +77,10 @@ def middle(thing: Thing) -> tuple[float, float]:
 def is_there(scene, article, noun):
     assert f"{article} {noun}" == a(noun)
     assert noun.split()[-1] in KINDS and noun.split()[0] in KINDS + COLOURS
-    there = any(noun in (t.kind, f"{t.colour} {t.kind}") for t in scene.things)
-    return "it", f"yes, there is {a(noun)}" if there else f"no, there is no {noun}"
+    if not any(noun in (t.kind, f"{t.colour} {t.kind}") for t in scene.things):
+        return "", f"the {noun} is nowhere, so no"
+    found = only(scene, noun)
+    return "", f"the {noun} is {PLACES[found.row, found.column]}, so yes"
 
 
 def what_is_at(scene, place):
@@ -93,7 +96,14 @@ def where_from(scene, first, one, other, second):
     cells = (here.column, there.column) if axis == 0 else (here.row, there.row)
     assert cells[0] != cells[1] and (cells[0] < cells[1]) == (middle(here)[axis] < middle(there)[axis])
     side = (("on the left of", "on the right of"), ("above", "below"))[axis][cells[0] > cells[1]]
-    return f"the {first}", f"{side} the {second}"
+    reason = f"the {first} is {PLACES[here.row, here.column]} and the {second} is {PLACES[there.row, there.column]}"
+    return "", f"{reason}, so the {first} is {side} the {second}"
+
+
+def counted(found, verb=""):
+    """ "i see a red fish and a blue boat, so I count two", or with " would" after each "I"."""
+    seen = listed([f"{a(t.colour)} {t.kind} {PLACES[t.row, t.column]}" for t in found]) or "none"
+    return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
 
 
 def sailing(scene):
@@ -112,7 +122,8 @@ def first_met(scene):
 def larger(scene, first, second):
     one, other = only(scene, first), only(scene, second)
     assert {one.size, other.size} == {"small", "large"}
-    return f"the {first if one.box[2] - one.box[0] > other.box[2] - other.box[0] else second}", "larger"
+    winner = first if one.box[2] - one.box[0] > other.box[2] - other.box[0] else second
+    return "", f"the {first} is {one.size} and the {second} is {other.size}, so the {winner} is larger"
 
 
 SIDE = "(on the left of|on the right of|above|below)"
@@ -120,15 +131,15 @@ QUESTIONS = {
     r"(?:Is there|Do you see) (an?) (.+)\?": is_there,
     r"(?:What|Of what) colour is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).colour),
     r"What is the (\w+ thing)\?": lambda s, noun: (f"the {noun}", a(only(s, noun).kind)),
-    r"What is ((?:in|at|on) the .+)\?": what_is_at,
-    r"How many (.+) are there\?": lambda s, nouns: ("i", NUMBERS[len(every(s, nouns))]),
+    r"What is (in the .+)\?": what_is_at,
+    r"How many (.+) are there\?": lambda s, nouns: counted(every(s, nouns)),
     r"Where is the (.+)\?": lambda s, noun: (f"the {noun}", PLACES[only(s, noun).row, only(s, noun).column]),
     r"Is the (.+) (?:small or large|large or small)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
     r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
-    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: (
-        "i", NUMBERS[len(s.things) - len(every(s, nouns))]
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(
+        [t for t in s.things if t not in every(s, nouns)], " would"
     ),
     r"Could one sail here, and why\?": sailing,
     r"Walking from left to right, what does one meet first\?": first_met,
@@ -147,7 +158,7 @@ def right_answer(scene: Scene, question: str) -> tuple[str, str]:
 def is_true(scene: Scene, question: str, answer: str) -> bool:
     """Whether ``answer`` says what is right: "The fish is red.", "It is red." or "Red."."""
     subject, said = right_answer(scene, question)
-    leads = ["", "it is ", f"{subject} is "] if subject != "i" else ["i count ", "i would count "]
+    leads = ["", "it is ", f"{subject} is "]
     return answer[0].isupper() and answer[0].lower() + answer[1:] in [f"{lead}{said}." for lead in leads]
 
 
@@ -155,9 +166,11 @@ def gist(kind: str, scene: Scene, question: str) -> str:
     """The part of the answer that one would have to guess."""
     subject, said = right_answer(scene, question)
     if kind == "existence":
-        return said.split(",")[0]
+        return said.split(", so ")[1]
     if kind == "relation":
-        return said.rsplit(" the ", 1)[0]
+        return re.search(SIDE, said.split(", so ")[1])[0]
+    if kind == "count":
+        return said.split()[-1]
     return f"{subject} {said}" if kind == "reasoning" else said
 
 
@@ -176,18 +189,34 @@ def true_captions(scene: Scene) -> list[str]:
         upper(f"{where} there is {listed(placed)}."),
         f"A picture of {setting} with {listed(sized)}.",
         upper(f"{where}: {listed([a(pair) for pair in pairs])}."),
-        upper(f"{number} {where}: {listed(placed)}."),
+        upper(f"{listed(placed)}: {number} {where}."),
     ]
 
 
 def check_description(scene: Scene, text: str) -> None:
-    first, *rest = re.findall(r"[^.]+\.", text)
-    setting, number, plural = re.fullmatch(r"The picture shows (.+) with (\w+) thing(s?)\.", first).groups()
-    assert setting == SETTINGS[scene.setting][1]
+    first, *rest, last = re.findall(r"[^.]+\.", text)
+    assert first == f"The picture shows {SETTINGS[scene.setting][1]}."
+    number, plural = re.fullmatch(r" That makes (\w+) thing(s?)\.", last).groups()
     assert number == NUMBERS[len(scene.things)] and bool(plural) == (len(scene.things) > 1)
     form = re.compile(r" (.+ the .+) is (an?) (small|large) (\w+) (\w+)\.")
     told = [form.fullmatch(sentence).groups() for sentence in rest]
     assert told == [(upper(PLACES[t.row, t.column]), "a", t.size, t.colour, t.kind) for t in scene.things]
+
+
+def check_notes(scene: Scene, request: str, text: str) -> None:
+    """One card for each thing, its four words in a circle from any of them on; or the list asked for."""
+    cards = text.removesuffix(".").split(", ")
+    place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
+    if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
+        named = every(scene, match[2])
+        found = [t for t in scene.things if (t in named) == (match[1] == "of")]
+        assert cards == ([f"{t.colour} {t.kind} {place[t]}" for t in found] or ["none"])
+        return
+    for thing in scene.things:
+        words = [thing.size, thing.colour, thing.kind, place[thing]]
+        found = [card for card in cards if card in [" ".join(words[i:] + words[:i]) for i in range(4)]]
+        assert len(found) == 1
+    assert len(cards) == len(scene.things)
 
 
 def check_turns(scene: Scene, turns: list[dict]) -> None:
@@ -197,6 +226,8 @@ def check_turns(scene: Scene, turns: list[dict]) -> None:
             check_description(scene, answer)
         elif question in language.BRIEF_REQUESTS:
             assert answer in true_captions(scene)
+        elif question.startswith("Make "):
+            check_notes(scene, question, answer)
         else:
             assert is_true(scene, question, answer), f"{question} {answer} {scene}"
 
@@ -221,13 +252,19 @@ def asked(scenes) -> list[tuple[str, Scene, str, str]]:
 def test_checker_itself_rejects_false_answers_and_ambiguous_questions():
     box = (0.01, 0.01, 0.43, 0.43)
     scene = Scene("sea", (Thing("fish", "red", "large", 0, 0, box), Thing("fish", "blue", "large", 2, 2, box)))
-    assert is_true(scene, "Is there a blue fish?", "Yes, there is a blue fish.")
-    assert not is_true(scene, "Is there a boat?", "Yes, there is a boat.")
+    assert is_true(scene, "Is there a blue fish?", "The blue fish is in the bottom right, so yes.")
+    assert not is_true(scene, "Is there a boat?", "The boat is in the bottom right, so yes.")
     assert is_true(scene, "What is the red thing?", "It is a fish.")
     assert is_true(scene, "Where is the blue fish?", "The blue fish is in the bottom right.")
     assert not is_true(scene, "Where is the blue fish?", "The red fish is in the bottom right.")
-    assert not is_true(scene, "Where is the red fish?", "It is on the left.")
-    for question in ("Where is the fish?", "How big is the boat?", "What is in the middle?", "Is there an fish?"):
+    assert not is_true(scene, "Where is the red fish?", "It is in the middle left.")
+    for question in (
+        "Where is the fish?",
+        "How big is the boat?",
+        "What is in the centre?",
+        "Is there an fish?",
+        "Do you see a fish?",
+    ):
         with pytest.raises(AssertionError):
             right_answer(scene, question)
 
@@ -273,9 +310,9 @@ def test_conversations_are_true_and_ask_nothing_twice(scenes):
 
 
 def test_existence_is_answered_yes_as_often_as_no(asked):
-    answers = Counter(answer.split(",")[0].strip(".") for kind, _, _, answer in asked if kind == "existence")
-    assert answers.keys() == {"Yes", "No"}
-    assert 0.45 <= answers["Yes"] / answers.total() <= 0.55
+    answers = Counter(answer.split(", so ")[1] for kind, _, _, answer in asked if kind == "existence")
+    assert answers.keys() == {"yes.", "no."}
+    assert 0.45 <= answers["yes."] / answers.total() <= 0.55
 
 
 @pytest.mark.parametrize("kind", language.QUESTIONS)
@@ -450,7 +487,7 @@ def test_rows_are_llava_json(world, name):
     assert rows and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         assert isinstance(row["type"], str) and all(isinstance(pair, str) for pair in row["things"])
-        assert ("words" in row) if name == "words.json" else (world / row["image"]).is_file()
+        assert ("words" in row) if name in TOLD_IN_WORDS else (world / row["image"]).is_file()
         turns = row["conversations"]
         assert turns and [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert all(turn["value"].strip() == turn["value"] != "" for turn in turns)
@@ -460,6 +497,7 @@ def test_rows_are_llava_json(world, name):
 
 def test_types_are_the_advertised_ones(told):
     types = {name: {row["type"] for row in read(told[0] / name)} for name in JSON_FILES}
+    assert types["notes.json"] == {"notes"}
     assert types["words.json"] == {"caption", "detail", "conversation"} and types["captions.json"] == {"caption"}
     assert types["instruct.json"] == {"conversation", "detail", "reasoning"}
     assert types["heldout.json"] == {*language.QUESTIONS, "detail", "caption"}
@@ -486,7 +524,7 @@ def test_every_row_on_disk_is_true(told, name):
         split = {"heldout.json": "heldout", "unseen.json": "unseen"}.get(name, "train")
         scene = splits[split][int(re.search(r"\d{6}", row["id"])[0])]
         assert row["things"] == [f"{thing.colour} {thing.kind}" for thing in scene.things]
-        if name != "words.json":
+        if name not in TOLD_IN_WORDS:
             assert row["image"] == f"images/{split}/{re.search(r'[0-9]{6}', row['id'])[0]}.png"
         check_turns(scene, row["conversations"])
 

@@ -57,7 +57,7 @@ def make(world: Path, kind: str):
     if kind == "decoder":
         decoder = Decoder(config)
         training.initialise(decoder)
-        return training.next_token_task(decoder, dataset, tokenizer)
+        return training.next_token_task(kind, decoder, dataset, tokenizer)
     model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), tokenizer)  # PyTorch's own weights
     return training.llava_task(model, dataset, int(kind[-1]))
 

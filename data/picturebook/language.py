@@ -25,7 +25,6 @@ SETTING_NAMES = {
     "night": "a night sky",
     "mountains": "the mountains",
 }
-PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}  # "at the top", but "in the top left"
 DETAIL_REQUESTS = (  # the paper's list of requests for a detailed description, as far as the note quotes it
     "Describe the following image in detail",
     "Provide a detailed description of the given image",
@@ -54,7 +53,7 @@ def region(thing: Thing) -> str:
 
 
 def at(thing: Thing) -> str:
-    return f"{PREPOSITIONS.get(thing.place, 'in')} the {thing.place}"
+    return f"in the {thing.place}"
 
 
 def with_article(noun: str) -> str:
@@ -73,6 +72,11 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def naming(found: list[Thing]) -> str:
+    """ "a red fish in the top left and a blue boat in the centre", or "none"."""
+    return listing([f"{with_article(thing.pair)} {at(thing)}" for thing in found]) if found else "none"
+
+
 def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
@@ -88,15 +92,49 @@ def captions(scene: Scene) -> list[str]:
         sentence(f"{where} there is {full}"),
         sentence(f"a picture of {setting} with {sized}"),
         sentence(f"{where}: {plain}"),
-        sentence(f"{things(len(scene.things))} {where}: {full}"),
+        sentence(f"{full}: {things(len(scene.things))} {where}"),
     ]
 
 
 def description(scene: Scene) -> str:
-    """The detailed description: the setting, the number of things, then a sentence a thing in reading order."""
-    sentences = [f"The picture shows {SETTING_NAMES[scene.setting]} with {things(len(scene.things))}."]
+    """The detailed description: the setting, then a sentence a thing in reading order, then their number."""
+    sentences = [f"The picture shows {SETTING_NAMES[scene.setting]}."]
     sentences += [sentence(f"{at(t)} is {with_article(f'{t.size} {t.pair}')}") for t in scene.things]
-    return " ".join(sentences)
+    return " ".join([*sentences, f"That makes {things(len(scene.things))}."])
+
+
+def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A request for notes, and the notes: what a decoder learns to look things up from, before it learns to talk.
+
+    One half are index cards: "red fish top left large, top right small blue boat". Things come in any order, and
+    each card begins with any one of the four words for its thing, so what follows can only be found by looking for
+    the thing that the first word fits. The other half are lists in reading order of the things asked for.
+    """
+    if rng.random() < 0.5:
+        cards = []
+        for thing in scene.things:
+            card = [thing.size, thing.colour, thing.kind, thing.place]
+            start = rng.randrange(len(card))
+            cards.append(" ".join(card[start:] + card[:start]))
+        rng.shuffle(cards)
+        return "Make notes of the picture.", f"{', '.join(cards)}."
+    what, found = some_things(scene, rng)
+    request = f"Make a list of the {what}."
+    if what != "things" and rng.random() < 0.4:
+        request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
+    return request, f"{', '.join(f'{thing.pair} {thing.place}' for thing in found) or 'none'}."
+
+
+def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
+    """Things that a colour or a kind picks out, perhaps none: "red things", "boats"; or all: "things".
+
+    Each number that occurs is as likely as any other.
+    """
+    of = [("things", list(scene.things))]
+    of += [(f"{c} things", [t for t in scene.things if t.colour == c]) for c in COLOURS]
+    of += [(plural(k), [t for t in scene.things if t.kind == k]) for k in KINDS]
+    wanted = rng.choice(sorted({len(found) for _, found in of}))
+    return rng.choice([(what, found) for what, found in of if len(found) == wanted])
 
 
 def name(thing: Thing, scene: Scene) -> str:
@@ -110,14 +148,14 @@ def existence(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
     there = rng.random() < 0.5
     if there:
-        asked = rng.choice((thing.kind, thing.pair))
+        asked = rng.choice((name(thing, scene), thing.pair))
     elif rng.random() < 0.5:
         asked = rng.choice([kind for kind in KINDS if kind not in kinds])
     else:  # one word away from something that is there
         near = [f"{colour} {thing.kind}" for colour in COLOURS] + [f"{thing.colour} {kind}" for kind in KINDS]
         asked = rng.choice([pair for pair in near if pair not in pairs])
     question = rng.choice(("Is there {}?", "Do you see {}?")).format(with_article(asked))
-    return question, f"Yes, there is {with_article(asked)}." if there else f"No, there is no {asked}."
+    return question, f"The {asked} is {at(thing)}, so yes." if there else f"The {asked} is nowhere, so no."
 
 
 def colour(scene, rng, subject=None):
@@ -137,12 +175,8 @@ def kind(scene, rng, subject=None):
 
 
 def count(scene, rng, subject=None):
-    of = [("things", len(scene.things))]
-    of += [(f"{c} things", sum(t.colour == c for t in scene.things)) for c in COLOURS]
-    of += [(plural(k), sum(t.kind == k for t in scene.things)) for k in KINDS]
-    wanted = rng.choice(sorted({number for _, number in of}))  # each number that occurs is as likely as any other
-    what = rng.choice([what for what, number in of if number == wanted])
-    return f"How many {what} are there?", f"I count {NUMBERS[wanted]}."
+    what, found = some_things(scene, rng)
+    return f"How many {what} are there?", f"I see {naming(found)}, so I count {NUMBERS[len(found)]}."
 
 
 def position(scene, rng, subject=None):
@@ -173,7 +207,8 @@ def relation(scene, rng, subject=None):
     a, b, words, along = rng.choice(found)
     answer = words[0] if along(a) < along(b) else words[1]
     one, other, (first, second) = name(a, scene), name(b, scene), rng.sample(words, 2)
-    return f"Is the {one} {first} or {second} the {other}?", f"The {one} is {answer} the {other}."
+    because = f"The {one} is {at(a)} and the {other} is {at(b)}"
+    return f"Is the {one} {first} or {second} the {other}?", f"{because}, so the {one} is {answer} the {other}."
 
 
 def setting(scene, rng, subject=None):
@@ -191,8 +226,9 @@ def _leaving(scene, rng):
         [(f"{c} things", lambda t, c=c: t.colour == c) for c in sorted({t.colour for t in scene.things})]
         + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
     )
-    left = sum(not test(thing) for thing in scene.things)
-    return f"If all the {gone} left, how many things would remain?", f"I would count {NUMBERS[left]}."
+    left = [thing for thing in scene.things if not test(thing)]
+    question = f"If all the {gone} left, how many things would remain?"
+    return question, f"I would see {naming(left)}, so I would count {NUMBERS[len(left)]}."
 
 
 def _sailing(scene, rng):
@@ -221,8 +257,10 @@ def _comparing(scene, rng):
     if not pairs:
         return None
     a, b = rng.choice(pairs)
-    larger = a if a.size == "large" else b
-    return f"Which is larger, the {name(a, scene)} or the {name(b, scene)}?", f"The {name(larger, scene)} is larger."
+    one, other = name(a, scene), name(b, scene)
+    larger = one if a.size == "large" else other
+    because = f"The {one} is {a.size} and the {other} is {b.size}"
+    return f"Which is larger, the {one} or the {other}?", f"{because}, so the {larger} is larger."
 
 
 QUESTIONS = {

@@ -20,10 +20,10 @@ COLOURS = {
 KINDS = ("house", "tree", "boat", "fish", "sun", "moon", "star", "car", "ball", "flower", "bird", "cloud")
 SETTINGS = ("meadow", "sea", "desert", "snow", "night", "mountains")
 SIZES = {"small": (0.26, 0.29), "large": (0.40, 0.44)}  # side of the box, as a share of the picture's side
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "middle", "right"),
-    ("bottom left", "bottom", "bottom right"),
+PLACES = (  # no name is a part of another: a model that reads "top" alone must not take it for the whole
+    ("top left", "top middle", "top right"),
+    ("middle left", "centre", "middle right"),
+    ("bottom left", "bottom middle", "bottom right"),
 )
 MOST_THINGS = 5
 

@@ -3,8 +3,9 @@
 images/{train,heldout,unseen}/*.png
 contexts.jsonl   a picture's captions and boxes, each box with a phrase: what the vision tower learns from
 text.txt         scenes told and asked about in prose: what the tokenizer and the decoder learn from
-words.json       pictures told as a raster of words, and conversations about them: LLaVA rows with "words" in place
-                 of "image", 64 texts in reading order
+notes.json       pictures told as a raster of words, and notes of what is in them: LLaVA rows with "words" in
+                 place of "image", 64 texts in reading order. What the decoder learns first
+words.json       pictures told in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
 instruct.json    stage 2: conversations, detailed descriptions, reasoning; no row shows a pair of UNSEEN_PAIRS
 heldout.json     questions about scenes that are in no other file
@@ -63,6 +64,7 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     (out / "text.txt").write_text(
         "\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8"
     )
+    _write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
     _write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
     _write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
     _write_rows(out / "instruct.json", _instructions(train, rng))
@@ -137,6 +139,16 @@ def _context(scene: Scene, index: int) -> dict:
 def _prose(scene: Scene, rng: random.Random) -> str:
     told = rng.choice([*language.captions(scene), language.description(scene)])
     return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, TURNS))])
+
+
+def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
+    return _row(
+        f"notes-{index:06d}",
+        scene,
+        [language.notes(scene, rng)],
+        words=language.words_by_patch(scene, GRID),
+        type="notes",
+    )
 
 
 def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
