@@ -1,8 +1,8 @@
 """CLIP's way to teach a vision tower to see: pictures and their texts find one another in a batch.
 
-Beside the whole picture and its caption, each box and its phrase are a pair too ("a small red fish in the top left"): every
-patch under the box speaks for it. The class token learns what is in the picture, and the grid, which is all that LLaVA
-reads, learns what is where.
+Beside the whole picture and its caption, each box and its phrase are a pair too ("a small red fish in the top left"):
+every patch under the box speaks for it. The class token learns what is in the picture, and the grid, which is all that
+LLaVA reads, learns what is where.
 """
 
 import math
