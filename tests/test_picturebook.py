@@ -101,8 +101,8 @@ def where_from(scene, first, one, other, second):
 
 
 def counted(found, verb=""):
-    """ "i see a red fish and a blue boat, so I count two", or with " would" after each "I"."""
-    seen = listed([f"{a(t.colour)} {t.kind} {PLACES[t.row, t.column]}" for t in found]) or "none"
+    """ "i see one red fish in the centre, so I count one", or with " would" after each "I"."""
+    seen = ", ".join(f"one {t.colour} {t.kind} {PLACES[t.row, t.column]}" for t in found) or "none"
     return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
 
 
@@ -304,8 +304,8 @@ def test_descriptions_are_true(scenes):
 def test_conversations_are_true_and_ask_nothing_twice(scenes):
     rng = random.Random(4)
     for scene in scenes[:1000]:
-        turns = language.conversation(scene, rng, 10)
-        assert 1 <= len(turns) <= 10 and len(dict(turns)) == len(turns)
+        turns = language.conversation(scene, rng, 600)
+        assert 1 <= len(turns) and sum(len(q) + len(a) for q, a in turns) <= 600 and len(dict(turns)) == len(turns)
         assert all(is_true(scene, *turn) for turn in turns)
 
 
@@ -498,7 +498,7 @@ def test_rows_are_llava_json(world, name):
 def test_types_are_the_advertised_ones(told):
     types = {name: {row["type"] for row in read(told[0] / name)} for name in JSON_FILES}
     assert types["notes.json"] == {"notes"}
-    assert types["words.json"] == {"caption", "detail", "conversation"} and types["captions.json"] == {"caption"}
+    assert types["words.json"] == {"caption", "conversation"} and types["captions.json"] == {"caption"}
     assert types["instruct.json"] == {"conversation", "detail", "reasoning"}
     assert types["heldout.json"] == {*language.QUESTIONS, "detail", "caption"}
     assert types["unseen.json"] == {"existence", "colour", "kind", "position", "relation", "size"}

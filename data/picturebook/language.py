@@ -73,8 +73,9 @@ def listing(items: list[str]) -> str:
 
 
 def naming(found: list[Thing]) -> str:
-    """ "a red fish in the top left and a blue boat in the centre", or "none"."""
-    return listing([f"{with_article(thing.pair)} {at(thing)}" for thing in found]) if found else "none"
+    """ "one red fish in the top left, one blue boat in the centre", or "none": each word but the last can be said before
+    it is known whether anything follows."""
+    return ", ".join(f"one {thing.pair} {at(thing)}" for thing in found) or "none"
 
 
 def sentence(text: str) -> str:
@@ -276,14 +277,15 @@ QUESTIONS = {
 }
 
 
-def conversation(scene: Scene, rng: random.Random, turns: int) -> list[tuple[str, str]]:
-    """Up to ``turns`` questions and answers, no question twice, types mixed."""
+def conversation(scene: Scene, rng: random.Random, length: int) -> list[tuple[str, str]]:
+    """Questions and answers of at most ``length`` characters together, no question twice, types mixed."""
     asked: dict[str, str] = {}
-    for _ in range(3 * turns):
-        made = QUESTIONS[rng.choice(list(QUESTIONS))](scene, rng)
-        if made and len(asked) < turns:
-            asked.setdefault(*made)
-    return list(asked.items()) or [setting(scene, rng)]
+    for _ in range(40):
+        question, answer = QUESTIONS[rng.choice(list(QUESTIONS))](scene, rng) or setting(scene, rng)
+        if len(question) + len(answer) <= length and question not in asked:
+            asked[question] = answer
+            length -= len(question) + len(answer)
+    return list(asked.items())
 
 
 def words_by_patch(scene: Scene, grid: int) -> list[str]:

@@ -30,7 +30,7 @@ from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
 GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
 UNSEEN_PICTURES = 250
-TURNS = 10
+LENGTH = 600  # characters of a conversation: rows of one length need little padding
 TEXT_EVERY = 20  # a line of text.txt for every twentieth scene
 
 
@@ -138,7 +138,7 @@ def _context(scene: Scene, index: int) -> dict:
 
 def _prose(scene: Scene, rng: random.Random) -> str:
     told = rng.choice([*language.captions(scene), language.description(scene)])
-    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, TURNS))])
+    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, LENGTH))])
 
 
 def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
@@ -152,14 +152,21 @@ def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
 
 
 def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
-    form = rng.random()
-    if form < 0.15:
+    if rng.random() < 0.1:
         turns, kind = [(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))], "caption"
-    elif form < 0.25:
-        turns, kind = [(rng.choice(language.DETAIL_REQUESTS), language.description(scene))], "detail"
     else:
-        turns, kind = language.conversation(scene, rng, TURNS), "conversation"
+        turns, kind = _talk(scene, rng), "conversation"
     return _row(f"words-{index:06d}", scene, turns, words=language.words_by_patch(scene, GRID), type=kind)
+
+
+def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """A conversation; in some a detailed description is asked for, at any time."""
+    if rng.random() < 0.8:
+        return language.conversation(scene, rng, LENGTH)
+    detail = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
+    turns = [detail, *language.conversation(scene, rng, LENGTH - len(detail[1]))]
+    rng.shuffle(turns)
+    return turns
 
 
 def _caption(scene: Scene, index: int, rng: random.Random) -> dict:
@@ -177,7 +184,7 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
         elif form < 0.15 and (turn := language.reasoning(scene, rng)):
             turns, kind = [turn], "reasoning"
         else:
-            turns, kind = language.conversation(scene, rng, TURNS), "conversation"
+            turns, kind = _talk(scene, rng), "conversation"
         turns = [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
         if turns:
             yield _row(f"instruct-{index:06d}", scene, turns, image=_image_name("train", index), type=kind)
