@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillava.conversation import IGNORE, encode_conversation, image_goes_first
 from minillava.errors import UserError
-from minillava.image import open_image, safe_join, to_pixel_values
+from minillava.image import ImageProcessor, open_image, safe_join, to_pixel_values
 from minillava.tokenizer import IMAGE, Tokenizer
 
 PLAIN = None  # the key of a row that is a line of plain text: no key of JSON, where keys are texts
@@ -92,7 +92,7 @@ class ConversationDataset:
         path: str | os.PathLike,
         image_folder: str | os.PathLike,
         tokenizer: Tokenizer,
-        image_size: int,
+        image_processor: ImageProcessor,
         num_image_tokens: int,
         template: str = "v0",
         seed: int = 0,
@@ -100,7 +100,7 @@ class ConversationDataset:
         text_path: str | os.PathLike | None = None,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
-        self.image_size, self.num_image_tokens = image_size, num_image_tokens
+        self.image_processor, self.num_image_tokens = image_processor, num_image_tokens
         self.template, self.seed, self.image_first = template, seed, image_first
         self.rows = read_rows(path)
         if text_path is not None:
@@ -137,10 +137,10 @@ class ConversationDataset:
         return ids, labels
 
     def pixels(self, index: int) -> Tensor:
-        """The picture of one row, (3, size, size)."""
+        """The picture of one row, (3, height, width)."""
         row = self.rows[index]
         try:
-            return to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
+            return self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
 
