@@ -46,7 +46,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vision", help="CLIP folder or hub id to take the vision tower from")
     parser.add_argument("--decoder", help="LLaMA folder or hub id to take the decoder and tokenizer from")
     parser.add_argument("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
-    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the decoder learnt it)")
+    parser.add_argument(
+        "--template", choices=TEMPLATES, help="how turns are written (default: as the decoder learnt it)"
+    )
     parser.add_argument("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
     parser.add_argument(
         "--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)"
