@@ -73,8 +73,8 @@ def listing(items: list[str]) -> str:
 
 
 def naming(found: list[Thing]) -> str:
-    """ "one red fish in the top left, one blue boat in the centre", or "none": each word but the last can be said before
-    it is known whether anything follows."""
+    """ "one red fish in the top left, one blue boat in the centre", or "none": words that need no look ahead, as "a",
+    "an" and "and" would."""
     return ", ".join(f"one {thing.pair} {at(thing)}" for thing in found) or "none"
 
 
