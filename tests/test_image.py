@@ -84,7 +84,11 @@ def test_cmyk_jpeg_gives_transformers_numbers(tmp_path):
 GREYS = pattern(90, 70, 1)[..., 0]  # 0..255; each of the pictures below shows this one
 DEEP = {
     "16-bit PNG": ("I;16", "png", GREYS.astype(np.uint16) * 257),
-    "16-bit PNG, greys between": ("I;16", "png", (GREYS.astype(np.int32) * 257 + 100).clip(0, 65535)),
+    "16-bit PNG, greys between": (
+        "I;16",
+        "png",
+        (GREYS * np.int32(257) + np.where(GREYS % 2, 120, -120)).clip(0, 65535),
+    ),
     "16-bit TIFF of the other byte order": ("I;16B", "tif", GREYS.astype(">u2") * 257),
     "16-bit PGM": ("I", "pgm", GREYS.astype(np.int32) * 257),
     "floats from 0 to 1": ("F", "tif", np.float32(GREYS / 255)),
@@ -329,10 +333,7 @@ def test_any_values_give_pixels_or_a_user_error():
 
 
 def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
-    with pytest.raises(UserError, match="1 x 100000 pixels would grow to 224 x 22400000"):
-        ImageProcessor()(Image.new("L", (1, 100_000)))
-    with pytest.raises(UserError, match="100000 x 1 pixels would grow to 100000 x 100000"):
-        ImageProcessor(do_pad=True)(Image.new("L", (100_000, 1)))
+    """With a small limit: without the check, a picture of 1 x 100,000 would take 15 GB here too."""
     small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
     monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
     assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
