@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
-from minillava.conversation import TEMPLATES
+from minillava.conversation import TEMPLATES, chat_template
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.image import MEAN, STD
@@ -249,28 +249,8 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
             "eos_token_id": [model.tokenizer.eos_id, *(stop if len(stop) == 1 else [])],
             "pad_token_id": model.tokenizer.pad_id,
         }
-        files["chat_template.jinja"] = _chat_template(model.template)
+        files["chat_template.jinja"] = chat_template(model.template)
     return files
-
-
-def _chat_template(name: str) -> str:
-    """Our template in transformers' language, for messages whose content is a list of text and image parts."""
-    t = TEMPLATES[name]
-    end = t.stop + "{{ '\\n' }}" if t.after_stop == "\n" else t.stop + t.after_stop
-    return (
-        f"{t.system}{end}"
-        "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{t.human}"
-        "{% for part in message['content'] if part['type'] == 'image' %}<image>{{ '\\n' }}{% endfor %}"
-        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-        f"{end}"
-        "{% else %}"
-        f"{t.assistant} "
-        "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
-        f"{end}"
-        "{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{t.assistant}{{% endif %}}"
-    )
 
 
 def _parse(from_dict, config: dict, folder: Path):

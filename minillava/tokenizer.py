@@ -11,6 +11,7 @@ printable characters (GPT-2's table): a space is "Ġ".
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -132,6 +133,7 @@ class Tokenizer:
         self.special = special
         self.vocab_size = len(ranks) + len(special)
         self.image_id, self.pad_id, self.eos_id = special[IMAGE], special[PAD], special[END]
+        self.bos_id, self.add_bos = None, False
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -169,7 +171,7 @@ class Tokenizer:
         for name, text in self._files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         """Ids of ``text``. With ``special=False`` a "###" or "<image>" in it is ordinary text, not a token."""
         if special:
             return self._encoding.encode(text, allowed_special="all")

@@ -1,7 +1,9 @@
-"""Pictures: the same numbers as transformers' CLIPImageProcessor; what is broken or leads astray is refused."""
+"""Pictures: the same numbers as transformers' image processors; what is broken or leads astray is refused."""
 
+import json
 import random
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -9,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaProcessor
 
 from minillava import image as image_module
 from minillava.errors import UserError
-from minillava.image import open_image, safe_join, to_pixel_values
+from minillava.image import ImageProcessor, open_image, safe_join, to_pixel_values, to_rgb
 
 
 def pattern(width: int, height: int, channels: int = 3) -> np.ndarray:
@@ -27,8 +29,6 @@ def pattern(width: int, height: int, channels: int = 3) -> np.ndarray:
 def picture(width: int = 90, height: int = 70, mode: str = "RGB") -> Image.Image:
     if mode in ("RGBA", "LA"):
         return Image.fromarray(pattern(width, height, 4)).convert(mode)
-    if mode == "I;16":
-        return Image.fromarray(pattern(width, height, 1)[..., 0].astype(np.uint16))
     if mode == "P with a transparent colour":
         image = Image.fromarray(pattern(width, height)).quantize(20)
         image.info["transparency"] = 3
@@ -36,17 +36,18 @@ def picture(width: int = 90, height: int = 70, mode: str = "RGB") -> Image.Image
     return Image.fromarray(pattern(width, height)).convert(mode)
 
 
-def by_transformers(image: Image.Image, size: int) -> np.ndarray:
-    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+def same(ours: torch.Tensor, theirs: np.ndarray) -> bool:
+    return ours.dtype == torch.float32 and ours.shape == theirs.shape and np.abs(ours.numpy() - theirs).max() < 1e-5
+
+
+def by_transformers(image: Image.Image, **config) -> np.ndarray:
+    make = LlavaImageProcessorPil if config.get("do_pad") else CLIPImageProcessorPil
+    return np.asarray(make(**config)(image, return_tensors="np")["pixel_values"][0])
 
 
 def check(path: Path, reference: Image.Image, size: int) -> None:
-    ours = to_pixel_values(open_image(path), size)
-    theirs = by_transformers(reference, size)
-    assert ours.shape == theirs.shape == (3, size, size) and ours.dtype == torch.float32
-    off = np.abs(ours.numpy() - theirs)
-    assert off.max() < 1e-5 and off.mean() < 1e-6
+    theirs = by_transformers(reference, size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    assert same(to_pixel_values(open_image(path), size), theirs) and theirs.shape == (3, size, size)
     assert theirs.std() > 0.1  # not a blank picture, which would prove little
 
 
@@ -64,7 +65,7 @@ def test_any_shape_gives_transformers_numbers(tmp_path, width, height):
         check(tmp_path / "picture.png", Image.open(tmp_path / "picture.png"), size)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "P with a transparent colour", "L", "LA", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "P with a transparent colour", "L", "LA", "1"])
 def test_any_mode_of_png_gives_transformers_numbers(tmp_path, mode):
     picture(mode=mode).save(tmp_path / "picture.png")
     stored = Image.open(tmp_path / "picture.png")
@@ -76,6 +77,41 @@ def test_cmyk_jpeg_gives_transformers_numbers(tmp_path):
     picture(mode="CMYK").save(tmp_path / "picture.jpg", quality=95)
     assert Image.open(tmp_path / "picture.jpg").mode == "CMYK"
     check(tmp_path / "picture.jpg", Image.open(tmp_path / "picture.jpg"), 64)
+    off = np.abs(np.int32(open_image(tmp_path / "picture.jpg")) - np.int32(picture()))
+    assert off.mean() < 10  # and its colours are those that went in, none of them turned round
+
+
+GREYS = pattern(90, 70, 1)[..., 0]  # 0..255; each of the pictures below shows this one
+DEEP = {
+    "16-bit PNG": ("I;16", "png", GREYS.astype(np.uint16) * 257),
+    "16-bit PNG, greys between": ("I;16", "png", (GREYS * 257.0 + np.where(GREYS % 2, 120, -120)).clip(0, 65535)),
+    "16-bit TIFF of the other byte order": ("I;16B", "tif", GREYS.astype(">u2") * 257),
+    "16-bit PGM": ("I", "pgm", GREYS.astype(np.int32) * 257),
+    "floats from 0 to 1": ("F", "tif", np.float32(GREYS / 255)),
+    "floats from 0 to 255": ("F", "tif", np.float32(GREYS)),
+    "floats with one that is no number": ("F", "tif", np.where(GREYS == 0, np.nan, np.float32(GREYS / 255))),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_of_many_bits_looks_like_grey_of_8_bits(tmp_path, kind):
+    mode, ending, values = DEEP[kind]
+    path = tmp_path / f"picture.{ending}"
+    if mode == "I;16B":
+        Image.frombytes(mode, (90, 70), values.astype(">u2").tobytes()).save(path)
+    else:
+        Image.fromarray(values.astype({"F": "f4", "I": "i4", "I;16": "u2"}[mode])).save(path)
+    assert Image.open(path).mode == mode
+    assert np.array_equal(np.asarray(open_image(path)), np.stack([GREYS] * 3, -1))
+    check(path, Image.fromarray(GREYS), 64)
+
+
+def test_transparent_grey_of_a_16_bit_png_is_white(tmp_path):
+    grey = int(GREYS[30, 40])
+    hole = grey == GREYS
+    Image.fromarray(GREYS.astype(np.uint16) * 257).save(tmp_path / "picture.png", transparency=grey * 257)
+    shown = np.asarray(open_image(tmp_path / "picture.png"))
+    assert np.array_equal(shown[..., 0], np.where(hole, 255, GREYS))
 
 
 # EXIF orientation -> what turns the stored picture upright
@@ -103,9 +139,213 @@ def test_rotated_jpeg_is_turned_upright(tmp_path, orientation):
     check(tmp_path / "picture.jpg", upright, 64)
 
 
-def test_pictures_of_other_modes_need_no_conversion_first():
-    grey = picture(mode="L")
-    assert torch.equal(to_pixel_values(grey, 32), to_pixel_values(grey.convert("RGB"), 32))
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P with a transparent colour", "CMYK"])
+def test_a_picture_in_memory_is_treated_like_its_file(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    picture(mode=mode).save(path, exif=exif)
+    image = Image.open(path)
+    assert image.size == (90, 70) and to_rgb(image).size == (70, 90)
+    assert torch.equal(to_pixel_values(image, 32), to_pixel_values(open_image(path), 32))
+
+
+SQUARE = {"height": 40, "width": 40}
+CONFIGS = {
+    "old whole numbers": {"size": 40, "crop_size": 40},
+    "a whole number for a square": {"size": 40, "crop_size": 30, "default_to_square": True},
+    "both sides given": {"size": {"height": 30, "width": 51}, "do_center_crop": False},
+    "both sides given, then a crop": {"size": {"height": 30, "width": 51}, "crop_size": {"height": 21, "width": 40}},
+    "crop larger than the picture": {"size": {"shortest_edge": 20}, "crop_size": {"height": 65, "width": 47}},
+    "crop larger than one side": {"size": {"shortest_edge": 20}, "crop_size": {"height": 33, "width": 10}},
+    "no resize": {"do_resize": False, "crop_size": SQUARE},
+    "neither resize nor crop": {"do_resize": False, "do_center_crop": False},
+    "no crop": {"size": {"shortest_edge": 33}, "do_center_crop": False},
+    "0..255": {"size": 40, "crop_size": 40, "do_rescale": False, "do_normalize": False},
+    "0..255 less a mean": {"size": 40, "crop_size": 40, "do_rescale": False, "image_mean": [99, 120.5, 130]},
+    "0..1": {"size": 40, "crop_size": 40, "do_normalize": False},
+    "-1..1": {"size": 40, "crop_size": 40, "image_mean": 0.5, "image_std": 0.5},
+    "other numbers": {
+        "size": 40,
+        "crop_size": 40,
+        "rescale_factor": 1 / 127,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [1, 2, 3],
+    },
+    "padded": {"do_pad": True, "size": {"shortest_edge": 40}, "crop_size": SQUARE},
+    "padded, no crop": {"do_pad": True, "size": 40, "do_center_crop": False},
+    "padded with another colour": {"do_pad": True, "size": 40, "crop_size": 40, "image_mean": [0.9, 0.1, 0.5]},
+    "no crop, by null": {"size": {"shortest_edge": 33}, "do_center_crop": None, "crop_size": None, "do_pad": None},
+    "no normalisation, by null": {"size": 40, "crop_size": 40, "do_normalize": None},
+    **{f"filter {k}": {"size": {"shortest_edge": 40}, "crop_size": SQUARE, "resample": k} for k in range(6)},
+}
+
+
+def processor(config: dict) -> ImageProcessor:
+    kind = "LlavaImageProcessor" if config.get("do_pad") else "CLIPImageProcessor"
+    return ImageProcessor.from_dict({**config, "image_processor_type": kind})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_any_configuration_gives_transformers_numbers(config):
+    shapes = set()
+    for width, height in ((64, 64), (37, 91), (92, 38), (27, 28)):
+        image = picture(width, height)
+        ours = processor(CONFIGS[config])(image)
+        assert same(ours, by_transformers(image, **CONFIGS[config])), (width, height)
+        shapes.add(tuple(ours.shape[1:]))
+    assert processor(CONFIGS[config]).output_size == (shapes.pop() if len(shapes) == 1 else None)
+
+
+def test_the_filter_makes_a_difference():
+    """Otherwise the test above could not tell one from another."""
+    results = [processor(CONFIGS[f"filter {k}"])(picture(64, 64)) for k in range(6)]
+    assert all((one - other).abs().max() > 0.01 for i, one in enumerate(results) for other in results[:i])
+
+
+def test_padding_is_what_the_llava_authors_do():
+    """Their words: a square of the mean colour, the picture in its middle."""
+    image = picture(37, 60)
+    square = Image.new("RGB", (60, 60), (122, 116, 104))
+    square.paste(image, (11, 0))
+    plain = ImageProcessor.for_size(40)
+    assert torch.equal(replace(plain, do_pad=True)(image), plain(square))
+
+
+def test_padding_is_not_clips():
+    """Its own do_pad makes the pictures of a batch alike, which they are."""
+    config = {"do_pad": True, "size": 40, "crop_size": 40}
+    theirs = CLIPImageProcessorPil(**config)(picture(37, 60), return_tensors="np")["pixel_values"][0]
+    ours = ImageProcessor.from_dict({**config, "image_processor_type": "CLIPImageProcessor"})
+    assert same(ours(picture(37, 60)), theirs)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configuration_survives_writing_in_both_directions(tmp_path, config):
+    ours = processor(CONFIGS[config])
+    assert ImageProcessor.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
+    make = LlavaImageProcessorPil if ours.do_pad else CLIPImageProcessorPil
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
+    image = picture(37, 60)
+    assert same(ours(image), make.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"][0])
+    make(**CONFIGS[config]).save_pretrained(tmp_path)
+    assert ImageProcessor.from_pretrained(tmp_path) == ours
+
+
+def test_newer_file_of_transformers_goes_before_the_older(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    padding = LlavaImageProcessorPil(do_pad=True, size=40, crop_size=40, resample=2)
+    LlavaProcessor(padding, AutoTokenizer.from_pretrained(tmp_path), patch_size=8).save_pretrained(tmp_path)
+    assert "image_processor" in json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ImageProcessor.for_size(20).to_dict()))
+    assert ImageProcessor.from_pretrained(tmp_path) == replace(ImageProcessor.for_size(40), do_pad=True, resample=2)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor", "patch_size": 14}')
+    assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor.for_size(20)
+
+
+def test_clip_file_of_the_first_years_is_read():
+    """The keys of openai/clip-vit-large-patch14."""
+    ours = ImageProcessor.from_dict(
+        {
+            "crop_size": 224,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "resample": 3,
+            "size": 224,
+        }
+    )
+    assert ours == ImageProcessor.for_size(224) == ImageProcessor()
+
+
+REFUSED = [
+    ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
+    ({"image_processor_type": 5}, "image processor 5"),
+    ({"do_thumbnail": True}, "do_thumbnail"),
+    ({"pad_size": {"height": 3, "width": 3}}, "pad_size"),
+    ({"size": {"shortest_edge": 20, "longest_edge": 40}}, "size"),
+    ({"size": {"height": 20}}, "size"),
+    ({"size": {"max_height": 20, "max_width": 20}}, "size"),
+    ({"size": [20, 20]}, "size"),
+    ({"size": "20"}, "size"),
+    ({"size": 20.5}, "size"),
+    ({"size": True}, "size"),
+    ({"size": 0}, "size"),
+    ({"size": -20}, "size"),
+    ({"size": 10**30}, "size"),
+    ({"crop_size": {"height": 20, "width": 200_000}}, "crop_size"),
+    ({"crop_size": {"shortest_edge": 20}}, "crop_size"),
+    ({"resample": 6}, "resample"),
+    ({"resample": -1}, "resample"),
+    ({"resample": "bicubic"}, "resample"),
+    ({"do_resize": 1}, "do_resize"),
+    ({"do_normalize": "yes"}, "do_normalize"),
+    ({"rescale_factor": "1/255"}, "rescale_factor"),
+    ({"rescale_factor": True}, "rescale_factor"),
+    ({"rescale_factor": float("nan")}, "rescale_factor"),
+    ({"rescale_factor": float("inf")}, "rescale_factor"),
+    ({"image_mean": [0.5, 0.5]}, "image_mean"),
+    ({"image_mean": [0.5, 0.5, None]}, "image_mean"),
+    ({"image_mean": [1e300, 0, 0]}, "image_mean"),
+    ({"image_std": [0.5, 0, 0.5]}, "image_std"),
+    ({"image_std": 0}, "image_std"),
+]
+
+
+@pytest.mark.parametrize("config, word", REFUSED, ids=str)
+def test_what_is_not_understood_is_refused_by_name(tmp_path, config, word):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: (image processor )?'?{word}") as error:
+        ImageProcessor.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b"{}" + b" " * 1_000_000])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_file_that_is_no_configuration_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name))) as error:
+        ImageProcessor.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"preprocessor_config\.json: No such file"):
+        ImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": 5}')
+    with pytest.raises(UserError, match=r"processor_config\.json: .* JSON object"):
+        ImageProcessor.from_pretrained(tmp_path)
+
+
+def test_any_values_give_pixels_or_a_user_error():
+    rng = random.Random(0)
+    values = [None, True, False, 0, 1, 3, 20, -1, 0.5, 1e300, 10**400, float("nan"), "x", "CLIPImageProcessor", []]
+    values += [{}, [1, 2, 3], [0.1] * 3, ["x"] * 3, {"height": 9, "width": 9}, {"shortest_edge": 9}, {"height": None}]
+    names = [*ImageProcessor().to_dict(), "default_to_square", "feature_extractor_type", "image_seq_length"]
+    outcomes = []
+    for _ in range(2000):
+        config = {name: rng.choice(values) for name in rng.sample(names, rng.randint(1, 3))}
+        try:
+            outcomes.append(ImageProcessor.from_dict({"crop_size": 9, "size": 9, **config})(picture(12, 10)).shape[0])
+        except UserError as error:
+            outcomes.append("refused")
+            assert "\n" not in str(error)
+    assert set(outcomes) == {3, "refused"} and 200 < outcomes.count(3) < 1800
+
+
+def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
+    """With a small limit: without the check, a picture of 1 x 100,000 would take 15 GB here too."""
+    small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
+    assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
+    with pytest.raises(UserError, match="10 x 21 pixels would grow to 64 x 134"):
+        small(picture(10, 21))
+    with pytest.raises(UserError, match="1 x 91 pixels would grow to 91 x 91"):
+        padding(picture(1, 91))
 
 
 def encoded(form: str) -> bytes:
