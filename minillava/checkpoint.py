@@ -1,91 +1,134 @@
 """Models <-> folders in Hugging Face's form: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
 
 Our tensors are stored under the names that transformers writes, so it opens what we save. On reading, the spellings
-that hub files use are accepted too. A tensor that is missing, left over or of another shape is an error that names it.
+that hub files use are accepted too, and the layout of the LLaVA authors' own folders. A model is built without memory
+(on PyTorch's meta device) and then filled tensor by tensor, in the dtype and on the device asked for.
 """
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
 from minillava.conversation import TEMPLATES, chat_template
 from minillava.decoder import Decoder
 from minillava.errors import UserError
+from minillava.hub import resolve_folder
 from minillava.image import MEAN, STD
-from minillava.llava import Llava
+from minillava.llava import Llava, add_image_token
+from minillava.projector import LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
-
-WEIGHTS = "model.safetensors"
+from minillava.weights import Unfilled, fill, list_tensors, read_json_object, rename, write_tensors
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
     (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
     (r"^(?:model\.)?multi_modal_projector\.", "multi_modal_projector."),
-    (r"^language_model\.lm_head\.|^lm_head\.", "language_model.lm_head."),
-    (r"^(?:model\.language_model\.|language_model\.model\.)", "language_model."),
+    (r"^(?:language_model\.)?lm_head\.", "language_model.lm_head."),
+    (r"^(?:model\.language_model|language_model\.model)\.", "language_model."),
+)
+ORIGINAL_NAMES = (
+    (r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?", "vision_tower."),
+    (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
+    (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+    (r"^model\.mm_projector\.", "multi_modal_projector."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.", "language_model."),
 )
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
 
 
-def load(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> Llava:
-    """Read a LLaVA folder, tokenizer included; float32 unless ``dtype`` says otherwise. Raises UserError."""
-    folder = Path(folder)
-    config = read_config(folder)
+def load(
+    folder: str | os.PathLike,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    vision: str | os.PathLike | None = None,
+) -> Llava:
+    """Read a LLaVA folder, tokenizer included; float32 unless ``dtype`` says otherwise. Raises UserError.
+
+    A folder in the layout of the LLaVA authors' code names its CLIP folder, which is looked for beside it unless
+    ``vision`` says where it is. Its tokenizer and embedding gain an <image> token.
+    """
+    folder = resolve_folder(folder)
+    config = read_json_object(folder / "config.json")
+    if "mm_vision_tower" in config:
+        clip = resolve_folder(vision) if vision else _clip_beside(folder, config["mm_vision_tower"])
+        model = _load_original(folder, config, clip, device, dtype)
+    elif vision:
+        raise UserError(f"{folder}: has a vision tower of its own, so none can be given")
+    else:
+        model = _load_llava_hf(folder, config, device, dtype)
+    _check_tokenizer(model, folder)
+    return model.eval()
+
+
+def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype | None) -> Llava:
     if config.get("model_type") != "llava":
         raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = _parse(lambda values: Llava(LlavaConfig.from_dict(values), tokenizer), config, folder)
-    tensors = _rename(read_tensors(folder), LLAVA_NAMES)
-    if model.config.projector == "linear":
-        _fold_projector(tensors, folder)
-    _fill(model, tensors, folder)
-    try:
-        return model.to(device, dtype or torch.float32).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    model = _build(lambda c: Llava(LlavaConfig.from_dict(c), tokenizer), config, folder)
+    linear = model.config.projector == "linear"
+    if linear:  # stored as two layers with nothing between
+        with torch.device("meta"):
+            sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
+            model.multi_modal_projector = MLPProjector(*sizes)
+    fill(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
+    if linear:
+        model.multi_modal_projector = _fold(model.multi_modal_projector)
+    return model
 
 
-def load_vision(folder: str | os.PathLike) -> VisionTower:
-    """Read CLIP's vision tower, from a folder that holds it alone or both towers."""
-    folder = Path(folder)
-    config = read_config(folder)
-    config = config.get("vision_config", config)
-    tower = _parse(lambda values: VisionTower(VisionConfig.from_dict(values)), config, folder)
-    tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
-    _fill(tower, _rename(tensors, VISION_NAMES), folder)
+def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: torch.dtype | None) -> Llava:
+    """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
+    tokenizer = Tokenizer.from_pretrained(folder)
+    vision = _parse(VisionConfig.from_dict, _vision_part(clip), clip)
+    model = _build(lambda c: Llava(LlavaConfig.from_original(c, vision), tokenizer), config, folder)
+    tensors = rename(list_tensors(folder), ORIGINAL_NAMES)
+    if not any(name.startswith("vision_tower.") for name in tensors):
+        model.vision_tower = load_vision(clip, device, dtype)
+    fill(model, tensors, folder, device, dtype)
+    add_image_token(model.language_model, tokenizer)
+    model.config.image_token_id = tokenizer.image_id
+    return model
+
+
+def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> VisionTower:
+    """Read CLIP's vision tower, from a folder that holds it alone or both towers. Raises UserError."""
+    folder = resolve_folder(folder)
+    tower = _build(lambda c: VisionTower(VisionConfig.from_dict(c)), _vision_part(folder), folder)
+    tensors = {name: tensor for name, tensor in list_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
+    fill(tower, rename(tensors, VISION_NAMES), folder, device, dtype)
     return tower
 
 
-def load_decoder(folder: str | os.PathLike) -> tuple[Decoder, Tokenizer]:
-    """Read a LLaMA decoder and its tokenizer."""
-    folder = Path(folder)
-    decoder = _parse(lambda values: Decoder(DecoderConfig.from_dict(values)), read_config(folder), folder)
-    _fill(decoder, _rename(read_tensors(folder), DECODER_NAMES), folder)
+def load_decoder(
+    folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Decoder, Tokenizer]:
+    """Read a LLaMA decoder and its tokenizer. Raises UserError."""
+    folder = resolve_folder(folder)
+    config = read_json_object(folder / "config.json")
+    decoder = _build(lambda c: Decoder(DecoderConfig.from_dict(c)), config, folder)
+    fill(decoder, rename(list_tensors(folder), DECODER_NAMES), folder, device, dtype)
     return decoder, Tokenizer.from_pretrained(folder)
 
 
 def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
-    """Read both CLIP towers and the tokenizer of the text tower."""
-    folder = Path(folder)
-    config = read_config(folder)
-    clip = _parse(
+    """Read both CLIP towers and the tokenizer of the text tower. Raises UserError."""
+    folder = resolve_folder(folder)
+    clip = _build(
         lambda c: Clip(VisionConfig.from_dict(c["vision_config"]), TextConfig.from_dict(c["text_config"])),
-        config,
+        read_json_object(folder / "config.json"),
         folder,
     )
-    _fill(clip, read_tensors(folder), folder)
+    fill(clip, rename(list_tensors(folder), ()), folder)
     return clip, Tokenizer.from_pretrained(folder)
 
 
@@ -135,37 +178,6 @@ def write_decoder(decoder: Decoder, tokenizer: Tokenizer, folder: Path, dtype: t
     _write(folder, config, tensors, tokenizer, dtype, {})
 
 
-def read_config(folder: Path) -> dict:
-    """The folder's config.json as a dict. Raises UserError where there is no folder, no file, or no JSON object."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    return read_json_object(folder / "config.json")
-
-
-def read_json_object(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors``. Raises UserError for a file that is missing, cut short or broken."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-
-
 def replace_folder(folder: str | os.PathLike, fill) -> None:
     """Call ``fill(new)`` on a fresh folder, then put it in ``folder``'s place.
 
@@ -200,11 +212,10 @@ def recover_folder(folder: str | os.PathLike) -> None:
 def _write(
     folder: Path, config: dict, tensors: dict[str, Tensor], tokenizer, dtype, files: dict[str, dict | str]
 ) -> None:
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     if config.get("tie_word_embeddings"):  # stored once, as the embedding
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
-    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder, tensors, dtype)
+    stored = str(dtype or next(iter(tensors.values())).dtype).removeprefix("torch.")
     for name, content in {"config.json": {**config, "dtype": stored}, **files}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
@@ -238,7 +249,7 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
             "processor_class": "LlavaProcessor",
             "patch_size": vision.patch_size,
             "num_additional_image_tokens": 1,  # the class token
-            "vision_feature_select_strategy": "default",
+            "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
             "image_token": "<image>",
         },
         "generation_config.json": {"max_new_tokens": 256, "do_sample": False},
@@ -254,52 +265,56 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
 
 
 def _parse(from_dict, config: dict, folder: Path):
+    """``from_dict(config)``, whatever it stumbles over told as a fault of the folder's config.json."""
     try:
         return from_dict(config)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}/config.json: {type(error).__name__} {error}") from None
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
+        raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
 
 
-def _rename(tensors: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in tensors.items():
-        for pattern, ours in rules:
-            name, count = re.subn(pattern, ours, name)
-            if count:
-                break
-        renamed[name] = tensor
-    return renamed
+def _build(make, config: dict, folder: Path):
+    """``make(config)``, without memory for the parameters."""
+    with torch.device("meta"), Unfilled():
+        return _parse(make, config, folder)
 
 
-def _fold_projector(tensors: dict[str, Tensor], folder: Path) -> None:
-    """linear_2(linear_1(x)) -> one W, in place: W = W2 W1, b = W2 b1 + b2."""
-    names = [f"multi_modal_projector.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
-    for name in names:
-        if name not in tensors:
-            raise UserError(f"{folder}/{WEIGHTS}: tensor {name} is missing")
-    w1, b1, w2, b2 = (tensors.pop(name).float() for name in names)
-    tensors["multi_modal_projector.weight"] = w2 @ w1
-    tensors["multi_modal_projector.bias"] = w2 @ b1 + b2
+def _vision_part(folder: Path) -> dict:
+    """The vision tower's config out of a CLIP folder's."""
+    config = read_json_object(folder / "config.json")
+    if config.get("model_type") not in ("clip", "clip_vision_model"):
+        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'clip'")
+    return config.get("vision_config", {}) if config["model_type"] == "clip" else config
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy ``tensors`` into ``module``; every name and shape must fit."""
-    path = folder / WEIGHTS
-    wanted = module.state_dict()
-    for name in wanted:
-        embedding = name.replace("lm_head", "embed_tokens")
-        if embedding != name and wanted[name].data_ptr() == wanted[embedding].data_ptr() and embedding in tensors:
-            tensors.setdefault(name, tensors[embedding])
-    for name in sorted(wanted.keys() - tensors.keys()):
-        raise UserError(f"{path}: tensor {name} is missing")
-    for name in sorted(tensors.keys() - wanted.keys()):
-        if name.endswith("position_ids"):  # a constant that old CLIP files carry
-            continue
-        raise UserError(f"{path}: tensor {name} is left over")
-    for name, parameter in wanted.items():
-        found = tensors[name]
-        if found.shape != parameter.shape:
-            raise UserError(f"{path}: tensor {name} has shape {tuple(found.shape)}, not {tuple(parameter.shape)}")
-        parameter.copy_(found)
+def _clip_beside(folder: Path, name: str) -> Path:
+    """Where the CLIP folder that config.json names ("openai/clip-vit-large-patch14-336") lies, beside ``folder``."""
+    last = str(name).split("/")[-1]
+    found = folder.resolve().parent / last
+    if last in ("", ".", "..") or not found.is_dir():
+        raise UserError(
+            f"{folder}/config.json: its vision tower {name!r} is not at {found}; give its folder (--vision)"
+        )
+    return found
+
+
+@torch.no_grad()
+def _fold(two: MLPProjector) -> LinearProjector:
+    """linear_2(linear_1(x)), with nothing between, as one W: W2 W1, with bias W2 b1 + b2."""
+    first, second = two.linear_1, two.linear_2
+    weight = second.weight.float() @ first.weight.float()
+    bias = second.weight.float() @ first.bias.float() + second.bias.float()
+    one = LinearProjector(first.in_features, second.out_features).to(first.weight)
+    one.weight.copy_(weight)
+    one.bias.copy_(bias)
+    return one
+
+
+def _check_tokenizer(model: Llava, folder: Path) -> None:
+    """The tokenizer beside the weights must be the one that they know."""
+    image, rows = model.config.image_token_id, model.config.decoder.vocab_size
+    if model.tokenizer.image_id != image:
+        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {model.tokenizer.image_id}")
+    others = model.tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
+    if others > rows:
+        raise UserError(f"{folder}: the tokenizer has {others} tokens, the embedding {rows} rows")

@@ -22,6 +22,13 @@ LLAMA_DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
+# What each known kind of rope_scaling is told by.
+ROPE_SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+MOST_LAYERS = 1000  # a file that claims more is refused before they are built
 
 
 @dataclass
@@ -48,7 +55,8 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionConfig":
-        return _known(cls, {**CLIP_DEFAULTS, **values})
+        _expect(values, "model_type", "clip_vision_model")
+        return _known(cls, CLIP_DEFAULTS, values)
 
 
 @dataclass
@@ -71,7 +79,7 @@ class TextConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TextConfig":
-        return _known(cls, values)
+        return _known(cls, {}, values)
 
 
 @dataclass
@@ -88,9 +96,10 @@ class DecoderConfig:
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
+    rope_scaling: dict | None = None  # rope_type and the numbers that ROPE_SCALINGS lists for it
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
     def to_dict(self) -> dict:
@@ -98,16 +107,35 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DecoderConfig":
-        values = {**LLAMA_DEFAULTS, **{name: value for name, value in values.items() if value is not None}}
-        if values.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"the decoder's hidden_act is {values['hidden_act']!r}, not 'silu'")
-        rope = values.get("rope_parameters") or {}  # how transformers 5 spells rope_theta and rope_scaling
-        if rope.get("rope_type", "default") != "default" or values.get("rope_scaling"):
-            raise ValueError("scaled rotary positions (rope_scaling, rope_type) are not known")
-        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+        _expect(values, "model_type", "llama")
+        _expect(values, "hidden_act", "silu")
+        _expect(values, "attention_bias", False)
+        _expect(values, "mlp_bias", False)
+        values = {**LLAMA_DEFAULTS, **_given(values)}
+        values["rope_theta"], values["rope_scaling"] = _rope(values)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
-        values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
-        return _known(cls, values)
+        values.setdefault("head_dim", values["hidden_size"] // max(1, values["num_attention_heads"]))
+        return _known(cls, {}, values)
+
+
+def _rope(values: dict) -> tuple[float, dict | None]:
+    """rope_theta and rope_scaling, which transformers 5 spells as one dict, rope_parameters."""
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_SCALINGS:
+        raise ValueError(f"rope_scaling of type {kind!r} is not one of {', '.join(ROPE_SCALINGS)}")
+    for place in (rope, values):
+        _expect(place, "partial_rotary_factor", 1.0)
+    theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+    if kind == "default":
+        return theta, None
+    rope = {"original_max_position_embeddings": values["max_position_embeddings"], **rope}
+    scaling = {name: rope[name] for name in ROPE_SCALINGS[kind]}
+    for name, value in scaling.items():
+        _check_size(name, value, float)
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ValueError("rope_scaling's high_freq_factor is not above its low_freq_factor")
+    return theta, {"rope_type": kind, **scaling}
 
 
 @dataclass
@@ -119,6 +147,12 @@ class LlavaConfig:
     projector: str = "linear"  # "linear": the paper's W; "mlp": LLaVA-1.5's Linear, GELU, Linear
     image_token_id: int = 0
     vision_feature_layer: int = -2  # the layer before the last; FACTS: 90.92 against 89.96 on ScienceQA
+    vision_feature_select_strategy: str = "default"  # "default": the grid; "full": the class token before it
+
+    @property
+    def num_image_tokens(self) -> int:
+        """How many visual tokens the decoder reads for one picture."""
+        return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
 
     def to_dict(self) -> dict:
         return {
@@ -127,29 +161,91 @@ class LlavaConfig:
             "vision_config": self.vision.to_dict(),
             "text_config": self.decoder.to_dict(),
             "image_token_index": self.image_token_id,
-            "image_seq_length": self.vision.num_patches,
+            "image_seq_length": self.num_image_tokens,
             "projector_hidden_act": {"linear": "linear", "mlp": "gelu"}[self.projector],
             "multimodal_projector_bias": True,
             "vision_feature_layer": self.vision_feature_layer,
-            "vision_feature_select_strategy": "default",  # drop the class token
+            "vision_feature_select_strategy": self.vision_feature_select_strategy,
             "tie_word_embeddings": self.decoder.tie_word_embeddings,
         }
 
     @classmethod
     def from_dict(cls, values: dict) -> "LlavaConfig":
-        layer, select = values.get("vision_feature_layer", -2), values.get("vision_feature_select_strategy", "default")
-        if not isinstance(layer, int) or select != "default":
-            raise ValueError(f"features of layer {layer} chosen by {select!r}: only one layer and 'default' are known")
-        text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **values["text_config"]}
+        """From the config.json of a llava-hf folder. Raises ValueError for what would be computed wrongly."""
+        values = _given(values)
+        _expect(values, "multimodal_projector_bias", True)
+        vision = VisionConfig.from_dict(values["vision_config"])
+        text = values["text_config"]
+        tied = values.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
         return cls(
-            vision=VisionConfig.from_dict(values["vision_config"]),
-            decoder=DecoderConfig.from_dict(text),
-            projector={"linear": "linear", "gelu": "mlp"}[values.get("projector_hidden_act", "gelu")],
+            vision=vision,
+            decoder=DecoderConfig.from_dict({**text, "tie_word_embeddings": tied}),
+            projector=_choose(values, "projector_hidden_act", {"gelu": "mlp", "linear": "linear"}),
             image_token_id=values.get("image_token_id", values.get("image_token_index", 32000)),
-            vision_feature_layer=layer,
+            vision_feature_layer=_layer("vision_feature_layer", values.get("vision_feature_layer", -2), vision),
+            vision_feature_select_strategy=_choose(
+                values, "vision_feature_select_strategy", {"default": "default", "full": "full"}
+            ),
+        )
+
+    @classmethod
+    def from_original(cls, values: dict, vision: VisionConfig) -> "LlavaConfig":
+        """From the config.json of the authors' code: a LLaMA's, with mm_* keys for the rest.
+
+        ``vision`` is that of the CLIP folder that mm_vision_tower names. There is no image token yet.
+        """
+        _choose(values, "model_type", {"llava": None, "llava_llama": None})
+        _choose(values, "image_aspect_ratio", {"square": None, "pad": None})  # not "anyres", pictures cut into tiles
+        _expect(values, "mm_use_im_start_end", False)  # marks around each picture
+        return cls(
+            vision=vision,
+            decoder=DecoderConfig.from_dict({**values, "model_type": "llama"}),
+            projector=_choose(values, "mm_projector_type", {"linear": "linear", "mlp2x_gelu": "mlp"}),
+            vision_feature_layer=_layer("mm_vision_select_layer", values["mm_vision_select_layer"], vision),
+            vision_feature_select_strategy=_choose(
+                values, "mm_vision_select_feature", {"patch": "default", "cls_patch": "full"}
+            ),
         )
 
 
-def _known(cls, values: dict):
+def _given(values: dict) -> dict:
+    """Without the keys that are null, which means the same as leaving them out."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _expect(values: dict, name: str, only: object) -> None:
+    """Refuse a value that changes what is computed."""
+    if (value := values.get(name)) not in (None, only):
+        raise ValueError(f"{name} is {value!r}; only {only!r} is known")
+
+
+def _choose(values: dict, name: str, choices: dict[str, str | None]) -> str | None:
+    """Ours for the file's word; the first where the file says nothing."""
+    value = values.get(name) or next(iter(choices))
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+    return choices[value]
+
+
+def _layer(name: str, layer: object, vision: VisionConfig) -> int:
+    depth = vision.num_hidden_layers
+    if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+        raise ValueError(f"{name} is {layer!r}, not one layer of the {depth}")
+    return layer
+
+
+def _check_size(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, (int, kind)) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value!r}, not a positive {'whole number' if kind is int else 'number'}")
+
+
+def _known(cls, defaults: dict, values: dict):
     """Take the keys that ``cls`` has; a config.json carries dozens that do not change what is computed."""
-    return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+    values = {**defaults, **_given(values)}
+    config = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+    for f in fields(cls):
+        if f.type in (int, float) and not f.name.endswith("token_id"):
+            _check_size(f.name, getattr(config, f.name), f.type)
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}, more than {MOST_LAYERS}")
+    return config

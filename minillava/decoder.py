@@ -10,6 +10,8 @@
 Attribute names are those of the tensors in LLaMA's checkpoints.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,12 +32,30 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """positions (B, T) -> cos and sin, each (B, 1, T, head_dim), float32.
+def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) -> Tensor:
+    """How far each pair of a head turns from one position to the next, in radians: (head_dim / 2,), float32.
 
-    Pair i of a head turns by position * theta ** (-2 i / head_dim); the two members of a pair stand half a head apart.
+    Pair i turns by theta ** (-2 i / head_dim). Models made to read further than they were first trained to turn more
+    slowly: "linear" divides all by ``factor``; "llama3" (Llama 3.1) leaves the pairs that turn often within the first
+    context as they are, divides those that hardly turn by ``factor``, and fades from the one to the other between.
     """
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = frequencies * scaling["original_max_position_embeddings"] / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """positions (B, T), frequencies (head_dim / 2,) -> cos and sin, each (B, 1, T, head_dim), float32.
+
+    The two members of a pair stand half a head apart.
+    """
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, head_dim / 2)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
@@ -122,6 +142,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise ValueError(
+                f"{config.num_attention_heads} query heads cannot share {config.num_key_value_heads} key heads evenly"
+            )
+        if config.head_dim % 2:
+            raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions turn pairs")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
@@ -143,13 +169,26 @@ class Decoder(nn.Module):
         else:
             positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
         mask = self._mask(embeddings, attention_mask, past)
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:
-            x = layer(x, (cos, sin), mask, cache)
+            x = layer(x, rope, mask, cache)
         if cache is not None:
             cache.length += length
         return self.norm(x)
+
+    @torch.no_grad()
+    def grow(self, vocab_size: int) -> None:
+        """Add rows to the embedding and the head: the mean of the old ones, so a new token is never the likeliest."""
+
+        def grown(weight: Tensor) -> nn.Parameter:
+            mean = weight.mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)
+            return nn.Parameter(torch.cat([weight, mean.expand(vocab_size - len(weight), -1)]))
+
+        self.embed_tokens.weight = grown(self.embed_tokens.weight)
+        tied = self.config.tie_word_embeddings
+        self.lm_head.weight = self.embed_tokens.weight if tied else grown(self.lm_head.weight)
+        self.config.vocab_size = self.embed_tokens.num_embeddings = self.lm_head.out_features = vocab_size
 
     @staticmethod
     def _mask(embeddings: Tensor, attention_mask: Tensor | None, past: int) -> Tensor | None:

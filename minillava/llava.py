@@ -5,6 +5,7 @@ X_v --vision tower--> Z_v --W--> H_v --+
 X_q ------------- embeddings --> H_q --+
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from minillava.errors import UserError
 from minillava.generation import collect, generate_ids, stream_text
 from minillava.image import open_image, to_pixel_values
 from minillava.projector import PROJECTORS
-from minillava.tokenizer import IMAGE, Tokenizer
+from minillava.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.vision import VisionTower
 
 
@@ -35,6 +36,18 @@ def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: T
     if where.sum() != visual.shape[0] * visual.shape[1]:
         raise ValueError(f"{where.sum()} image placeholders for {visual.shape[0]} pictures of {visual.shape[1]} tokens")
     return embeddings.masked_scatter(where.unsqueeze(-1), visual.to(embeddings.dtype))
+
+
+def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Give a LLaMA that knows text alone an <image> and a padding token, where its tokenizer has none, and their rows.
+
+    The rows are filled up to a multiple of 64, as in llava-hf's folders. An embedding with rows enough stays as it is.
+    """
+    missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        decoder.grow(math.ceil(tokenizer.vocab_size / 64) * 64)
 
 
 def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -78,17 +91,22 @@ class Llava(nn.Module):
         return self.language_model.embed_tokens.weight.device
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values (images, 3, H, W) -> H_v (images, patches, decoder hidden)."""
-        weight = self.vision_tower.embeddings.patch_embedding.weight
-        features = self.vision_tower(pixel_values.to(weight.device, weight.dtype), self.config.vision_feature_layer)
+        """pixel_values (images, 3, H, W) -> H_v (images, config.num_image_tokens, decoder hidden)."""
+        weight, config = self.vision_tower.embeddings.patch_embedding.weight, self.config
+        features = self.vision_tower(
+            pixel_values.to(weight.device, weight.dtype),
+            config.vision_feature_layer,
+            config.vision_feature_select_strategy,
+        )
         return self.multi_modal_projector(features)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Ids (B, T) and pictures -> the decoder's input (B, T, hidden)."""
-        embeddings = self.language_model.embed_tokens(input_ids)
+        image = self.config.image_token_id
         if pixel_values is None:
-            return embeddings
-        return splice(embeddings, input_ids, self.config.image_token_id, self.encode_images(pixel_values))
+            return self.language_model.embed_tokens(input_ids)
+        words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder need not have a row
+        return splice(self.language_model.embed_tokens(words), input_ids, image, self.encode_images(pixel_values))
 
     def forward(
         self,
@@ -118,8 +136,8 @@ class Llava(nn.Module):
         shorter rows are filled up with the padding token.
         """
         if stop_ids is None:
-            stop_ids = [self.tokenizer.eos_id] if self.tokenizer else []
-        fill = self.tokenizer.pad_id if self.tokenizer else 0
+            stop_ids = [self.tokenizer.eos_id] if self.tokenizer and self.tokenizer.eos_id is not None else []
+        fill = (self.tokenizer.pad_id if self.tokenizer else None) or 0
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)
         embeddings = self.embed(input_ids, pixel_values)
@@ -154,7 +172,7 @@ class Llava(nn.Module):
             if not isinstance(image, Image.Image):
                 image = open_image(image)
             pixel_values = to_pixel_values(image, self.config.vision.image_size)[None].to(self.device)
-        ids, _ = encode_conversation(turns, self.tokenizer, self.template, self.config.vision.num_patches)
+        ids, _ = encode_conversation(turns, self.tokenizer, self.template, self.config.num_image_tokens)
         limit = self.config.decoder.max_position_embeddings
         if len(ids) + max_new_tokens > limit:
             raise UserError(f"the conversation has grown to {len(ids)} tokens; the model reads {limit} at most")

@@ -29,7 +29,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(config.hidden_size) * 0.02)
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(config.hidden_size), std=0.02))
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
         )
@@ -106,6 +106,10 @@ class VisionTower(nn.Module):
         super().__init__()
         if config.image_size % config.patch_size:
             raise ValueError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}"
+            )
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {config.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         self.config = config
@@ -128,6 +132,7 @@ class VisionTower(nn.Module):
             raise ValueError(f"layer {layer} is not there: the tower has {depth} blocks")
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=count)
 
-    def forward(self, pixel_values: Tensor, layer: int = -2) -> Tensor:
-        """The grid features that LLaVA reads: (B, patches, hidden), class token dropped."""
-        return self.hidden_state(pixel_values, layer)[:, 1:]
+    def forward(self, pixel_values: Tensor, layer: int = -2, strategy: str = "default") -> Tensor:
+        """The features that LLaVA reads: the grid (B, patches, hidden); with "full", the class token before it too."""
+        features = self.hidden_state(pixel_values, layer)
+        return features if strategy == "full" else features[:, 1:]

@@ -31,11 +31,16 @@ from minillava.errors import UserError
 from minillava.image import to_pixel_values
 
 PATCHES = 9
+LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 
 
-def variant(model: Llava, randomise, projector: str = "linear", layer: int = -2, **decoder) -> Llava:
-    """Another tiny model: other projector, feature layer, or decoder sizes."""
-    config = replace(model.config, projector=projector, vision_feature_layer=layer)
+def variant(
+    model: Llava, randomise, projector: str = "linear", layer: int = -2, strategy: str = "default", **decoder
+) -> Llava:
+    """Another tiny model: other projector, feature layer or strategy, or decoder sizes."""
+    config = replace(
+        model.config, projector=projector, vision_feature_layer=layer, vision_feature_select_strategy=strategy
+    )
     config.decoder = replace(config.decoder, **decoder)
     return randomise(Llava(config, model.tokenizer))
 
@@ -46,6 +51,9 @@ VARIANTS = {
     "untied": {"tie_word_embeddings": False},
     "rope_theta, epsilon": {"rope_theta": 77.0, "rms_norm_eps": 0.01},
     "last layer": {"layer": -1},
+    "class token": {"strategy": "full"},
+    "linear scaling": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "llama3 scaling": {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "eos_token_id": [420, 423]},
 }
 
 
@@ -63,7 +71,8 @@ def saved(tiny_model, tmp_path) -> Path:
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
     """Of one row with a picture, by our model or by transformers'."""
-    ids = torch.tensor([[40, *[model.config.image_token_id] * PATCHES, 41, 42]])
+    count = PATCHES + (model.config.vision_feature_select_strategy == "full")
+    ids = torch.tensor([[40, *[model.config.image_token_id] * count, 41, 42, *range(60, 100)]])
     pixel_values = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(5))
     return model(input_ids=ids, pixel_values=pixel_values).logits
 
@@ -133,6 +142,19 @@ def test_the_head_is_stored_unless_it_is_the_embedding(tiny_model, randomise, tm
     for decoder in (load(tmp_path / "llava").language_model, load_decoder(tmp_path)[0]):
         assert (decoder.lm_head.weight is decoder.embed_tokens.weight) == tied
         assert torch.equal(decoder.lm_head.weight, model.language_model.lm_head.weight)
+
+
+@pytest.mark.parametrize("whole, text", [(True, None), (True, False), (None, True), (False, True)])
+def test_the_head_is_tied_where_either_config_says_so(saved, whole, text):
+    config = json.loads((saved / "config.json").read_text())
+    for part, value in ((config, whole), (config["text_config"], text)):
+        del part["tie_word_embeddings"]
+        if value is not None:
+            part["tie_word_embeddings"] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    theirs, ours = LlavaForConditionalGeneration.from_pretrained(saved), load(saved).language_model
+    assert theirs.lm_head.weight is theirs.model.language_model.embed_tokens.weight
+    assert ours.lm_head.weight is ours.embed_tokens.weight
 
 
 # Between us and transformers
@@ -269,6 +291,16 @@ def test_no_such_folder_is_named(tmp_path):
         assert_refused(lambda read=read: read(tmp_path / "nowhere"), f"{tmp_path}/nowhere", "no such folder")
 
 
+def test_a_folder_of_another_architecture_is_named(tiny_model, saved, tmp_path):
+    write_decoder(tiny_model.language_model, tiny_model.tokenizer, tmp_path)
+    for read, folder in ((load, tmp_path), (load_vision, tmp_path), (load_vision, saved), (load_decoder, saved)):
+        kind = "llava" if folder == saved else "llama"
+        assert_refused(lambda read=read, folder=folder: read(folder), f"{folder}/config.json", "model_type", kind)
+    edit = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**edit, "model_type": "mistral"}))
+    assert_refused(lambda: load_decoder(tmp_path), f"{tmp_path}/config.json", "'mistral'")
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
@@ -325,12 +357,34 @@ def test_a_tensor_of_another_shape_is_named(saved):
         {"projector_hidden_act": "relu"},
         {"text_config": None},
         {"text_config": {"hidden_act": "gelu"}},
-        {"text_config": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}},
-        {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+        {"text_config": {"model_type": "mistral"}},
+        {"text_config": {"attention_bias": True}},
+        {"text_config": {"mlp_bias": True}},
+        {"text_config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}},
+        {"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+        {"text_config": {"rope_scaling": {"type": "linear"}}},
+        {"text_config": {"rope_scaling": {"type": "linear", "factor": "2"}}},
+        {"text_config": {"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}},
+        {"text_config": {"rope_scaling": ["linear"]}},
+        {"text_config": {"partial_rotary_factor": 0.5}},
+        {"text_config": {"num_key_value_heads": 3}},
+        {"text_config": {"head_dim": 7}},
+        {"text_config": {"hidden_size": "32"}},
+        {"text_config": {"hidden_size": -32}},
+        {"text_config": {"hidden_size": 2**60}},
+        {"text_config": {"hidden_size": 2**80}},
+        {"text_config": {"num_attention_heads": 0}},
+        {"text_config": {"num_hidden_layers": 10**9}},
+        {"text_config": {"rms_norm_eps": "small"}},
+        {"vision_config": {"model_type": "siglip_vision_model"}},
         {"vision_config": {"hidden_act": "relu6"}},
         {"vision_config": {"image_size": 25}},
+        {"vision_config": {"image_size": [24, 24]}},
+        {"vision_config": {"num_attention_heads": 5}},
         {"vision_feature_layer": [-2, -1]},
-        {"vision_feature_select_strategy": "full"},
+        {"vision_feature_layer": 4},
+        {"vision_feature_select_strategy": "cls"},
+        {"multimodal_projector_bias": False},
     ],
     ids=str,
 )
@@ -351,7 +405,9 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_it_to_be():
         (config.decoder, LlamaConfig(vocab_size=32064)),
     ):
         for name, value in ours.to_dict().items():
-            if name == "rope_theta":
+            if name == "rope_scaling":
+                assert value is None
+            elif name == "rope_theta":
                 assert value == theirs.rope_parameters["rope_theta"]
             elif not name.endswith("token_id"):
                 assert value == getattr(theirs, name), name

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minillava.config import DecoderConfig
-from minillava.decoder import Decoder, KVCache, RMSNorm, rope_tables, rotate
+from minillava.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate
 
 SMALL = {
     "vocab_size": 50,
@@ -19,6 +19,7 @@ SMALL = {
     "head_dim": 12,
     "tie_word_embeddings": False,
 }
+LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 CONFIGS = {
     "MHA": DecoderConfig(**{**SMALL, "num_key_value_heads": 4, "head_dim": 8}),
     "GQA": DecoderConfig(**SMALL),
@@ -26,13 +27,16 @@ CONFIGS = {
     "tied": DecoderConfig(**{**SMALL, "tie_word_embeddings": True}),
     "rope_theta": DecoderConfig(**SMALL, rope_theta=100.0),
     "large epsilon": DecoderConfig(**SMALL, rms_norm_eps=0.1),
+    "linear": DecoderConfig(**SMALL, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "llama3": DecoderConfig(**SMALL, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3}),
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def as_llama(decoder: Decoder) -> LlamaForCausalLM:
     config = decoder.config.to_dict()
-    rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    scaling = config.pop("rope_scaling") or {"rope_type": "default"}
+    rope = {**scaling, "rope_theta": config.pop("rope_theta")}
     theirs = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope)).eval()
     weights = decoder.state_dict()
     theirs.load_state_dict({k if k.startswith("lm_head.") else f"model.{k}": v for k, v in weights.items()})
@@ -85,7 +89,7 @@ def test_rms_norm_is_its_formula():
 
 def test_rope_turns_each_pair_by_its_angle():
     x, positions, theta = torch.randn(1, 2, 3, 8), torch.tensor([[0, 5, 11]]), 100.0
-    turned = rotate(x, *rope_tables(positions, 8, theta))
+    turned = rotate(x, *rope_tables(positions, rope_frequencies(DecoderConfig(head_dim=8, rope_theta=theta))))
     for head in range(2):
         for t, position in enumerate((0, 5, 11)):
             for pair in range(4):
@@ -97,14 +101,47 @@ def test_rope_turns_each_pair_by_its_angle():
 
 def test_rope_products_depend_on_the_distance_alone():
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    frequencies = rope_frequencies(DecoderConfig(head_dim=16, rope_theta=1e4))
 
     def product(at_q: int, at_k: int) -> float:
-        turned_q = rotate(q, *rope_tables(torch.tensor([[at_q]]), 16, 1e4))
-        turned_k = rotate(k, *rope_tables(torch.tensor([[at_k]]), 16, 1e4))
+        turned_q = rotate(q, *rope_tables(torch.tensor([[at_q]]), frequencies))
+        turned_k = rotate(k, *rope_tables(torch.tensor([[at_k]]), frequencies))
         return (turned_q * turned_k).sum().item()
 
     assert product(9, 4) == pytest.approx(product(109, 104), abs=1e-4)
     assert abs(product(9, 4) - product(9, 5)) > 1e-2
+
+
+def test_linear_scaling_reads_a_position_as_an_earlier_one():
+    config = DecoderConfig(head_dim=16, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    x, plain = torch.randn(1, 1, 1, 16), DecoderConfig(head_dim=16)
+    turned = rotate(x, *rope_tables(torch.tensor([[20]]), rope_frequencies(config)))
+    torch.testing.assert_close(turned, rotate(x, *rope_tables(torch.tensor([[5]]), rope_frequencies(plain))))
+
+
+def test_llama3_scaling_keeps_fast_pairs_slows_slow_ones_and_fades_between():
+    """By wavelengths, as the Llama 3.1 model card's code has it: in positions, the length of one turn."""
+    config = DecoderConfig(head_dim=32, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3})
+    kinds = set()
+    for pair, frequency in enumerate(rope_frequencies(config).tolist()):
+        plain = 100.0 ** (-2 * pair / 32)
+        wavelength = 2 * math.pi / plain
+        if wavelength < 64 / 4.0:
+            kind, expected = "fast", plain
+        elif wavelength > 64 / 1.0:
+            kind, expected = "slow", plain / 5.0
+        else:
+            smooth = (64 / wavelength - 1.0) / (4.0 - 1.0)
+            kind, expected = "between", (1 - smooth) * plain / 5.0 + smooth * plain
+        kinds.add(kind)
+        assert frequency == pytest.approx(expected, rel=1e-5)
+    assert kinds == {"fast", "slow", "between"}
+
+
+@pytest.mark.parametrize("sizes", [{"num_key_value_heads": 3}, {"head_dim": 7}], ids=str)
+def test_heads_that_cannot_be_shared_or_turned_raise(sizes):
+    with pytest.raises(ValueError, match=str(next(iter(sizes.values())))):
+        Decoder(DecoderConfig(**{**SMALL, **sizes}))
 
 
 @pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)

@@ -99,6 +99,18 @@ def test_an_unknown_activation_raises():
         VisionTower(VisionConfig(**SMALL, hidden_act="relu6"))
 
 
+def test_full_features_have_the_class_token_first(tower):
+    pixel_values = pictures(tower)
+    full = tower(pixel_values, -1, "full")
+    assert torch.equal(full, tower.hidden_state(pixel_values, -1))
+    assert torch.equal(full[:, 1:], tower(pixel_values, -1))
+
+
+def test_heads_that_do_not_divide_the_hidden_size_raise():
+    with pytest.raises(ValueError, match="hidden_size 24"):
+        VisionTower(VisionConfig(**{**SMALL, "num_attention_heads": 5}, image_size=24, patch_size=8))
+
+
 @pytest.mark.parametrize("layer", [4, -5, 99])
 def test_a_layer_that_is_not_there_raises(randomise, layer):
     tower = randomise(VisionTower(CONFIGS["quick_gelu"]))

@@ -1,0 +1,221 @@
+"""Tensors in a folder's files: safetensors or PyTorch's .bin, in one file or in shards with an index.
+
+- Reading goes tensor by tensor: a file is mapped, one tensor is copied out of it in the dtype asked for, and the file
+  is let go again. What is resident is the model and one tensor more, whatever the size of the files.
+- A .bin file is a pickle; it is read with ``weights_only``, so it holds tensors alone or is refused, and runs no code.
+- Every tensor of the model must be there, and nothing else; what does not fit is an error that names it.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minillava.errors import UserError
+
+WEIGHTS = "model.safetensors"
+KINDS = (WEIGHTS, "pytorch_model.bin")  # the first that is there is read; each may be shards with NAME.index.json
+SHARD_BYTES = 5 * 10**9  # at most so many in a file that we write
+JSON_BYTES = 2**28  # a JSON file that is larger is refused
+# Not weights: what each position's number is, and RoPE's angles, which follow from the config.
+CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
+
+
+class Unfilled(TorchFunctionMode):
+    """Within this, beside ``torch.device("meta")``, modules are built without memory, for ``fill`` to fill.
+
+    Normal numbers are not drawn, since there is nowhere to put them and PyTorch would import 80 MB of code to do it.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that lies in ``file`` under ``name``; ``read()`` maps it into memory."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def read_json_object(path: Path) -> dict:
+    """Raises UserError where there is no file, or it is too large, or holds no JSON object."""
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path}: larger than {JSON_BYTES} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def find_weights(folder: Path) -> Path:
+    """The file that holds the folder's tensors, or the index of its shards. Raises UserError where there is none."""
+    for kind in KINDS:
+        for path in (folder / kind, folder / f"{kind}.index.json"):
+            if path.exists():
+                return path
+    others = ", ".join(f"{kind}.index.json" for kind in KINDS)
+    raise UserError(f"{folder / WEIGHTS}: no such file, nor {KINDS[1]}, {others}")
+
+
+def list_tensors(folder: Path) -> dict[str, Stored]:
+    """The folder's tensors by name, out of one file or of all shards that its index names. Their data is not read yet.
+
+    Raises UserError for a file that is missing, cut short or broken, or holds anything else than tensors.
+    """
+    path = find_weights(folder)
+    if path.suffix != ".json":
+        return _list_file(path)
+    places = read_json_object(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{path}: no weight_map from tensors to files")
+    tensors: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", file):
+            raise UserError(f"{path}: {file!r} is not the name of a weight file in this folder")
+        for name, tensor in _list_file(path.with_name(file)).items():
+            if name in tensors:
+                raise UserError(f"{tensor.file}: tensor {name!r} is in {tensors[name].file.name} too")
+            tensors[name] = tensor
+    for name, file in places.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise UserError(f"{path.with_name(file)}: tensor {name!r} is missing, which {path.name} promises")
+    return tensors
+
+
+def rename(tensors: dict[str, Stored], rules: tuple[tuple[str, str], ...]) -> dict[str, Stored]:
+    """The tensors by our names. The first of ``rules`` (pattern, replacement) that fits a name is applied, once."""
+    renamed: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if CONSTANTS.search(name):
+            continue
+        for pattern, ours in rules:
+            name, count = re.subn(pattern, ours, name)
+            if count:
+                break
+        if name in renamed:
+            raise UserError(f"{tensor.file}: tensors {renamed[name].name!r} and {tensor.name!r} are both {name}")
+        renamed[name] = tensor
+    return renamed
+
+
+@torch.no_grad()
+def fill(
+    module: nn.Module,
+    tensors: dict[str, Stored],
+    folder: Path,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give the parameters that ``module`` has on the meta device their values, in ``dtype`` (float32) on ``device``.
+
+    ``tensors``, those of ``folder``, go by the parameters' names. A parameter of two names, as a tied head is, may be
+    stored under either or both. Raises UserError, before anything is read, for a tensor that is missing, left over or
+    of another shape, and for a device that is not there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    wanted: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.is_meta:
+            wanted.setdefault(parameter, []).append(name)
+    for parameter, names in wanted.items():
+        if not any(name in tensors for name in names):
+            raise UserError(f"{find_weights(folder)}: tensor {names[0]} is missing")
+        for name in names:
+            if name in tensors and tensors[name].shape != parameter.shape:
+                found = tensors[name]
+                raise UserError(f"{found.file}: tensor {name} has shape {found.shape}, not {tuple(parameter.shape)}")
+    for name in sorted(tensors.keys() - {name for names in wanted.values() for name in names}):
+        raise UserError(f"{tensors[name].file}: tensor {tensors[name].name!r} is left over")
+    # The largest first: a tensor in its file and its copy are resident together while little else is.
+    for parameter, names in sorted(wanted.items(), key=lambda item: -item[0].numel()):
+        first, *others = (tensors[name] for name in names if name in tensors)
+        value = first.read()
+        for other in others:
+            if not torch.equal(other.read().to(value.dtype), value):
+                raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
+        if not value.is_floating_point():
+            raise UserError(f"{first.file}: tensor {first.name} is of {value.dtype}, not of fractions")
+        copy = nn.Parameter(torch.empty(value.shape, dtype=dtype or torch.float32, device=device).copy_(value))
+        torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write model.safetensors, or shards of at most SHARD_BYTES and their index, in ``dtype`` or each in its own.
+
+    No more than one shard at a time is converted, so a large model is not held twice.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    room, total = SHARD_BYTES, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if size > room and shards[-1]:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = tensor
+        room, total = room - size, total + size
+    count = len(shards)
+    files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    for file, shard in zip(files, shards):
+        converted = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in shard.items()}
+        save_file(converted, folder / file, metadata={"format": "pt"})
+    if count > 1:
+        places = {name: file for file, shard in zip(files, shards) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _list_file(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+    else:
+        try:
+            shapes = {name: tensor.shape for name, tensor in _open_bin(path).items()}
+        except Exception as error:  # one cut short or foreign fails in torch, zipfile or pickle, each in its own way
+            raise UserError(
+                f"{path}: not a PyTorch file of tensors and nothing else ({type(error).__name__})"
+            ) from None
+    return {name: Stored(path, name, tuple(shape), partial(_read, path, name)) for name, shape in shapes.items()}
+
+
+def _read(path: Path, name: str) -> Tensor:
+    """The file is opened anew for each tensor: pages of a mapping stay resident for as long as it lasts."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    return _open_bin(path)[name]
+
+
+def _open_bin(path: Path) -> dict[str, Tensor]:
+    tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise TypeError
+    return tensors
