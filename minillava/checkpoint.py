@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
 from minillava.contrastive import Clip
 from minillava.conversation import TEMPLATES, chat_template
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.hub import resolve_folder
-from minillava.image import MEAN, STD
+from minillava.image import ImageProcessor
 from minillava.llava import Llava, add_image_token
 from minillava.projector import LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import Unfilled, fill, list_tensors, read_json_object, rename, write_tensors
+from minillava.weights import Unfilled, fill, list_tensors, rename, write_tensors
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
@@ -164,7 +164,7 @@ def write_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtyp
         "vision_config": vision.to_dict(),
         "text_config": text.to_dict(),
     }
-    files = {"preprocessor_config.json": _image_processor(vision.image_size)}
+    files = {"preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict()}
     _write(folder, config, clip.state_dict(), tokenizer, dtype, files)
 
 
@@ -223,28 +223,11 @@ def _write(
         tokenizer.save_pretrained(folder)
 
 
-def _image_processor(size: int) -> dict:
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-        "do_convert_rgb": True,
-    }
-
-
 def _processor_files(model: Llava) -> dict[str, dict | str]:
     """What transformers' AutoProcessor and generate() read beside the weights."""
     vision = model.config.vision
     files: dict[str, dict | str] = {
-        "preprocessor_config.json": _image_processor(vision.image_size),
+        "preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict(),
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "patch_size": vision.patch_size,
