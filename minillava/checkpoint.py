@@ -8,15 +8,16 @@ that hub files use are accepted too, and the layout of the LLaVA authors' own fo
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
 from minillava.contrastive import Clip
-from minillava.conversation import chat_template, recognise
+from minillava.conversation import TEMPLATES, chat_template, recognise
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.hub import resolve_folder
@@ -25,7 +26,7 @@ from minillava.llava import Llava, add_image_token
 from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import Unfilled, fill, list_tensors, read_json_object, rename, write_tensors
+from minillava.weights import Unfilled, fill, list_tensors, rename, write_tensors
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
@@ -45,6 +46,7 @@ ORIGINAL_NAMES = (
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
+TEMPLATE = "chat_template.jinja"
 
 
 def load(
@@ -82,7 +84,7 @@ def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype |
             sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
             model.multi_modal_projector = MLPProjector(*sizes)
     model.image_processor = _image_processor(folder, model.config.vision)
-    model.template = _template(folder) or "v0"
+    model.template = _template(folder)
     fill(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
     if linear:
         model.multi_modal_projector = _fold(model.multi_modal_projector)
@@ -102,7 +104,7 @@ def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: t
     model.config.image_token_id = tokenizer.image_id
     pad = config.get("image_aspect_ratio") == "pad"
     model.image_processor = replace(_image_processor(clip, vision), do_pad=pad)
-    model.template = _template(folder) or _original_template(config.get("_name_or_path") or folder.resolve().name)
+    model.template = _original_template(config.get("_name_or_path") or folder.resolve().name)
     return model
 
 
@@ -125,7 +127,7 @@ def join(
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
     model.image_processor = _image_processor(resolve_folder(vision), tower.config)
-    model.template = _template(resolve_folder(decoder)) or "v0"
+    model.template = _template(resolve_folder(decoder))
     return model
 
 
@@ -267,16 +269,19 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     return processor
 
 
-def _template(folder: Path) -> str | None:
-    """The name of the folder's chat template, where it has one that is known."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return recognise(path.read_text(encoding="utf-8"))
+def _template(folder: Path) -> str:
+    """The name of the folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
+    text = (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace") if (folder / TEMPLATE).exists() else None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        text = read_json_object(folder / name).get("chat_template") if (folder / name).exists() else None
-        if isinstance(text, str):
-            return recognise(text)
-    return None
+        if text is None and (folder / name).exists():
+            text = read_json_object(folder / name).get("chat_template")
+    if text is None:
+        return "v0"
+    found = recognise(text) if isinstance(text, str) else None
+    if found is None:
+        known = ", ".join(TEMPLATES)
+        print(f"{folder}: its chat template is none of {known}: the conversation is written as v0", file=sys.stderr)
+    return found or "v0"
 
 
 def _original_template(name: str) -> str:
@@ -304,7 +309,7 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
             "eos_token_id": model.stop_ids,
             "pad_token_id": model.tokenizer.pad_id,
         }
-        files["chat_template.jinja"] = chat_template(model.template)
+        files[TEMPLATE] = chat_template(model.template)
     return files
 
 

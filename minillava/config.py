@@ -1,6 +1,12 @@
 """The sizes of the three parts, in the words of Hugging Face's ``config.json``, which is also how they are stored."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from minillava.errors import UserError
+
+JSON_BYTES = 1_000_000  # a larger configuration, or index of shards, is refused
 
 # What a config.json means by leaving a size out: transformers' defaults.
 CLIP_DEFAULTS = {
@@ -249,3 +255,18 @@ def _known(cls, defaults: dict, values: dict):
     if config.num_hidden_layers > MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}, more than {MOST_LAYERS}")
     return config
+
+
+def read_json_object(path: Path) -> dict:
+    """Raises UserError where there is no file, or it is too large, or holds no JSON object."""
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path}: larger than {JSON_BYTES} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value

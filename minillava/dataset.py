@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillava.conversation import IGNORE, encode_conversation, image_goes_first
 from minillava.errors import UserError
-from minillava.image import ImageProcessor, open_image, safe_join, to_pixel_values
+from minillava.image import ImageProcessor, open_image, safe_join
 from minillava.tokenizer import IMAGE, Tokenizer
 
 PLAIN = None  # the key of a row that is a line of plain text: no key of JSON, where keys are texts
@@ -119,7 +119,8 @@ class ConversationDataset:
             ids = [*self.tokenizer.encode(row[PLAIN], special=False), self.tokenizer.eos_id]
             return ids, ids
         first = image_goes_first(self.seed, epoch, index) if self.image_first is None else self.image_first
-        template = "brief" if row.get("type") == "caption" else self.template
+        # The paper asks for a caption in a form of its own; LLaVA-1.5 and others as for anything else.
+        template = "brief" if self.template == "v0" and row.get("type") == "caption" else self.template
         try:
             ids, labels = encode_conversation(
                 row["conversations"][:turns], self.tokenizer, template, self.num_image_tokens, first
@@ -175,7 +176,8 @@ class RegionDataset:
         seed: int = 0,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
-        self.image_size, self.grid, self.seed = image_size, image_size // patch_size, seed
+        self.image_processor, self.grid = ImageProcessor.for_size(image_size), image_size // patch_size
+        self.seed = seed
         self.rows = []
         for number, line in read_lines(path):
             try:
@@ -204,9 +206,7 @@ class RegionDataset:
                     owner += [position] * len(patches)
                     patch += patches
             try:
-                pictures.append(
-                    to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
-                )
+                pictures.append(self.image_processor(open_image(safe_join(self.image_folder, row["image"]))))
             except UserError as error:
                 raise UserError(f"{self.path}: line {row['line']}: {error}") from None
         return {

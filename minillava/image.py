@@ -5,7 +5,6 @@
   out the middle, scale to 0..1, normalise. The numbers are those of transformers' CLIPImageProcessor.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from minillava.config import read_json_object
 from minillava.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded, and none grows larger on its way
-MAX_BYTES = 1_000_000  # of a configuration file
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
 # Keys that change no number: who wrote the file, what transformers' own calls take, and the conversion to RGB, which
 # happens here whatever the file says, since the tower reads three channels.
@@ -134,10 +133,10 @@ class ImageProcessor:
         Raises UserError, naming the file, where there is neither, or what it asks for is unknown.
         """
         path = Path(folder, "processor_config.json")
-        values = _read_object(path).get("image_processor") if path.exists() else None
+        values = read_json_object(path).get("image_processor") if path.exists() else None
         if values is None:
             path = path.with_name("preprocessor_config.json")
-            values = _read_object(path)
+            values = read_json_object(path)
         try:
             return cls.from_dict(values)
         except UserError as error:
@@ -252,25 +251,6 @@ def _is_size(value: Any, *names: set[str]) -> bool:
 
 def _square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
-
-
-def _read_object(path: Path) -> dict:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
-
-
-def to_pixel_values(image: Image.Image, size: int) -> torch.Tensor:
-    """A picture -> (3, size, size) float32, as CLIP does it."""
-    return ImageProcessor.for_size(size)(image)
 
 
 def safe_join(folder: str | os.PathLike, name: str) -> Path:

@@ -94,8 +94,7 @@ class Llava(nn.Module):
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end an answer: the end token, and the template's stop where it is one token."""
-        stop = self.tokenizer.encode(TEMPLATES[self.template].stop)
-        ids = [self.tokenizer.eos_id, *(stop if len(stop) == 1 else [])]
+        ids = [self.tokenizer.eos_id, self.tokenizer.special.get(TEMPLATES[self.template].stop)]
         return [index for index in dict.fromkeys(ids) if index is not None]
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:

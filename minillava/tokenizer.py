@@ -172,7 +172,10 @@ class Tokenizer:
             (Path(folder) / name).write_text(text, encoding="utf-8")
 
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
-        """Ids of ``text``. With ``special=False`` a "###" or "<image>" in it is ordinary text, not a token."""
+        """Ids of ``text``. With ``special=False`` a "###" or "<image>" in it is ordinary text, not a token.
+
+        ``after``, the ids that stand before the text, changes nothing in byte-level BPE.
+        """
         if special:
             return self._encoding.encode(text, allowed_special="all")
         return self._encoding.encode_ordinary(text)

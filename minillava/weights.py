@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minillava.config import read_json_object
 from minillava.errors import UserError
 
 WEIGHTS = "model.safetensors"
 KINDS = (WEIGHTS, "pytorch_model.bin")  # the first that is there is read; each may be shards with NAME.index.json
 SHARD_BYTES = 5 * 10**9  # at most so many in a file that we write
-JSON_BYTES = 2**28  # a JSON file that is larger is refused
 # Not weights: what each position's number is, and RoPE's angles, which follow from the config.
 CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
 
@@ -49,21 +49,6 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-
-
-def read_json_object(path: Path) -> dict:
-    """Raises UserError where there is no file, or it is too large, or holds no JSON object."""
-    try:
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path}: larger than {JSON_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
 
 
 def find_weights(folder: Path) -> Path:
@@ -153,10 +138,10 @@ def fill(
         first, *others = (tensors[name] for name in names if name in tensors)
         value = first.read()
         for other in others:
-            if not torch.equal(other.read(), value):
+            if not torch.equal(other.read().to(value.dtype), value):
                 raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
         if not value.is_floating_point():
-            raise UserError(f"{first.file}: tensor {first.name} is of type {value.dtype}, which holds no fractions")
+            raise UserError(f"{first.file}: tensor {first.name} is of {value.dtype}, not of fractions")
         copy = nn.Parameter(torch.empty(value.shape, dtype=dtype or torch.float32, device=device).copy_(value))
         torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
 

@@ -26,16 +26,16 @@ def fails_with(line: str, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """All four trainings in miniature: world, tokenizer, vision tower, decoder, stage 1, stage 2."""
+    """All trainings in miniature: world, tokenizer, vision tower, notes, decoder, stage 1, stage 2."""
     out = tmp_path_factory.mktemp("commands") / "out"
     done = run("train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "12", "--out", out)
     assert done.returncode == 0, done.stderr
-    for name in ("vision", "decoder", "stage1", "stage2"):
+    for name in ("vision", "notes", "decoder", "stage1", "stage2"):
         assert f"{name}: training" in done.stdout
         steps = (out / f"{name}.metrics.jsonl").read_text().splitlines()
         losses = [json.loads(step)["loss"] for step in steps]
-        assert len(losses) == (4 if name == "stage1" else 12) and (out / f"{name}.loss.png").exists()
-        if name in ("vision", "decoder"):
+        assert len(losses) == {"vision": 9, "stage1": 4}.get(name, 12) and (out / f"{name}.loss.png").exists()
+        if name in ("vision", "notes"):
             assert sum(losses[-3:]) < sum(losses[:3])
     return out
 

@@ -236,7 +236,7 @@ def test_missing_files_are_named(dataset, tmp_path, images, tokenizer):
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file"):
         dataset([WRITTEN], text_path=tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):
-        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, ImageProcessor.for_size(SIZE), 4)
+        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, SIZE, 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"])
@@ -271,7 +271,7 @@ def regions(tmp_path, images, tokenizer):
         path = tmp_path / "contexts.jsonl"
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
-        return RegionDataset(path, images, tokenizer, ImageProcessor.for_size(SIZE), 4)
+        return RegionDataset(path, images, tokenizer, SIZE, 4)
 
     return make
 

@@ -83,8 +83,9 @@ def test_a_training_overfits_one_batch(world, tmp_path, kind):
     train(task, Recipe(0.02, 4, 30), tmp_path / kind, max_steps=60, bfloat16=False)
     losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60
-    # stage 1 alone has W to move, under a decoder that knows nothing: it learns less
-    assert losses[-1] < losses[0] * (0.99 if kind == "stage1" else 0.3)
+    # Stage 1 has W alone to move, under a decoder that knows nothing. Contrast cannot end at 0: the patches of one box
+    # share a phrase.
+    assert losses[-1] < losses[0] * {"stage1": 0.99, "vision": 0.5}.get(kind, 0.3)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

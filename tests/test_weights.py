@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
-from minillava import load, save, weights
+from minillava import config, load, save, weights
 from minillava.checkpoint import load_decoder, write_decoder
 from minillava.errors import UserError
 
@@ -210,7 +210,7 @@ def test_an_index_that_is_none_is_named(folder, content):
 
 
 def test_a_json_file_too_large_is_named(folder, monkeypatch):
-    monkeypatch.setattr(weights, "JSON_BYTES", 100)
+    monkeypatch.setattr(config, "JSON_BYTES", 100)
     assert_refused(folder, f"{folder}/config.json", "larger")
 
 

@@ -47,9 +47,6 @@ LLAMA_7B = DecoderConfig(
 )
 
 
-SHARD_BYTES = 10**9
-
-
 def config_of_size(megabytes: int) -> tuple[VisionConfig, DecoderConfig]:
     """Towers that weigh about so much in bfloat16: TinyLlama's width, as many layers as it takes, a small ViT."""
     decoder = replace(LLAMA_7B, vocab_size=32000, hidden_size=2048, intermediate_size=5632)
@@ -64,27 +61,18 @@ def write_random(config: LlavaConfig, folder: Path) -> int:
     """Write a llava-hf folder of random bfloat16 weights that is never whole in memory; returns their bytes."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Llava(config).state_dict().items()}
-    shards: list[list[str]] = [[]]
-    room, total = SHARD_BYTES, 0
-    for name, shape in shapes.items():
-        size = 2 * shape.numel()
-        if size > room and shards[-1]:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room, total = room - size, total + size
     noise = torch.randn(2**20, dtype=torch.bfloat16)  # repeated: to draw each number takes longer than to load it
     places = {}
-    for number, names in enumerate(shards):
+    for start in range(0, len(shapes), 40):  # a shard of 7B's is about 2 GB
         tensors = {}
-        for name in names:
+        for name in list(shapes)[start : start + 40]:
             size, scale = shapes[name].numel(), shapes[name][1:].numel() ** -0.5
             tensors[name] = (noise * scale).repeat(math.ceil(size / len(noise)))[:size].view(shapes[name])
-            places[name] = f"model-{number}.safetensors"
-        save_file(tensors, folder / f"model-{number}.safetensors")
+            places[name] = f"model-{start}.safetensors"
+        save_file(tensors, folder / f"model-{start}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    return total
+    return 2 * sum(shape.numel() for shape in shapes.values())
 
 
 def resident(key: str) -> int:
