@@ -2,6 +2,7 @@
 same about a picture."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def run(monkeypatch, program, *arguments) -> None:
     program.main()
 
 
+def without_broken(text: str) -> str:
+    """Random weights write bytes that are no UTF-8; how many U+FFFD those become is each decoder's own choice."""
+    return re.sub("\ufffd+", "\ufffd", text.strip())
+
+
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
 def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
     towers, rows, projector, tmp_path, monkeypatch, capsys
@@ -85,11 +91,11 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
         found, expected = ours(**inputs).logits, theirs(**inputs).logits
     assert (found - expected).norm() < 1e-4 * expected.norm()
     written = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    text = processor.decode(written, skip_special_tokens=True).strip()
+    text = without_broken(processor.decode(written, skip_special_tokens=True))
     capsys.readouterr()
     run(monkeypatch, chat, "--model", folder, "--image", tmp_path / "a.png", "--prompt", "What is it?",
         "--max-new-tokens", 20)  # fmt: skip
-    assert capsys.readouterr().out.strip() == text != ""
+    assert without_broken(capsys.readouterr().out) == text != ""
 
 
 def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
