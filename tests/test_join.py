@@ -2,7 +2,6 @@
 same about a picture."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -45,7 +44,10 @@ def towers(tmp_path, randomise) -> tuple[Path, Path]:
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "chat_template": VICUNA}
     write(decoder, model=sentencepiece_file(), tokenizer_config={**config, "add_bos_token": True})
     config = LlamaConfig(**layers, vocab_size=900, max_position_embeddings=1024)
-    randomise(LlamaForCausalLM(config)).save_pretrained(decoder)
+    language_model = randomise(LlamaForCausalLM(config))
+    with torch.no_grad():  # never a token of one byte: what is no UTF-8 looks different in each library
+        language_model.lm_head.weight[3:259] = 0
+    language_model.save_pretrained(decoder)
     return vision, decoder
 
 
@@ -62,11 +64,6 @@ def rows(tmp_path) -> Path:
 def run(monkeypatch, program, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
     program.main()
-
-
-def without_broken(text: str) -> str:
-    """Random weights write bytes that are no UTF-8; how many U+FFFD those become is each decoder's own choice."""
-    return re.sub("\ufffd+", "\ufffd", text.strip())
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
@@ -91,11 +88,11 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
         found, expected = ours(**inputs).logits, theirs(**inputs).logits
     assert (found - expected).norm() < 1e-4 * expected.norm()
     written = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    text = without_broken(processor.decode(written, skip_special_tokens=True))
+    text = processor.decode(written, skip_special_tokens=True).strip()
     capsys.readouterr()
     run(monkeypatch, chat, "--model", folder, "--image", tmp_path / "a.png", "--prompt", "What is it?",
         "--max-new-tokens", 20)  # fmt: skip
-    assert without_broken(capsys.readouterr().out) == text != ""
+    assert capsys.readouterr().out.strip() == text != ""
 
 
 def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
