@@ -101,8 +101,8 @@ def where_from(scene, first, one, other, second):
 
 
 def counted(found, verb=""):
-    """ "i see one red fish in the centre, so I count one", or with " would" after each "I"."""
-    seen = ", ".join(f"one {t.colour} {t.kind} {PLACES[t.row, t.column]}" for t in found) or "none"
+    """ "i see one in the top left, two in the centre, so I count two", or with " would" after each "I"."""
+    seen = ", ".join(f"{NUMBERS[i + 1]} {PLACES[t.row, t.column]}" for i, t in enumerate(found)) or "none"
     return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
 
 
@@ -210,7 +210,7 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
     if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
         named = every(scene, match[2])
         found = [t for t in scene.things if (t in named) == (match[1] == "of")]
-        assert cards == ([f"{t.colour} {t.kind} {place[t]}" for t in found] or ["none"])
+        assert cards == ([f"{place[t]} {t.colour} {t.kind}" for t in found] or ["none"])
         return
     for thing in scene.things:
         words = [thing.size, thing.colour, thing.kind, place[thing]]

@@ -72,10 +72,9 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def naming(found: list[Thing]) -> str:
-    """ "one red fish in the top left, one blue boat in the centre", or "none": words that need no look ahead, as "a",
-    "an" and "and" would."""
-    return ", ".join(f"one {thing.pair} {at(thing)}" for thing in found) or "none"
+def counting(found: list[Thing]) -> str:
+    """ "one in the top left, two in the centre", or "none": counted aloud, so that the last number is how many."""
+    return ", ".join(f"{number} {at(thing)}" for number, thing in zip(NUMBERS[1:], found)) or "none"
 
 
 def sentence(text: str) -> str:
@@ -123,7 +122,7 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
     request = f"Make a list of the {what}."
     if what != "things" and rng.random() < 0.4:
         request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
-    return request, f"{', '.join(f'{thing.pair} {thing.place}' for thing in found) or 'none'}."
+    return request, f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
 
 
 def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
@@ -177,7 +176,7 @@ def kind(scene, rng, subject=None):
 
 def count(scene, rng, subject=None):
     what, found = some_things(scene, rng)
-    return f"How many {what} are there?", f"I see {naming(found)}, so I count {NUMBERS[len(found)]}."
+    return f"How many {what} are there?", f"I see {counting(found)}, so I count {NUMBERS[len(found)]}."
 
 
 def position(scene, rng, subject=None):
@@ -229,7 +228,7 @@ def _leaving(scene, rng):
     )
     left = [thing for thing in scene.things if not test(thing)]
     question = f"If all the {gone} left, how many things would remain?"
-    return question, f"I would see {naming(left)}, so I would count {NUMBERS[len(left)]}."
+    return question, f"I would see {counting(left)}, so I would count {NUMBERS[len(left)]}."
 
 
 def _sailing(scene, rng):
