@@ -72,9 +72,18 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def counting(found: list[Thing]) -> str:
-    """ "one in the top left, two in the centre", or "none": counted aloud, so that the last number is how many."""
-    return ", ".join(f"{number} {at(thing)}" for number, thing in zip(NUMBERS[1:], found)) or "none"
+def verdicts(scene: Scene, counted: list[Thing], other: str) -> list[tuple[Thing, str]]:
+    """Every thing in reading order, with its number among those ``counted``, or the word for any other."""
+    numbers = iter(NUMBERS[1:])
+    return [(thing, next(numbers) if thing in counted else other) for thing in scene.things]
+
+
+def counting(scene: Scene, counted: list[Thing], other: str) -> str:
+    """ "in the top left is a red fish: one, in the centre is a blue boat: no": thinking aloud, one thing after the
+    other as in a description, so that each word can be found from the one before it and the last number is how many."""
+    return ", ".join(
+        f"{at(thing)} is {with_article(thing.pair)}: {verdict}" for thing, verdict in verdicts(scene, counted, other)
+    )
 
 
 def sentence(text: str) -> str:
@@ -108,7 +117,8 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
     One half are index cards: "red fish top left large, top right small blue boat". Things come in any order, and
     each card begins with any one of the four words for its thing, so what follows can only be found by looking for
-    the thing that the first word fits. The other half are lists in reading order of the things asked for.
+    the thing that the first word fits. The other half are lists of all things in reading order, which count those
+    asked for: "top left red fish one, centre blue boat no".
     """
     if rng.random() < 0.5:
         cards = []
@@ -122,7 +132,8 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
     request = f"Make a list of the {what}."
     if what != "things" and rng.random() < 0.4:
         request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
-    return request, f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
+    told = [f"{thing.place} {thing.pair} {verdict}" for thing, verdict in verdicts(scene, found, "no")]
+    return request, f"{', '.join(told)}."
 
 
 def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
@@ -176,7 +187,7 @@ def kind(scene, rng, subject=None):
 
 def count(scene, rng, subject=None):
     what, found = some_things(scene, rng)
-    return f"How many {what} are there?", f"I see {counting(found)}, so I count {NUMBERS[len(found)]}."
+    return f"How many {what} are there?", sentence(f"{counting(scene, found, 'no')}, so I count {NUMBERS[len(found)]}")
 
 
 def position(scene, rng, subject=None):
@@ -228,20 +239,15 @@ def _leaving(scene, rng):
     )
     left = [thing for thing in scene.things if not test(thing)]
     question = f"If all the {gone} left, how many things would remain?"
-    return question, f"I would see {counting(left)}, so I would count {NUMBERS[len(left)]}."
+    return question, sentence(f"{counting(scene, left, 'gone')}, so I would count {NUMBERS[len(left)]}")
 
 
 def _sailing(scene, rng):
-    sea, boat = scene.setting == "sea", any(thing.kind == "boat" for thing in scene.things)
-    if not (sea or boat) and rng.random() < 0.8:  # the commonest answer would be worth guessing
+    sea, boats = scene.setting == "sea", [thing for thing in scene.things if thing.kind == "boat"]
+    if not (sea or boats) and rng.random() < 0.8:  # the commonest answer would be worth guessing
         return None
-    answers = {
-        (True, True): "Yes, there is the sea and a boat.",
-        (True, False): "No, there is the sea but no boat.",
-        (False, True): "No, there is a boat but no sea.",
-        (False, False): "No, there is no boat and no sea.",
-    }
-    return "Could one sail here, and why?", answers[sea, boat]
+    because = f"The sea is {'here' if sea else 'nowhere'} and a boat is {at(boats[0]) if boats else 'nowhere'}"
+    return "Could one sail here, and why?", f"{because}, so {'yes' if sea and boats else 'no'}."
 
 
 def _first_met(scene, rng):
@@ -249,7 +255,8 @@ def _first_met(scene, rng):
     first = [thing for thing in scene.things if thing.column == column]
     if len(first) > 1 or len(scene.things) == 1:
         return None
-    return "Walking from left to right, what does one meet first?", f"It is {with_article(first[0].pair)}."
+    question = "Walking from left to right, what does one meet first?"
+    return question, sentence(f"{at(first[0])} is {with_article(first[0].pair)}, so that comes first")
 
 
 def _comparing(scene, rng):
