@@ -100,18 +100,22 @@ def where_from(scene, first, one, other, second):
     return "", f"{reason}, so the {first} is {side} the {second}"
 
 
-def numbered(scene, found, other):
-    """Each thing of the scene and its number among those found, or the other word."""
-    return [(t, NUMBERS[found.index(t) + 1] if t in found else other) for t in scene.things]
+def gone_through(scene, nouns, without=False):
+    """ "top left red fish, red? one, centre blue boat, red? no", and how many that makes."""
+    named, mark = every(scene, nouns), re.sub(r" things$|(?<!h)s$", "", nouns)
+    count, parts = 0, []
+    for t in scene.things:
+        chosen = (t in named) != without
+        count += chosen
+        verdict = NUMBERS[count] if chosen else "gone" if without else "no"
+        place = PLACES[t.row, t.column].removeprefix("in the ")
+        parts.append(f"{place} {t.colour} {t.kind}, {mark}? {verdict}")
+    return ", ".join(parts), count
 
 
-def counted(scene, found, other="no", verb=""):
-    """ "in the top left is a red fish: one, in the centre is a blue boat: no, so I count one"."""
-    seen = [
-        f"{PLACES[t.row, t.column]} is a{'n' * (t.colour == 'orange')} {t.colour} {t.kind}: {number}"
-        for t, number in numbered(scene, found, other)
-    ]
-    return "", f"{', '.join(seen)}, so I{verb} count {NUMBERS[len(found)]}"
+def counted(scene, nouns, without=False):
+    told, count = gone_through(scene, nouns, without)
+    return "", f"{told}, so I{' would' * without} count {NUMBERS[count]}"
 
 
 def sailing(scene):
@@ -145,15 +149,13 @@ QUESTIONS = {
     r"(?:What|Of what) colour is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).colour),
     r"What is the (\w+ thing)\?": lambda s, noun: (f"the {noun}", a(only(s, noun).kind)),
     r"What is (in the .+)\?": what_is_at,
-    r"How many (.+) are there\?": lambda s, nouns: counted(s, every(s, nouns)),
+    r"How many (.+) are there\?": lambda s, nouns: counted(s, nouns),
     r"Where is the (.+)\?": lambda s, noun: (f"the {noun}", PLACES[only(s, noun).row, only(s, noun).column]),
     r"Is the (.+) (?:small or large|large or small)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
     r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
-    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(
-        s, [t for t in s.things if t not in every(s, nouns)], "gone", " would"
-    ),
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(s, nouns, without=True),
     r"Could one sail here, and why\?": sailing,
     r"Walking from left to right, what does one meet first\?": first_met,
     r"Which is larger, the (.+) or the (.+)\?": larger,
@@ -221,9 +223,7 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
     cards = text.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
     if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
-        named = every(scene, match[2])
-        found = [t for t in scene.things if (t in named) == (match[1] == "of")]
-        assert cards == [f"{place[t]} {t.colour} {t.kind} {number}" for t, number in numbered(scene, found, "no")]
+        assert text == f"{gone_through(scene, match[2], match[1] == 'without')[0]}."
         return
     for thing in scene.things:
         words = [thing.size, thing.colour, thing.kind, place[thing]]

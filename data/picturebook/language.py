@@ -72,18 +72,15 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def verdicts(scene: Scene, counted: list[Thing], other: str) -> list[tuple[Thing, str]]:
-    """Every thing in reading order, with its number among those ``counted``, or the word for any other."""
+def counting(scene: Scene, mark: str, counted: list[Thing], other: str) -> str:
+    """ "top left red fish, red? one, centre blue boat, red? no": thinking aloud, thing by thing in reading order.
+
+    Each word can be found from the few before it, and the last number is how many are ``counted``; ``other`` is said
+    of the rest.
+    """
     numbers = iter(NUMBERS[1:])
-    return [(thing, next(numbers) if thing in counted else other) for thing in scene.things]
-
-
-def counting(scene: Scene, counted: list[Thing], other: str) -> str:
-    """ "in the top left is a red fish: one, in the centre is a blue boat: no": thinking aloud, one thing after the
-    other as in a description, so that each word can be found from the one before it and the last number is how many."""
-    return ", ".join(
-        f"{at(thing)} is {with_article(thing.pair)}: {verdict}" for thing, verdict in verdicts(scene, counted, other)
-    )
+    said = [next(numbers) if thing in counted else other for thing in scene.things]
+    return ", ".join(f"{thing.place} {thing.pair}, {mark}? {verdict}" for thing, verdict in zip(scene.things, said))
 
 
 def sentence(text: str) -> str:
@@ -118,7 +115,7 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
     One half are index cards: "red fish top left large, top right small blue boat". Things come in any order, and
     each card begins with any one of the four words for its thing, so what follows can only be found by looking for
     the thing that the first word fits. The other half are lists of all things in reading order, which count those
-    asked for: "top left red fish one, centre blue boat no".
+    asked for, as in answers.
     """
     if rng.random() < 0.5:
         cards = []
@@ -128,24 +125,24 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
             cards.append(" ".join(card[start:] + card[:start]))
         rng.shuffle(cards)
         return "Make notes of the picture.", f"{', '.join(cards)}."
-    what, found = some_things(scene, rng)
-    request = f"Make a list of the {what}."
+    what, mark, found = some_things(scene, rng)
     if what != "things" and rng.random() < 0.4:
-        request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
-    told = [f"{thing.place} {thing.pair} {verdict}" for thing, verdict in verdicts(scene, found, "no")]
-    return request, f"{', '.join(told)}."
+        left = [thing for thing in scene.things if thing not in found]
+        return f"Make a list without the {what}.", f"{counting(scene, mark, left, 'gone')}."
+    return f"Make a list of the {what}.", f"{counting(scene, mark, found, 'no')}."
 
 
-def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
-    """Things that a colour or a kind picks out, perhaps none: "red things", "boats"; or all: "things".
+def some_things(scene: Scene, rng: random.Random) -> tuple[str, str, list[Thing]]:
+    """Things that a colour or a kind picks out, perhaps none, or all: ("red things", "red", those things), or "boats",
+    "boat", or "things", "thing".
 
     Each number that occurs is as likely as any other.
     """
-    of = [("things", list(scene.things))]
-    of += [(f"{c} things", [t for t in scene.things if t.colour == c]) for c in COLOURS]
-    of += [(plural(k), [t for t in scene.things if t.kind == k]) for k in KINDS]
-    wanted = rng.choice(sorted({len(found) for _, found in of}))
-    return rng.choice([(what, found) for what, found in of if len(found) == wanted])
+    of = [("things", "thing", list(scene.things))]
+    of += [(f"{c} things", c, [t for t in scene.things if t.colour == c]) for c in COLOURS]
+    of += [(plural(k), k, [t for t in scene.things if t.kind == k]) for k in KINDS]
+    wanted = rng.choice(sorted({len(found) for *_, found in of}))
+    return rng.choice([some for some in of if len(some[2]) == wanted])
 
 
 def name(thing: Thing, scene: Scene) -> str:
@@ -186,8 +183,10 @@ def kind(scene, rng, subject=None):
 
 
 def count(scene, rng, subject=None):
-    what, found = some_things(scene, rng)
-    return f"How many {what} are there?", sentence(f"{counting(scene, found, 'no')}, so I count {NUMBERS[len(found)]}")
+    what, mark, found = some_things(scene, rng)
+    return f"How many {what} are there?", sentence(
+        f"{counting(scene, mark, found, 'no')}, so I count {NUMBERS[len(found)]}"
+    )
 
 
 def position(scene, rng, subject=None):
@@ -233,13 +232,11 @@ def reasoning(scene, rng, subject=None):
 
 
 def _leaving(scene, rng):
-    gone, test = rng.choice(
-        [(f"{c} things", lambda t, c=c: t.colour == c) for c in sorted({t.colour for t in scene.things})]
-        + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
-    )
-    left = [thing for thing in scene.things if not test(thing)]
+    colours, kinds = sorted({t.colour for t in scene.things}), sorted({t.kind for t in scene.things})
+    gone, mark = rng.choice([(f"{c} things", c) for c in colours] + [(plural(k), k) for k in kinds])
+    left = [thing for thing in scene.things if mark not in (thing.colour, thing.kind)]
     question = f"If all the {gone} left, how many things would remain?"
-    return question, sentence(f"{counting(scene, left, 'gone')}, so I would count {NUMBERS[len(left)]}")
+    return question, sentence(f"{counting(scene, mark, left, 'gone')}, so I would count {NUMBERS[len(left)]}")
 
 
 def _sailing(scene, rng):
