@@ -100,22 +100,10 @@ def where_from(scene, first, one, other, second):
     return "", f"{reason}, so the {first} is {side} the {second}"
 
 
-def gone_through(scene, nouns, without=False):
-    """ "top left red fish, red? one, centre blue boat, red? no", and how many that makes."""
-    named, mark = every(scene, nouns), re.sub(r" things$|(?<!h)s$", "", nouns)
-    count, parts = 0, []
-    for t in scene.things:
-        chosen = (t in named) != without
-        count += chosen
-        verdict = NUMBERS[count] if chosen else "gone" if without else "no"
-        place = PLACES[t.row, t.column].removeprefix("in the ")
-        parts.append(f"{place} {t.colour} {t.kind}, {mark}? {verdict}")
-    return ", ".join(parts), count
-
-
-def counted(scene, nouns, without=False):
-    told, count = gone_through(scene, nouns, without)
-    return "", f"{told}, so I{' would' * without} count {NUMBERS[count]}"
+def counted(found, verb=""):
+    """ "i see one in the top left, two in the centre, so I count two", or with " would" after each "I"."""
+    seen = ", ".join(f"{NUMBERS[i + 1]} {PLACES[t.row, t.column]}" for i, t in enumerate(found)) or "none"
+    return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
 
 
 def sailing(scene):
@@ -149,13 +137,15 @@ QUESTIONS = {
     r"(?:What|Of what) colour is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).colour),
     r"What is the (\w+ thing)\?": lambda s, noun: (f"the {noun}", a(only(s, noun).kind)),
     r"What is (in the .+)\?": what_is_at,
-    r"How many (.+) are there\?": lambda s, nouns: counted(s, nouns),
+    r"How many (.+) are there\?": lambda s, nouns: counted(every(s, nouns)),
     r"Where is the (.+)\?": lambda s, noun: (f"the {noun}", PLACES[only(s, noun).row, only(s, noun).column]),
     r"Is the (.+) (?:small or large|large or small)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
     r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
-    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(s, nouns, without=True),
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(
+        [t for t in s.things if t not in every(s, nouns)], " would"
+    ),
     r"Could one sail here, and why\?": sailing,
     r"Walking from left to right, what does one meet first\?": first_met,
     r"Which is larger, the (.+) or the (.+)\?": larger,
@@ -223,7 +213,9 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
     cards = text.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
     if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
-        assert text == f"{gone_through(scene, match[2], match[1] == 'without')[0]}."
+        named = every(scene, match[2])
+        found = [t for t in scene.things if (t in named) == (match[1] == "of")]
+        assert cards == ([f"{place[t]} {t.colour} {t.kind}" for t in found] or ["none"])
         return
     for thing in scene.things:
         words = [thing.size, thing.colour, thing.kind, place[thing]]

@@ -72,15 +72,9 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def counting(scene: Scene, mark: str, counted: list[Thing], other: str) -> str:
-    """ "top left red fish, red? one, centre blue boat, red? no": thinking aloud, thing by thing in reading order.
-
-    Each word can be found from the few before it, and the last number is how many are ``counted``; ``other`` is said
-    of the rest.
-    """
-    numbers = iter(NUMBERS[1:])
-    said = [next(numbers) if thing in counted else other for thing in scene.things]
-    return ", ".join(f"{thing.place} {thing.pair}, {mark}? {verdict}" for thing, verdict in zip(scene.things, said))
+def counting(found: list[Thing]) -> str:
+    """ "one in the top left, two in the centre", or "none": counted aloud, so that the last number is how many."""
+    return ", ".join(f"{number} {at(thing)}" for number, thing in zip(NUMBERS[1:], found)) or "none"
 
 
 def sentence(text: str) -> str:
@@ -114,8 +108,7 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
     One half are index cards: "red fish top left large, top right small blue boat". Things come in any order, and
     each card begins with any one of the four words for its thing, so what follows can only be found by looking for
-    the thing that the first word fits. The other half are lists of all things in reading order, which count those
-    asked for, as in answers.
+    the thing that the first word fits. The other half are lists in reading order of the things asked for.
     """
     if rng.random() < 0.5:
         cards = []
@@ -125,24 +118,23 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
             cards.append(" ".join(card[start:] + card[:start]))
         rng.shuffle(cards)
         return "Make notes of the picture.", f"{', '.join(cards)}."
-    what, mark, found = some_things(scene, rng)
+    what, found = some_things(scene, rng)
+    request = f"Make a list of the {what}."
     if what != "things" and rng.random() < 0.4:
-        left = [thing for thing in scene.things if thing not in found]
-        return f"Make a list without the {what}.", f"{counting(scene, mark, left, 'gone')}."
-    return f"Make a list of the {what}.", f"{counting(scene, mark, found, 'no')}."
+        request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
+    return request, f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
 
 
-def some_things(scene: Scene, rng: random.Random) -> tuple[str, str, list[Thing]]:
-    """Things that a colour or a kind picks out, perhaps none, or all: ("red things", "red", those things), or "boats",
-    "boat", or "things", "thing".
+def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
+    """Things that a colour or a kind picks out, perhaps none: "red things", "boats"; or all: "things".
 
     Each number that occurs is as likely as any other.
     """
-    of = [("things", "thing", list(scene.things))]
-    of += [(f"{c} things", c, [t for t in scene.things if t.colour == c]) for c in COLOURS]
-    of += [(plural(k), k, [t for t in scene.things if t.kind == k]) for k in KINDS]
-    wanted = rng.choice(sorted({len(found) for *_, found in of}))
-    return rng.choice([some for some in of if len(some[2]) == wanted])
+    of = [("things", list(scene.things))]
+    of += [(f"{c} things", [t for t in scene.things if t.colour == c]) for c in COLOURS]
+    of += [(plural(k), [t for t in scene.things if t.kind == k]) for k in KINDS]
+    wanted = rng.choice(sorted({len(found) for _, found in of}))
+    return rng.choice([(what, found) for what, found in of if len(found) == wanted])
 
 
 def name(thing: Thing, scene: Scene) -> str:
@@ -183,10 +175,8 @@ def kind(scene, rng, subject=None):
 
 
 def count(scene, rng, subject=None):
-    what, mark, found = some_things(scene, rng)
-    return f"How many {what} are there?", sentence(
-        f"{counting(scene, mark, found, 'no')}, so I count {NUMBERS[len(found)]}"
-    )
+    what, found = some_things(scene, rng)
+    return f"How many {what} are there?", f"I see {counting(found)}, so I count {NUMBERS[len(found)]}."
 
 
 def position(scene, rng, subject=None):
@@ -232,11 +222,13 @@ def reasoning(scene, rng, subject=None):
 
 
 def _leaving(scene, rng):
-    colours, kinds = sorted({t.colour for t in scene.things}), sorted({t.kind for t in scene.things})
-    gone, mark = rng.choice([(f"{c} things", c) for c in colours] + [(plural(k), k) for k in kinds])
-    left = [thing for thing in scene.things if mark not in (thing.colour, thing.kind)]
+    gone, test = rng.choice(
+        [(f"{c} things", lambda t, c=c: t.colour == c) for c in sorted({t.colour for t in scene.things})]
+        + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
+    )
+    left = [thing for thing in scene.things if not test(thing)]
     question = f"If all the {gone} left, how many things would remain?"
-    return question, sentence(f"{counting(scene, mark, left, 'gone')}, so I would count {NUMBERS[len(left)]}")
+    return question, f"I would see {counting(left)}, so I would count {NUMBERS[len(left)]}."
 
 
 def _sailing(scene, rng):
@@ -281,11 +273,16 @@ QUESTIONS = {
 
 
 def conversation(scene: Scene, rng: random.Random, length: int) -> list[tuple[str, str]]:
-    """Questions and answers of at most ``length`` characters together, no question twice, types mixed."""
+    """Questions and answers of at most ``length`` characters together, no question twice, types mixed.
+
+    Those whose answers take the most looks at the picture come twice as often: they need the practice.
+    """
+    weights = [2 if kind in ("count", "reasoning") else 1 for kind in QUESTIONS]
     asked: dict[str, str] = {}
     for _ in range(40):
-        question, answer = QUESTIONS[rng.choice(list(QUESTIONS))](scene, rng) or setting(scene, rng)
-        if len(question) + len(answer) <= length and question not in asked:
+        [make] = rng.choices(list(QUESTIONS.values()), weights)
+        question, answer = make(scene, rng) or ("", "")
+        if question and len(question) + len(answer) <= length and question not in asked:
             asked[question] = answer
             length -= len(question) + len(answer)
     return list(asked.items())
