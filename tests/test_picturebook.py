@@ -100,10 +100,18 @@ def where_from(scene, first, one, other, second):
     return "", f"{reason}, so the {first} is {side} the {second}"
 
 
-def counted(found, verb=""):
-    """ "i see one in the top left, two in the centre, so I count two", or with " would" after each "I"."""
-    seen = ", ".join(f"{NUMBERS[i + 1]} {PLACES[t.row, t.column]}" for i, t in enumerate(found)) or "none"
-    return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
+def aloud(found):
+    """ "one in the top left, two in the centre"."""
+    return ", ".join(f"{NUMBERS[i + 1]} {PLACES[t.row, t.column]}" for i, t in enumerate(found)) or "none"
+
+
+def counted(found):
+    return "", f"i see {aloud(found)}, so I count {NUMBERS[len(found)]}"
+
+
+def remaining(scene, gone):
+    left = NUMBERS[len([t for t in scene.things if t not in gone])]
+    return "", f"i see {aloud(scene.things)}, without {aloud(gone)}, so I would count {left}"
 
 
 def sailing(scene):
@@ -143,9 +151,7 @@ QUESTIONS = {
     r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
     r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
-    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(
-        [t for t in s.things if t not in every(s, nouns)], " would"
-    ),
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: remaining(s, every(s, nouns)),
     r"Could one sail here, and why\?": sailing,
     r"Walking from left to right, what does one meet first\?": first_met,
     r"Which is larger, the (.+) or the (.+)\?": larger,
@@ -212,9 +218,8 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
     """One card for each thing, its four words in a circle from any of them on; or the list asked for."""
     cards = text.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
-    if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
-        named = every(scene, match[2])
-        found = [t for t in scene.things if (t in named) == (match[1] == "of")]
+    if match := re.fullmatch(r"Make a list of the (.+)\.", request):
+        found = every(scene, match[1])
         assert cards == ([f"{place[t]} {t.colour} {t.kind}" for t in found] or ["none"])
         return
     for thing in scene.things:

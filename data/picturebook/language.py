@@ -119,10 +119,7 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
         rng.shuffle(cards)
         return "Make notes of the picture.", f"{', '.join(cards)}."
     what, found = some_things(scene, rng)
-    request = f"Make a list of the {what}."
-    if what != "things" and rng.random() < 0.4:
-        request, found = f"Make a list without the {what}.", [thing for thing in scene.things if thing not in found]
-    return request, f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
+    return f"Make a list of the {what}.", f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
 
 
 def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
@@ -226,9 +223,10 @@ def _leaving(scene, rng):
         [(f"{c} things", lambda t, c=c: t.colour == c) for c in sorted({t.colour for t in scene.things})]
         + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
     )
-    left = [thing for thing in scene.things if not test(thing)]
-    question = f"If all the {gone} left, how many things would remain?"
-    return question, f"I would see {counting(left)}, so I would count {NUMBERS[len(left)]}."
+    without = [thing for thing in scene.things if test(thing)]
+    because = f"I see {counting(list(scene.things))}, without {counting(without)}"
+    left = NUMBERS[len(scene.things) - len(without)]
+    return f"If all the {gone} left, how many things would remain?", f"{because}, so I would count {left}."
 
 
 def _sailing(scene, rng):
