@@ -21,13 +21,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if q.is_cuda:
         mask = None if mask is None else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-    batch, shared, seen = k.shape[:3]
-    rows = (q * q.shape[-1] ** -0.5).reshape(batch, shared, -1, q.shape[-1])  # heads that share keys, as more positions
-    scores = (rows @ k.transpose(-1, -2)).view(*q.shape[:3], seen)
+    (batch, heads, length, size), (shared, seen) = q.shape, k.shape[1:3]
+    together = heads // shared * length  # heads that share keys, as if they were more positions
+    rows = (q * size**-0.5).reshape(batch, shared, together, size)
+    scores = (rows @ k.transpose(-1, -2)).view(batch, heads, length, seen)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
     weights = scores.softmax(dim=-1).to(v.dtype)
-    return (weights.view(batch, shared, -1, seen) @ v).view(q.shape)
+    return (weights.view(batch, shared, together, seen) @ v).view(q.shape)
 
 
 def causal_mask(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
