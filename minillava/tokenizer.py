@@ -28,11 +28,12 @@ from minillava.tokenizer_files import (
     PAD,
     USUAL,
     blame,
+    dump,
     extend,
     interpret,
     read_files,
 )
-from minillava.tokenizer_json import AddedToken, Splitter
+from minillava.tokenizer_json import AddedToken, Splitter, bpe_file
 
 STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)
@@ -81,31 +82,10 @@ def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]
     """Write ``tokenizer.json`` and ``tokenizer_config.json``: 256 bytes, the merges in order, then SPECIAL_TOKENS."""
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": len(tokens) + i, "content": content, **flags} for i, content in enumerate(SPECIAL_TOKENS)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {to_characters(token): index for index, token in enumerate(tokens)},
-            "merges": [[to_characters(left), to_characters(right)] for left, right in merges],
-        },
-    }
+    vocab = {to_characters(token): index for index, token in enumerate(tokens)}
+    pairs = [(to_characters(left), to_characters(right)) for left, right in merges]
+    special = dict(enumerate(SPECIAL_TOKENS, start=len(tokens)))
+    tokenizer = bpe_file(vocab, pairs, special, {}, pre_tokenizer=byte_level, decoder=byte_level)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
@@ -116,8 +96,8 @@ def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JSON).write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1), encoding="utf-8")
-    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / JSON).write_bytes(dump(tokenizer))
+    (folder / CONFIG).write_bytes(dump(config))
 
 
 class Tokenizer:

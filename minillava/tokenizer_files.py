@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minillava.config import parse_json_object
 from minillava.errors import UserError
 from minillava.tokenizer_json import AddedToken, include, read_bpe
 from minillava.tokenizer_model import convert
@@ -63,11 +64,11 @@ def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
 def interpret(folder: str | os.PathLike, files: dict[str, bytes]) -> TokenizerFiles:
     """What the files say together. Raises UserError, which names the file in ``folder``, where they make no sense."""
     folder = Path(folder)
-    config, older, more = (_parse(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
+    config, older, more = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
     obedient = JSON in files and config.get("tokenizer_class") in OBEDIENT
     if JSON in files:
         source = folder / JSON
-        stored = _parse(source, files[JSON])
+        stored = parse_json_object(source, files[JSON])
     elif MODEL in files:
         source = folder / MODEL
         with blame(source):
@@ -131,18 +132,6 @@ def blame(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: not a tokenizer of a known form ({error!r:.200})") from None
-
-
-def _parse(path: Path, content: bytes) -> dict:
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def dump(value: dict) -> bytes:

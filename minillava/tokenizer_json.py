@@ -46,6 +46,37 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocab, merges
 
 
+def bpe_file(
+    vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str], model: dict, **parts: dict | None
+) -> dict:
+    """A tokenizer.json's contents. ``special`` names special tokens by id; ``model`` holds options that are not off,
+    ``parts`` the "normalizer", "pre_tokenizer", "post_processor" and "decoder" that there are."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": index, "content": content, **flags} for index, content in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        **parts,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            **model,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
 @dataclass(frozen=True)
 class AddedToken:
     """A token that is cut out of the text. ``lstrip`` and ``rstrip`` swallow the white space beside it; ``normalized``

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from minillava.byte_characters import to_characters
 from minillava.errors import UserError
-from minillava.tokenizer_json import LONGEST
+from minillava.tokenizer_json import LONGEST, bpe_file
 
 SPACE = "▁"  # how SentencePiece writes a space
 
@@ -69,33 +69,6 @@ def _all_merges(tokens: Iterable, known: Container) -> list[tuple]:
         cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         merges += [(left, right) for left, right in cuts if left in known and right in known]
     return merges
-
-
-def _file(vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str], model: dict, **parts) -> dict:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, "content": content, **flags} for index, content in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        **parts,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            **model,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
 
 
 def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
@@ -157,7 +130,7 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
     if adds_space:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     names = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
-    stored = _file(
+    stored = bpe_file(
         vocab,
         merges,
         special,
@@ -234,7 +207,7 @@ def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
     special |= {int(index): token["content"] for index, token in named.items() if int(index) in special}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
-    stored = _file(
+    stored = bpe_file(
         {to_characters(token): rank for token, rank in ranks.items()},
         merges,
         special,

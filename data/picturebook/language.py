@@ -5,6 +5,7 @@ no sure answer. ``subject`` is the thing the question is about; where it is None
 """
 
 import random
+from collections.abc import Sequence
 
 from data.picturebook.scene import COLOURS, KINDS, SIZES, Scene, Thing
 
@@ -72,7 +73,7 @@ def listing(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def counting(found: list[Thing]) -> str:
+def counting(found: Sequence[Thing]) -> str:
     """ "one in the top left, two in the centre", or "none": counted aloud, so that the last number is how many."""
     return ", ".join(f"{number} {at(thing)}" for number, thing in zip(NUMBERS[1:], found)) or "none"
 
@@ -224,7 +225,7 @@ def _leaving(scene, rng):
         + [(plural(k), lambda t, k=k: t.kind == k) for k in sorted({t.kind for t in scene.things})]
     )
     without = [thing for thing in scene.things if test(thing)]
-    because = f"I see {counting(list(scene.things))}, without {counting(without)}"
+    because = f"I see {counting(scene.things)}, without {counting(without)}"
     left = NUMBERS[len(scene.things) - len(without)]
     return f"If all the {gone} left, how many things would remain?", f"{because}, so I would count {left}."
 
