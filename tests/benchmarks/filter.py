@@ -1,0 +1,86 @@
+"""``python tests/benchmarks/filter.py``: how fast the caption filter is, and how much memory it takes.
+
+Writes synthetic captions, as many as CC3M has unless told otherwise, filters them in a process of its own, and prints
+captions per second and that process's peak of resident memory. A caption holds two to five noun phrases; as in real
+ones, the k-th commonest phrase is about k times rarer than the commonest, and most phrases are seen once or twice.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from data.filter_captions import filter_captions  # noqa: E402
+
+LETTERS = "bcdfghjklmnpqrstvwz"
+
+
+def word(number: int) -> str:
+    """A made-up word for each number, none of which is English or ends like a verb."""
+    text = ""
+    while number or not text:
+        number, digit = divmod(number, len(LETTERS))
+        text += LETTERS[digit] + "aiou"[digit % 4]
+    return f"{text}x"
+
+
+def synthetic(count: int, seed: int = 0) -> Iterator[str]:
+    rng = random.Random(seed)
+    links = (" on the ", " with a ", " and the ", " is near a ", " of an ", ", ")
+    for index in range(count):
+        phrases = []
+        for _ in range(rng.randint(2, 5)):
+            noun = int(20_000 ** rng.random()) - 1  # each decade of ranks is drawn alike: frequency is 1 / rank
+            adjective = f"{word(30_000 + int(3000 ** rng.random()))} " if rng.random() < 0.5 else ""
+            phrases.append(f"{adjective}{word(noun)}")
+        caption = "a " + phrases[0] + "".join(rng.choice(links) + phrase for phrase in phrases[1:])
+        yield f"GCC_train_{index:09d}.jpg\t{caption} .\n"
+
+
+def peak() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--captions", type=int, default=3_000_000)
+    parser.add_argument("--json", action="store_true", help="print a line of JSON too")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the process of its own is told
+    a = parser.parse_args()
+    if a.measure:
+        before, start = peak(), time.perf_counter()
+        print(filter_captions(a.measure, a.measure.with_name("out.json")))
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "before_bytes": before, "peak_bytes": peak()}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "captions.tsv"
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(synthetic(a.captions))
+        command = [sys.executable, __file__, "--measure", path]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    *table, last = output.splitlines()
+    result = {"captions": a.captions, **json.loads(last)}
+    print("\n".join(table))
+    speed = a.captions / result["seconds"]
+    print(
+        f"{a.captions:,} captions in {result['seconds']:.1f} s: {speed:,.0f} a second, both passes and writing included"
+    )
+    before, most = result["before_bytes"] / 1e6, result["peak_bytes"] / 1e6
+    print(f"peak memory {most:,.0f} MB, of which {before:,.0f} MB before the first caption, the imports")
+    if a.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
