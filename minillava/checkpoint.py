@@ -71,8 +71,7 @@ def load(
 
 
 def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype | None) -> Llava:
-    if config.get("model_type") != "llava":
-        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
+    _check_type(config, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = _build(lambda c: Llava(LlavaConfig.from_dict(c), tokenizer), config, folder)
     linear = model.config.projector == "linear"
@@ -98,6 +97,14 @@ def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: t
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
     return model
+
+
+def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer]:
+    """A llava-hf folder's sizes and tokenizer, whatever its weights weigh. Raises UserError."""
+    folder = resolve_folder(folder)
+    config = read_json_object(folder / "config.json")
+    _check_type(config, folder)
+    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder)
 
 
 def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> VisionTower:
@@ -254,6 +261,11 @@ def _parse(from_dict, config: dict, folder: Path):
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
         raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
+
+
+def _check_type(config: dict, folder: Path) -> None:
+    if config.get("model_type") != "llava":
+        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
 
 
 def _build(make, config: dict, folder: Path):
