@@ -15,7 +15,7 @@ from typing import TextIO
 from minillava.errors import UserError
 
 CHUNK = 1 << 20  # characters read at a time
-MAX_ROW = 1 << 24  # characters; a longer row is refused, so that no file can fill the memory
+MAX_ROW = 1 << 19  # characters; no file may fill the memory, and tiktoken breaks on a million spaces in a row
 SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
 DECODER = json.JSONDecoder()
 
@@ -126,9 +126,9 @@ def _scan(path: str | os.PathLike, window: _Window) -> Iterator[tuple[int, int, 
             row, end = DECODER.raw_decode(window.text, window.at)
         except json.JSONDecodeError as error:
             length = len(window.text) - window.at
-            if length < MAX_ROW and window.grow():  # it may be that the row goes on
+            if length <= MAX_ROW and window.grow():  # it may be that the row goes on
                 continue
-            what = error.msg if length < MAX_ROW else f"no end within {MAX_ROW:,} characters ({error.msg})"
+            what = error.msg if length <= MAX_ROW else f"no end within {MAX_ROW:,} characters ({error.msg})"
             raise fault(what, window.line + window.text.count("\n", window.at, error.pos)) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
             raise fault(str(error), window.line) from None
@@ -138,6 +138,8 @@ def _scan(path: str | os.PathLike, window: _Window) -> Iterator[tuple[int, int, 
             raise fault("bytes that are no UTF-8", window.line) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
+        if end - window.at > MAX_ROW:
+            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters")
         start = window.offset
         window.advance(end, size)
         yield start, start + size, row

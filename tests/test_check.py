@@ -271,6 +271,11 @@ def test_no_garbage_ends_in_a_traceback(check):
     assert codes.count(0) > 10 and codes.count(2) > 100
 
 
+@pytest.mark.parametrize("length, code", [(400_000, 0), (2_000_000, 2)])
+def test_a_turn_of_blanks_does_no_harm(check, length, code):
+    assert check([pictured("a.png", "What?", " " * length)])[0] == code
+
+
 def test_render_keeps_neighbouring_answers_apart(tokenizer):
     ids = tokenizer.encode("ab")
     assert (

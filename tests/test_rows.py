@@ -143,7 +143,7 @@ def test_bytes_that_are_no_utf8_are_found_in_their_row(tmp_path):
         Rows(path)
 
 
-def test_row_without_end_is_given_up(tmp_path, monkeypatch):
+def test_row_that_is_too_long_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 100)
     monkeypatch.setattr(module, "MAX_ROW", 5000)
     path = tmp_path / "rows.json"
@@ -151,6 +151,9 @@ def test_row_without_end_is_given_up(tmp_path, monkeypatch):
     assert len(Rows(path)[1]["a"]) == 4000
     path.write_text(f'[{GOOD}, {{"a": "{"b" * 400_000}"}}]')
     with pytest.raises(UserError, match=r"row 1, line 1: no end within 5,000 characters"):
+        Rows(path)
+    monkeypatch.setattr(module, "CHUNK", 1 << 20)
+    with pytest.raises(UserError, match=r"row 1: longer than 5,000 characters"):
         Rows(path)
 
 
