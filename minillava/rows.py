@@ -43,7 +43,6 @@ class Rows(Sequence):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> dict:
-        index = range(len(self))[index]  # from the end, if negative; IndexError, if beyond
         start, end = self._starts[index], self._ends[index]
         try:
             with open(self.path, "rb") as file:  # anew each time: a reader left open would be shared by forked workers
