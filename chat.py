@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from minillava.checkpoint import load
+from minillava.conversation import TEMPLATES
 from minillava.errors import UserError, run_program
 from minillava.evaluate import PRETRAINED
 from minillava.image import open_image
@@ -19,7 +20,10 @@ from minillava.image import open_image
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--model", default=PRETRAINED, help="LLaVA folder or hub id (default: the shipped one)")
+    parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
+    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model learnt it)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--image", type=Path, help="picture to talk about (default: a fresh scene)")
     parser.add_argument("--prompt", help="ask this, print the answer, and end")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
@@ -57,7 +61,8 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 def main() -> None:
     a = parse()
     image = open_image(a.image) if a.image else fresh_scene(a.seed)
-    model = load(a.model, a.device)
+    model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
+    model.template = a.template or model.template
     if a.seed is not None:
         torch.manual_seed(a.seed)
     if not a.image or a.prompt is None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from minillava.checkpoint import load, load_decoder, load_vision, recover_folder
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.checkpoint import join, load, load_decoder, recover_folder
+from minillava.config import DecoderConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
 from minillava.conversation import SYSTEM, TEMPLATES
 from minillava.dataset import ConversationDataset, RegionDataset
 from minillava.decoder import Decoder
 from minillava.errors import UserError, run_program
+from minillava.image import ImageProcessor
 from minillava.llava import Llava
 from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
 from minillava.training import (
@@ -42,9 +43,12 @@ def parse() -> argparse.Namespace:
         "--out", type=Path, default=Path("out/toy"), help="folder for all results (default %(default)s)"
     )
     parser.add_argument("--from-scratch", action="store_true", help="train the towers too, instead of the shipped ones")
-    parser.add_argument("--vision", type=Path, help="CLIP folder to take the vision tower from")
-    parser.add_argument("--decoder", type=Path, help="LLaMA folder to take the decoder and tokenizer from")
-    parser.add_argument("--model", type=Path, help="LLaVA folder to start from, instead of two towers or stage 1")
+    parser.add_argument("--vision", help="CLIP folder or hub id to take the vision tower from")
+    parser.add_argument("--decoder", help="LLaMA folder or hub id to take the decoder and tokenizer from")
+    parser.add_argument("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
+    parser.add_argument(
+        "--template", choices=TEMPLATES, help="how turns are written (default: as the decoder learnt it)"
+    )
     parser.add_argument("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
     parser.add_argument(
         "--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)"
@@ -115,12 +119,26 @@ class Run:
             write_tokenizer(folder, train_bpe(text, VOCABULARY - len(SPECIAL_TOKENS)))
         return Tokenizer.from_pretrained(folder)
 
-    def conversations(self, tokenizer: Tokenizer, vision: VisionConfig, path: Path, **more) -> ConversationDataset:
-        a = self.arguments
-        folder = a.image_folder or path.parent
-        first = {"random": None, "first": True, "last": False}[a.image_place]
+    def told_in_words(self, tokenizer: Tokenizer, name: str, **more) -> ConversationDataset:
+        """Rows of the world that have words in place of pictures, as many as the toy vision tower has patches."""
+        vision = VisionConfig()
+        processor = ImageProcessor.for_size(vision.image_size)
+        seed = self.arguments.seed
         return ConversationDataset(
-            path, folder, tokenizer, vision.image_size, vision.num_patches, seed=a.seed, image_first=first, **more
+            self.world / name, self.world, tokenizer, processor, vision.num_patches, seed=seed, **more
+        )
+
+    def conversations(self, model: Llava, path: Path, template: str) -> ConversationDataset:
+        a = self.arguments
+        return ConversationDataset(
+            path,
+            a.image_folder or path.parent,
+            model.tokenizer,
+            model.image_processor,
+            model.config.num_image_tokens,
+            template,
+            seed=a.seed,
+            image_first={"random": None, "first": True, "last": False}[a.image_place],
         )
 
 
@@ -147,7 +165,7 @@ def train_notes(run: Run, wanted: bool) -> None:
         DecoderConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     )
     initialise(decoder)
-    dataset = run.conversations(tokenizer, VisionConfig(), run.world / "notes.json")
+    dataset = run.told_in_words(tokenizer, "notes.json")
     run.train("notes", next_token_task("notes", decoder, dataset, tokenizer), wanted)
 
 
@@ -156,7 +174,7 @@ def train_decoder(run: Run, wanted: bool) -> None:
         train_notes(run, wanted=False)
     run.draw_world()
     decoder, tokenizer = load_decoder(run.out / "notes")
-    dataset = run.conversations(tokenizer, VisionConfig(), run.world / "words.json", text_path=run.world / "text.txt")
+    dataset = run.told_in_words(tokenizer, "words.json", text_path=run.world / "text.txt")
     run.train("decoder", next_token_task("decoder", decoder, dataset, tokenizer), wanted)
 
 
@@ -166,7 +184,7 @@ def stage_0(run: Run, wanted: bool) -> None:
             train_tower(run, wanted)
 
 
-def towers(run: Run) -> tuple[Path, Path]:
+def towers(run: Run) -> tuple[str | Path, str | Path]:
     """The folders of the two towers: those given, or those trained here, or the shipped ones."""
     a = run.arguments
     if a.vision and a.decoder:
@@ -187,17 +205,15 @@ def stage_1(run: Run, wanted: bool) -> None:
     if a.model and wanted:
         model = load(a.model)
     else:
-        vision_folder, decoder_folder = towers(run)
-        vision = load_vision(vision_folder)
-        decoder, tokenizer = load_decoder(decoder_folder)
         torch.manual_seed(a.seed)
-        config = LlavaConfig(vision.config, decoder.config, a.projector, tokenizer.image_id, a.vision_feature_layer)
-        model = Llava(config, tokenizer)
-        model.vision_tower, model.language_model = vision, decoder
+        model = join(*towers(run), a.projector, a.vision_feature_layer)
     data = (a.data if wanted else None) or run.world / "captions.json"
     if data == run.world / "captions.json":
         run.draw_world()
-    run.train("stage1", llava_task(model, run.conversations(model.tokenizer, model.config.vision, data), 1), wanted)
+    model.template = a.template or model.template
+    # Stage 1 asks for a brief description in a form of its own, or as LLaVA-1.5 does shows the picture and no more.
+    template = "brief" if model.template == "v0" else "plain"
+    run.train("stage1", llava_task(model, run.conversations(model, data, template), 1), wanted)
 
 
 def stage_2(run: Run) -> None:
@@ -206,10 +222,11 @@ def stage_2(run: Run) -> None:
     if not a.model and run.lacks("stage1"):
         stage_1(run, wanted=False)
     model = load(start)
+    model.template = a.template or model.template
     data = a.data or run.world / "instruct.json"
     if data == run.world / "instruct.json":
         run.draw_world()
-    run.train("stage2", llava_task(model, run.conversations(model.tokenizer, model.config.vision, data), 2), True)
+    run.train("stage2", llava_task(model, run.conversations(model, data, model.template), 2), True)
 
 
 def main() -> None:

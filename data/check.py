@@ -157,11 +157,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside FILE)")
     parser.add_argument(
-        "--model", type=Path, default=PRETRAINED, help="LLaVA folder whose tokenizer is used (default: the shipped one)"
+        "--model", default=PRETRAINED, help="LLaVA folder or hub id that reads the rows (default: the shipped one)"
     )
-    parser.add_argument(
-        "--template", choices=TEMPLATES, default="v0", help="how turns are written (default %(default)s)"
-    )
+    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model has them)")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
     parser.add_argument("--colour", action="store_true", help="colour the example even where the output is no terminal")
     arguments = parser.parse_args()
@@ -169,8 +167,8 @@ def main() -> None:
     folder = arguments.image_folder or arguments.file.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    config, tokenizer = read_outline(arguments.model)
-    report = read_file(arguments.file, tokenizer, config.num_image_tokens, arguments.template)
+    config, tokenizer, template = read_outline(arguments.model)
+    report = read_file(arguments.file, tokenizer, config.num_image_tokens, arguments.template or template)
     open_pictures(report, folder)
     print(describe(report, config.decoder.max_position_embeddings, arguments.all))
     if report.example:

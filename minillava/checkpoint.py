@@ -8,6 +8,8 @@ that hub files use are accepted too, and the layout of the LLaVA authors' own fo
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +17,13 @@ from torch import Tensor
 
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
 from minillava.contrastive import Clip
-from minillava.conversation import TEMPLATES, chat_template
+from minillava.conversation import TEMPLATES, chat_template, recognise
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.hub import resolve_folder
 from minillava.image import ImageProcessor
 from minillava.llava import Llava, add_image_token
-from minillava.projector import LinearProjector, MLPProjector
+from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
 from minillava.weights import Unfilled, fill, list_tensors, rename, write_tensors
@@ -44,6 +46,7 @@ ORIGINAL_NAMES = (
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
+TEMPLATE = "chat_template.jinja"
 
 
 def load(
@@ -79,6 +82,8 @@ def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype |
         with torch.device("meta"):
             sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
             model.multi_modal_projector = MLPProjector(*sizes)
+    model.image_processor = _image_processor(folder, model.config.vision)
+    model.template = _template(folder)
     fill(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
     if linear:
         model.multi_modal_projector = _fold(model.multi_modal_projector)
@@ -96,15 +101,41 @@ def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: t
     fill(model, tensors, folder, device, dtype)
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
+    pad = config.get("image_aspect_ratio") == "pad"
+    model.image_processor = replace(_image_processor(clip, vision), do_pad=pad)
+    model.template = _original_template(config.get("_name_or_path") or folder.resolve().name)
     return model
 
 
-def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer]:
-    """A llava-hf folder's sizes and tokenizer, whatever its weights weigh. Raises UserError."""
+def join(
+    vision: str | os.PathLike,
+    decoder: str | os.PathLike,
+    projector: str = "linear",
+    vision_feature_layer: int = -2,
+) -> Llava:
+    """A CLIP folder and a LLaMA folder -> a LLaVA whose projection has learnt nothing yet. Raises UserError.
+
+    The decoder's tokenizer and embedding gain an <image> and a padding token where they have none.
+    """
+    tower = load_vision(vision)
+    language_model, tokenizer = load_decoder(decoder)
+    add_image_token(language_model, tokenizer)
+    config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
+    with torch.device("meta"), Unfilled():
+        model = Llava(config, tokenizer)
+    model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
+    model.vision_tower, model.language_model = tower, language_model
+    model.image_processor = _image_processor(resolve_folder(vision), tower.config)
+    model.template = _template(resolve_folder(decoder))
+    return model
+
+
+def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
+    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh. Raises UserError."""
     folder = resolve_folder(folder)
     config = read_json_object(folder / "config.json")
     _check_type(config, folder)
-    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder)
+    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder), _template(folder)
 
 
 def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> VisionTower:
@@ -230,11 +261,47 @@ def _write(
         tokenizer.save_pretrained(folder)
 
 
+def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
+    """As the folder's preprocessor_config.json says; CLIP's own way where it has none."""
+    path = folder / "processor_config.json"
+    inside = path.exists() and "image_processor" in read_json_object(path)
+    if not inside and not (folder / "preprocessor_config.json").exists():
+        return ImageProcessor.for_size(vision.image_size)
+    processor = ImageProcessor.from_pretrained(folder)
+    if processor.output_size != (vision.image_size,) * 2:
+        raise UserError(
+            f"{folder}: its image processor makes pictures of {processor.output_size}, its vision tower reads "
+            f"{vision.image_size} x {vision.image_size}"
+        )
+    return processor
+
+
+def _template(folder: Path) -> str:
+    """The name of the folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
+    text = (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace") if (folder / TEMPLATE).exists() else None
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if text is None and (folder / name).exists():
+            text = read_json_object(folder / name).get("chat_template")
+    if text is None:
+        return "v0"
+    found = recognise(text) if isinstance(text, str) else None
+    if found is None:
+        known = ", ".join(TEMPLATES)
+        print(f"{folder}: its chat template is none of {known}: the conversation is written as v0", file=sys.stderr)
+    return found or "v0"
+
+
+def _original_template(name: str) -> str:
+    """The LLaVA authors' code chooses the template by the model's name, and so must we."""
+    name = name.lower()
+    return "llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"
+
+
 def _processor_files(model: Llava) -> dict[str, dict | str]:
     """What transformers' AutoProcessor and generate() read beside the weights."""
     vision = model.config.vision
     files: dict[str, dict | str] = {
-        "preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict(),
+        "preprocessor_config.json": model.image_processor.to_dict(),
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "patch_size": vision.patch_size,
@@ -245,12 +312,11 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
         "generation_config.json": {"max_new_tokens": 256, "do_sample": False},
     }
     if model.tokenizer is not None:
-        stop = model.tokenizer.encode(TEMPLATES[model.template].stop)
         files["generation_config.json"] |= {
-            "eos_token_id": [model.tokenizer.eos_id, *(stop if len(stop) == 1 else [])],
+            "eos_token_id": model.stop_ids,
             "pad_token_id": model.tokenizer.pad_id,
         }
-        files["chat_template.jinja"] = chat_template(model.template)
+        files[TEMPLATE] = chat_template(model.template)
     return files
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillava.conversation import IGNORE, encode_conversation, image_goes_first
 from minillava.errors import UserError
-from minillava.image import open_image, safe_join, to_pixel_values
+from minillava.image import ImageProcessor, open_image, safe_join
 from minillava.rows import Rows
 from minillava.tokenizer import IMAGE, Tokenizer
 
@@ -46,11 +46,12 @@ def encode_row(
     turns: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
-    the next answer. Captions take stage 1's template. Raises UserError where the row is malformed."""
-    template = "brief" if row.get("type") == "caption" else template
+    the next answer. Raises UserError where the row is malformed."""
+    # The paper asks for a caption in a form of its own; LLaVA-1.5 and others as for anything else.
+    template = "brief" if template == "v0" and row.get("type") == "caption" else template
     ids, labels = encode_conversation(row["conversations"][:turns], tokenizer, template, num_image_tokens, image_first)
     words = row.get("words", [""] * num_image_tokens)
-    if not isinstance(words, list) or len(words) != num_image_tokens:
+    if not isinstance(words, list) or list(map(type, words)) != [str] * num_image_tokens:
         raise UserError(f"'words' must be {num_image_tokens} texts")
     pictures = ("image" in row) + ("words" in row)
     if ids.count(tokenizer.image_id) != pictures * num_image_tokens:
@@ -103,7 +104,7 @@ class ConversationDataset:
         path: str | os.PathLike,
         image_folder: str | os.PathLike,
         tokenizer: Tokenizer,
-        image_size: int,
+        image_processor: ImageProcessor,
         num_image_tokens: int,
         template: str = "v0",
         seed: int = 0,
@@ -111,7 +112,7 @@ class ConversationDataset:
         text_path: str | os.PathLike | None = None,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
-        self.image_size, self.num_image_tokens = image_size, num_image_tokens
+        self.image_processor, self.num_image_tokens = image_processor, num_image_tokens
         self.template, self.seed, self.image_first = template, seed, image_first
         self.rows = Rows(path, check_row)
         self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
@@ -135,10 +136,10 @@ class ConversationDataset:
             raise UserError(f"{self.path}: row {index}: {error}") from None
 
     def pixels(self, index: int) -> Tensor:
-        """The picture of one row, (3, size, size)."""
+        """The picture of one row, (3, height, width)."""
         row = self.rows[index]
         try:
-            return to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
+            return self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
 
@@ -158,7 +159,8 @@ class ConversationDataset:
 
     def word_ids(self, words: list[str]) -> list[list[int]]:
         """The ids of each cell's words, in a picture told in words."""
-        return [self.tokenizer.encode(f" {cell}", special=False) for cell in words]
+        ids = {cell: self.tokenizer.encode(f" {cell}", special=False) for cell in set(words)}  # most are alike
+        return [ids[cell] for cell in words]
 
 
 class RegionDataset:
@@ -174,7 +176,8 @@ class RegionDataset:
         seed: int = 0,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
-        self.image_size, self.grid, self.seed = image_size, image_size // patch_size, seed
+        self.image_processor, self.grid = ImageProcessor.for_size(image_size), image_size // patch_size
+        self.seed = seed
         self.rows = []
         for number, line in read_lines(path):
             try:
@@ -203,9 +206,7 @@ class RegionDataset:
                     owner += [position] * len(patches)
                     patch += patches
             try:
-                pictures.append(
-                    to_pixel_values(open_image(safe_join(self.image_folder, row["image"])), self.image_size)
-                )
+                pictures.append(self.image_processor(open_image(safe_join(self.image_folder, row["image"]))))
             except UserError as error:
                 raise UserError(f"{self.path}: line {row['line']}: {error}") from None
         return {

@@ -66,7 +66,7 @@ def answer_all(
     other = {name: first_row[names[(k + len(names) // 2) % len(names)]] for k, name in enumerate(names)}
     tokenizer = model.tokenizer
     stop = TEMPLATES[model.template].stop
-    stop_ids = [tokenizer.eos_id, *(tokenizer.encode(stop) if len(tokenizer.encode(stop)) == 1 else [])]
+    stop_ids = model.stop_ids
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
     with tqdm(total=len(asked), desc=look, unit="question", disable=None) as bar:
@@ -127,9 +127,14 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
 
 def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
     """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
-    vision = model.config.vision
     dataset = ConversationDataset(
-        data, image_folder, model.tokenizer, vision.image_size, vision.num_patches, model.template, image_first=True
+        data,
+        image_folder,
+        model.tokenizer,
+        model.image_processor,
+        model.config.num_image_tokens,
+        model.template,
+        image_first=True,
     )
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
@@ -171,7 +176,7 @@ def _share(hits: Iterable[bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--model", default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -253,11 +253,6 @@ def _square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
-def to_pixel_values(image: Image.Image, size: int) -> torch.Tensor:
-    """A picture -> (3, size, size) float32, as CLIP does it."""
-    return ImageProcessor.for_size(size)(image)
-
-
 def safe_join(folder: str | os.PathLike, name: str) -> Path:
     """``folder/name``, refused where ``name`` leads out of the folder."""
     path = Path(folder, name)

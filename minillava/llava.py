@@ -20,7 +20,7 @@ from minillava.conversation import IGNORE, TEMPLATES, encode_conversation
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.generation import collect, generate_ids, stream_text
-from minillava.image import open_image, to_pixel_values
+from minillava.image import ImageProcessor, open_image
 from minillava.projector import PROJECTORS
 from minillava.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.vision import VisionTower
@@ -82,6 +82,7 @@ class Llava(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.template = "v0"
+        self.image_processor = ImageProcessor.for_size(config.vision.image_size)
         self.vision_tower = VisionTower(config.vision)
         self.multi_modal_projector = PROJECTORS[config.projector](config.vision.hidden_size, config.decoder.hidden_size)
         self.language_model = Decoder(config.decoder)
@@ -89,6 +90,12 @@ class Llava(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.language_model.embed_tokens.weight.device
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end an answer: the end token, and the template's stop where it is one token."""
+        ids = [self.tokenizer.eos_id, self.tokenizer.special.get(TEMPLATES[self.template].stop)]
+        return [index for index in dict.fromkeys(ids) if index is not None]
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (images, 3, H, W) -> H_v (images, config.num_image_tokens, decoder hidden)."""
@@ -132,11 +139,11 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Continue input_ids (B, T); returns the new tokens alone, (B, N), N at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids`` (default: the end token);
+        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids`` (default: the model's);
         shorter rows are filled up with the padding token.
         """
         if stop_ids is None:
-            stop_ids = [self.tokenizer.eos_id] if self.tokenizer and self.tokenizer.eos_id is not None else []
+            stop_ids = self.stop_ids if self.tokenizer else []
         fill = (self.tokenizer.pad_id if self.tokenizer else None) or 0
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)
@@ -171,7 +178,7 @@ class Llava(nn.Module):
             turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
             if not isinstance(image, Image.Image):
                 image = open_image(image)
-            pixel_values = to_pixel_values(image, self.config.vision.image_size)[None].to(self.device)
+            pixel_values = self.image_processor(image)[None].to(self.device)
         ids, _ = encode_conversation(turns, self.tokenizer, self.template, self.config.num_image_tokens)
         limit = self.config.decoder.max_position_embeddings
         if len(ids) + max_new_tokens > limit:

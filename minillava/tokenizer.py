@@ -1,41 +1,41 @@
-"""Text <-> token ids by byte-level byte-pair encoding.
+"""Text <-> token ids, for every family of tokenizer that LLaVA's language models have.
 
 - Training is by hand (``train_bpe``): split the text into words, then again and again join the commonest pair.
 - The result is stored as ``tokenizer.json`` in the form that Hugging Face's ``tokenizers`` reads.
-- Encoding is tiktoken's work; it is the same algorithm, in Rust.
-
-"Byte-level" means that every byte is a token to begin with, so no text is unknown. In the file, bytes are written as
-printable characters (GPT-2's table): a space is "Ġ".
+- ``Tokenizer`` reads such a file, or a ``tokenizer.model`` turned into one. Ordinary text goes to byte-level BPE
+  (``byte_bpe.py``) or SentencePiece's (``sentencepiece_bpe.py``); added tokens such as "<image>" are cut out before.
 """
 
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import regex
-import tiktoken
 
+from minillava.byte_bpe import SPLIT, ByteBPE
+from minillava.byte_characters import to_characters
 from minillava.errors import UserError
+from minillava.sentencepiece_bpe import SentencePieceBPE, Where
+from minillava.tokenizer_files import (
+    CONFIG,
+    END,
+    IMAGE,
+    JSON,
+    MODEL,
+    PAD,
+    USUAL,
+    blame,
+    extend,
+    interpret,
+    read_files,
+)
+from minillava.tokenizer_json import AddedToken, Splitter
 
-# GPT-2's split into words: contractions, letters, digits, other signs, each with one space before it; then spaces.
-SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-STOP, IMAGE, PAD, END = "###", "<image>", "<pad>", "</s>"
+STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from 256 up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {byte: chr(byte) for byte in printable}
-    hidden = [byte for byte in range(256) if byte not in table]
-    return table | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
-
-
-BYTE_TO_CHARACTER = _byte_characters()
-CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 
 def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
@@ -55,7 +55,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     while 256 + len(merges) < vocab_size:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for pieces, count in words:
-            for pair in pairwise(pieces):
+            for pair in itertools.pairwise(pieces):
                 pairs[pair] += count
         if not pairs:
             break
@@ -79,10 +79,6 @@ def _join(pieces: list[bytes], pair: tuple[bytes, bytes]) -> None:
 
 def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``: 256 bytes, the merges in order, then SPECIAL_TOKENS."""
-
-    def characters(token: bytes) -> str:
-        return "".join(BYTE_TO_CHARACTER[byte] for byte in token)
-
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -106,8 +102,8 @@ def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {characters(token): index for index, token in enumerate(tokens)},
-            "merges": [[characters(left), characters(right)] for left, right in merges],
+            "vocab": {to_characters(token): index for index, token in enumerate(tokens)},
+            "merges": [[to_characters(left), to_characters(right)] for left, right in merges],
         },
     }
     config = {
@@ -120,70 +116,109 @@ def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / JSON).write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 class Tokenizer:
-    """Text to ids and back. Attributes: ``vocab_size`` and the ids ``image_id``, ``pad_id``, ``eos_id``."""
+    """Text to ids and back.
 
-    def __init__(self, ranks: dict[bytes, int], special: dict[str, int], files: dict[str, str]):
-        self._encoding = tiktoken.Encoding("minillava", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
-        self._files = files
-        self.special = special
-        self.vocab_size = len(ranks) + len(special)
-        self.image_id, self.pad_id, self.eos_id = special[IMAGE], special[PAD], special[END]
-        self.bos_id, self.add_bos = None, False
+    ``special`` maps the names of special tokens to ids; ``bos_id``, ``eos_id``, ``pad_id`` and ``image_id`` are None
+    where there is no such token. ``add_bos`` says whether the bos belongs before a text: ``encode`` leaves it to its
+    caller to put it there. ``vocab_size`` is the highest id + 1; some ids below it may have no token.
+    """
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read ``tokenizer.json`` (byte-level BPE) from a folder. Raises UserError where it is missing or not that."""
-        path = Path(folder) / "tokenizer.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-            stored = json.loads(text)
-            vocab = stored["model"]["vocab"]
-            special = {token["content"]: token["id"] for token in stored["added_tokens"]}
-            special_ids = set(special.values())
-            ranks = {
-                bytes(CHARACTER_TO_BYTE[character] for character in token): index
-                for token, index in vocab.items()
-                if index not in special_ids
-            }
-            files = {path.name: text}
-            config = path.with_name("tokenizer_config.json")
-            if config.exists():
-                files[config.name] = config.read_text(encoding="utf-8")
-            if missing := [token for token in SPECIAL_TOKENS if token not in special]:
-                raise UserError(f"{path}: no special token {', '.join(missing)}")
-            return cls(ranks, special, files)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: not a byte-level BPE tokenizer with {', '.join(SPECIAL_TOKENS)} ({error!r})"
-            ) from None
+        """Read a folder's tokenizer.json or, where it has none, its tokenizer.model (SentencePiece's or Llama-3's).
+
+        Raises UserError, which names the file, for one that is missing, damaged or of another kind.
+        """
+        return cls(Path(folder), read_files(folder))
+
+    def __init__(self, folder: Path, files: dict[str, bytes]):
+        """``files``: contents by name. ``folder`` is where error messages say that they lie."""
+        read = interpret(folder, files)
+        with blame(folder / (JSON if JSON in files else MODEL)):
+            byte_level = '"ByteLevel"' in json.dumps(read.stored.get("pre_tokenizer"))
+            self._model = (ByteBPE if byte_level else SentencePieceBPE)(read)
+            self._bytes = self._model.token_bytes | {t.id: name.encode() for name, t in read.tokens.items()}
+            self.vocab_size = max(self._bytes) + 1
+            self.add_bos = _puts_first(read.stored.get("post_processor"), read.roles["bos_token"])
+        self.special = {name: token.id for name, token in read.tokens.items() if token.special}
+        self.bos_id, self.eos_id, self.pad_id = (self.special.get(read.roles[role]) for role in USUAL)
+        self.image_id = self.special.get(IMAGE)
+        self._folder, self._read = folder, read
+        self._added_ids = {token.id for token in read.tokens.values()}
+        # Tokens are looked for in the text as it is, then those marked "normalized" in what is left, normalised.
+        plain = {name: token for name, token in read.tokens.items() if not token.normalized}
+        other = {name: token for name, token in read.tokens.items() if token.normalized}
+        self._plain = Splitter(plain)
+        self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
+
+    def add_special_tokens(self, names: Iterable[str]) -> None:
+        """Give those of ``names`` that the tokenizer lacks new ids, from ``vocab_size`` up. "<pad>" becomes the padding
+        token where there is none."""
+        names, ids = list(dict.fromkeys(names)), itertools.count(self.vocab_size)
+        new = []
+        for name in names:
+            if name not in self._read.tokens:
+                index = self._read.vocab[name] if name in self._read.vocab else next(ids)
+                new.append(AddedToken(name, index, special=True))
+        pad = PAD if PAD in names and self.pad_id is None else None
+        self.__init__(self._folder, extend(self._read.files, new, pad))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write the files this tokenizer was read from."""
-        for name, text in self._files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+        """Write the files this tokenizer was read from, with a tokenizer.json and a tokenizer_config.json with which
+        transformers' AutoTokenizer gives the same ids."""
+        for name, content in self._read.files.items():
+            (Path(folder) / name).write_bytes(content)
 
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         """Ids of ``text``. With ``special=False`` a "###" or "<image>" in it is ordinary text, not a token.
 
-        ``after``, the ids that stand before the text, changes nothing in byte-level BPE.
+        ``after`` holds the ids that stand before the text. Byte-level BPE takes no notice. SentencePiece puts a space
+        before a text at the beginning (after nothing, or the bos alone), none before one that goes on after ordinary
+        ids, and after a special token's id one or none, as the tokenizer does within a text ("legacy" ones put it).
         """
-        if special:
-            return self._encoding.encode(text, allowed_special="all")
-        return self._encoding.encode_ordinary(text)
+        # Half a surrogate pair is no character; it becomes U+FFFD.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        if not after or (len(after) == 1 and after[0] == self.bos_id):
+            where = Where.START
+        else:
+            where = Where.AFTER_TOKEN if after[-1] in self._added_ids else Where.INSIDE
+        ids = []
+        for stretch in self._plain.split(text, special):
+            if isinstance(stretch, str):
+                for part in self._normalized.split(self._model.normalize(stretch, where), special):
+                    ids += self._model.encode(part, where) if isinstance(part, str) else [part]
+                    where = Where.AFTER_TOKEN
+            else:
+                ids.append(stretch)
+            where = Where.AFTER_TOKEN
+        return ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD. The space that SentencePiece puts before a text is
+        taken off again."""
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text[1:] if self._model.adds_space and text.startswith(" ") else text
 
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        """The bytes behind ``ids``: what a stream needs, since one character may span several tokens."""
-        return self._encoding.decode_bytes(ids)
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes behind ``ids``: what a stream needs, since one character may span several tokens.
+
+        Ids without a token have no bytes: a model may have more rows than its tokenizer has tokens.
+        """
+        return b"".join(self._bytes.get(index, b"") for index in ids)
+
+
+def _puts_first(post_processor: dict | None, bos: str | None) -> bool:
+    """Whether a tokenizer.json's "post_processor" puts the bos before a text."""
+    if post_processor is None or post_processor["type"] == "ByteLevel":
+        return False
+    if post_processor["type"] == "Sequence":
+        return any(_puts_first(part, bos) for part in post_processor["processors"])
+    if post_processor["type"] != "TemplateProcessing":
+        raise UserError(f"post-processor {post_processor['type']} is not supported")
+    first = post_processor["single"][0].get("SpecialToken")
+    return first is not None and first["id"] == bos

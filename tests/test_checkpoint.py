@@ -28,7 +28,7 @@ from minillava.config import LlavaConfig, TextConfig
 from minillava.contrastive import Clip
 from minillava.conversation import encode_conversation
 from minillava.errors import UserError
-from minillava.image import to_pixel_values
+from minillava.image import ImageProcessor
 
 PATCHES = 9
 LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -260,7 +260,9 @@ def test_processor_gives_our_pixels_and_our_ids(tiny_model, saved):
         turn = {"from": "human", "value": "<image>\nWhat is it?"}
         ids, _ = encode_conversation([turn], tiny_model.tokenizer, num_image_tokens=PATCHES)
         assert inputs["input_ids"].tolist() == [ids]
-        torch.testing.assert_close(inputs["pixel_values"][0], to_pixel_values(image, 24), msg=f"{width} x {height}")
+        torch.testing.assert_close(
+            inputs["pixel_values"][0], ImageProcessor.for_size(24)(image), msg=f"{width} x {height}"
+        )
 
 
 def test_chat_template_writes_further_turns_as_we_do(tiny_model, saved):

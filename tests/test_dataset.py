@@ -13,6 +13,7 @@ from data.picturebook.scene import sample_scene
 from minillava.conversation import encode_conversation, image_goes_first
 from minillava.dataset import ConversationDataset, RegionDataset, batch_order, patches_of_boxes
 from minillava.errors import UserError
+from minillava.image import ImageProcessor
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
@@ -78,7 +79,7 @@ def dataset(tmp_path, images, tokenizer):
     def make(rows, **options) -> ConversationDataset:
         path = tmp_path / "rows.json"
         path.write_bytes(rows if isinstance(rows, bytes) else json.dumps(rows).encode())
-        return ConversationDataset(path, images, tokenizer, SIZE, 4, **options)
+        return ConversationDataset(path, images, tokenizer, ImageProcessor.for_size(SIZE), 4, **options)
 
     return make
 
@@ -207,6 +208,7 @@ SECOND_ROW_WRONG = {
     "too few words": {**TOLD, "words": TOLD["words"][:-1]},
     "no words": {**TOLD, "words": []},
     "words that are null": {**TOLD, "words": None},
+    "words that are no texts": {**TOLD, "words": [["sea"]] * 4},
 }
 
 
@@ -232,7 +234,7 @@ def test_faulty_file_is_named(dataset, tmp_path, content):
 
 def test_missing_files_are_named(dataset, tmp_path, images, tokenizer):
     with pytest.raises(UserError, match=r"nowhere\.json: No such file"):
-        ConversationDataset(tmp_path / "nowhere.json", images, tokenizer, SIZE, 4)
+        ConversationDataset(tmp_path / "nowhere.json", images, tokenizer, ImageProcessor.for_size(SIZE), 4)
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file"):
         dataset([WRITTEN], text_path=tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):

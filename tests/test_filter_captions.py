@@ -21,6 +21,7 @@ from data.noun_phrases import by_rule, find_chunker
 from data.picturebook.language import BRIEF_REQUESTS
 from minillava.dataset import ConversationDataset
 from minillava.errors import UserError
+from minillava.image import ImageProcessor
 
 ROOT = Path(__file__).parent.parent
 
@@ -261,7 +262,9 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
     (tmp_path / "images").mkdir()
     for row in rows[:4]:
         Image.new("RGB", (8, 8)).save(tmp_path / row["image"])
-    batch = ConversationDataset(tmp_path / "out.json", tmp_path, tokenizer, 16, 4).batch([0, 1, 2, 3], epoch=0)
+    batch = ConversationDataset(tmp_path / "out.json", tmp_path, tokenizer, ImageProcessor.for_size(16), 4).batch(
+        [0, 1, 2, 3], epoch=0
+    )
     assert batch["pixel_values"].shape == (4, 3, 16, 16)
     learnt = tokenizer.decode(batch["input_ids"][0][batch["labels"][0] != -100].tolist())
     assert learnt == f" {rows[0]['conversations'][1]['value']}###"

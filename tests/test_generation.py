@@ -10,7 +10,7 @@ from minillava import Llava, save
 from minillava.conversation import encode_conversation
 from minillava.errors import UserError
 from minillava.generation import collect, generate_ids, sample, stream_text
-from minillava.image import to_pixel_values
+from minillava.image import ImageProcessor
 
 PATCHES = 9
 
@@ -186,7 +186,7 @@ def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
     image = picture if with_picture else None
     turn = {"from": "human", "value": f"<image>\n{question}" if with_picture else question}
     ids, _ = encode_conversation([turn], tokenizer, num_image_tokens=PATCHES)
-    pixel_values = to_pixel_values(picture, 24)[None] if with_picture else None
+    pixel_values = ImageProcessor.for_size(24)(picture)[None] if with_picture else None
     stops = [tokenizer.eos_id, *tokenizer.encode("###")]
     out = model.generate(torch.tensor([ids]), pixel_values, max_new_tokens=30, stop_ids=stops)[0].tolist()
     expected = tokenizer.decode([token for token in out if token not in stops]).strip()
@@ -212,7 +212,9 @@ def test_history_is_what_was_said_before(model, picture):
     ]
     ids, _ = encode_conversation(turns, model.tokenizer, num_image_tokens=PATCHES)
     stops = [model.tokenizer.eos_id, *model.tokenizer.encode("###")]
-    out = model.generate(torch.tensor([ids]), to_pixel_values(picture, 24)[None], max_new_tokens=15, stop_ids=stops)
+    out = model.generate(
+        torch.tensor([ids]), ImageProcessor.for_size(24)(picture)[None], max_new_tokens=15, stop_ids=stops
+    )
     expected = model.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
     assert model.chat(picture, "Where is it?", history=history, max_new_tokens=15) == expected
     assert model.chat(picture, "Where is it?", max_new_tokens=15) != expected

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaImageProcess
 
 from minillava import image as image_module
 from minillava.errors import UserError
-from minillava.image import ImageProcessor, open_image, safe_join, to_pixel_values, to_rgb
+from minillava.image import ImageProcessor, open_image, safe_join, to_rgb
 
 
 def pattern(width: int, height: int, channels: int = 3) -> np.ndarray:
@@ -47,7 +47,7 @@ def by_transformers(image: Image.Image, **config) -> np.ndarray:
 
 def check(path: Path, reference: Image.Image, size: int) -> None:
     theirs = by_transformers(reference, size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    assert same(to_pixel_values(open_image(path), size), theirs) and theirs.shape == (3, size, size)
+    assert same(ImageProcessor.for_size(size)(open_image(path)), theirs) and theirs.shape == (3, size, size)
     assert theirs.std() > 0.1  # not a blank picture, which would prove little
 
 
@@ -147,7 +147,7 @@ def test_a_picture_in_memory_is_treated_like_its_file(tmp_path, mode):
     picture(mode=mode).save(path, exif=exif)
     image = Image.open(path)
     assert image.size == (90, 70) and to_rgb(image).size == (70, 90)
-    assert torch.equal(to_pixel_values(image, 32), to_pixel_values(open_image(path), 32))
+    assert torch.equal(ImageProcessor.for_size(32)(image), ImageProcessor.for_size(32)(open_image(path)))
 
 
 SQUARE = {"height": 40, "width": 40}
@@ -389,7 +389,7 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(tmp_path, form):
             data[rng.randrange(rng.choice((len(data), min(len(data), 100))))] = rng.randrange(256)
         (tmp_path / "picture").write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
         try:
-            outcomes.add(tuple(to_pixel_values(open_image(tmp_path / "picture"), 16).shape))
+            outcomes.add(tuple(ImageProcessor.for_size(16)(open_image(tmp_path / "picture")).shape))
         except UserError as error:
             outcomes.add("refused")
             assert "\n" not in str(error)

@@ -20,6 +20,7 @@ from minillava.contrastive import Clip
 from minillava.dataset import ConversationDataset, RegionDataset
 from minillava.decoder import Decoder
 from minillava.errors import UserError
+from minillava.image import ImageProcessor
 from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 from minillava.training import Recipe, train
@@ -53,7 +54,7 @@ def make(world: Path, kind: str):
     config = DecoderConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16)
     file = {"decoder": "words.json", "stage1": "captions.json", "stage2": "instruct.json"}[kind]
     text = world / "text.txt" if kind == "decoder" else None
-    dataset = ConversationDataset(world / file, world, tokenizer, 64, 64, text_path=text)
+    dataset = ConversationDataset(world / file, world, tokenizer, ImageProcessor.for_size(64), 64, text_path=text)
     if kind == "decoder":
         decoder = Decoder(config)
         training.initialise(decoder)

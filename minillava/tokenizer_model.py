@@ -1,0 +1,262 @@
+"""``tokenizer.model`` -> the ``tokenizer.json`` that says the same.
+
+Two kinds of file bear the name: SentencePiece's (LLaMA-1 and -2, Vicuna), which is a protobuf message, and Llama-3's
+in tiktoken's form, a line of base64 and rank for each token.
+"""
+
+import base64
+import binascii
+import struct
+from collections.abc import Container, Iterable, Iterator
+
+from minillava.byte_characters import to_characters
+from minillava.errors import UserError
+from minillava.tokenizer_json import LONGEST
+
+SPACE = "▁"  # how SentencePiece writes a space
+
+# Llama-3's split into words: as GPT-2's, with digits by threes at most and newlines kept with what they end.
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+LLAMA3_SPECIAL = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "<|eot_id|>",
+}
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of SentencePiece pieces
+BPE = 2  # of SentencePiece's models
+
+
+def convert(content: bytes, config: dict) -> tuple[dict, dict]:
+    """The file's content -> (contents of tokenizer.json, names of "bos_token", "eos_token" and "pad_token", or None).
+
+    ``config`` is tokenizer_config.json: "legacy", "add_prefix_space" and "add_bos_token" say what the file does not.
+    Raises UserError for what is damaged or unlike LLaMA's.
+    """
+    stored, roles = (_sentencepiece if content[:1] == b"\n" else _tiktoken)(content, config)
+    bos = config.get("bos_token", roles["bos_token"])
+    bos = bos["content"] if isinstance(bos, dict) else bos
+    ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    if bos in ids and config.get("add_bos_token", True):
+
+        def part(kind: str, name: str, segment: int) -> dict:
+            return {kind: {"id": name, "type_id": segment}}
+
+        stored["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [part("SpecialToken", bos, 0), part("Sequence", "A", 0)],
+            "pair": [
+                part(kind, name, i) for i in (0, 1) for kind, name in (("SpecialToken", bos), ("Sequence", "AB"[i]))
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [ids[bos]], "tokens": [bos]}},
+        }
+    return stored, roles
+
+
+def _all_merges(tokens: Iterable, known: Container) -> list[tuple]:
+    """Every way to make each token of two known ones, in the order of the tokens.
+
+    SentencePiece and tiktoken have no list of merges: they join any two neighbours that make a token.
+    """
+    merges = []
+    for token in tokens:
+        if len(token) > LONGEST:
+            raise UserError(f"a token of {len(token)} characters, {token[:20]!r}...; {LONGEST} are the most")
+        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        merges += [(left, right) for left, right in cuts if left in known and right in known]
+    return merges
+
+
+def _file(vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str], model: dict, **parts) -> dict:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": index, "content": content, **flags} for index, content in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        **parts,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            **model,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
+    pieces, trainer, normalizer = [], None, None
+    for field, value in _fields(content):
+        if field == 1:
+            pieces.append(_values(value))
+        elif field == 2:
+            trainer = _values(value)
+        elif field == 3:
+            normalizer = _values(value)
+    if trainer is None or normalizer is None:
+        raise UserError("no trainer and normalizer settings after the pieces: is the file cut short?")
+    # Field numbers and defaults are those of sentencepiece_model.proto.
+    if trainer.get(3, 1) != BPE:
+        raise UserError(f"a SentencePiece model of type {trainer.get(3, 1)}, not BPE ({BPE})")
+    if not trainer.get(35, 0):
+        raise UserError("a SentencePiece model without byte_fallback")
+    if normalizer.get(2) or not normalizer.get(5, 1) or trainer.get(24, 0):
+        name = normalizer.get(1, b"").decode(errors="replace")
+        raise UserError(f"SentencePiece normalisation {name!r} is not supported: 'identity' with escaped spaces is")
+
+    vocab: dict[str, int] = {}
+    special, normal, scores = {}, {}, {}
+    for index, piece in enumerate(pieces):
+        token, kind = piece[1].decode("utf-8"), piece.get(3, NORMAL)
+        if token in vocab:
+            raise UserError(f"pieces {vocab[token]} and {index} are both {token!r}")
+        vocab[token] = index
+        if kind in (UNKNOWN, CONTROL):
+            special[index] = token
+        elif kind == NORMAL:
+            score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
+            if len(token) > 1 and scores.setdefault(score, token) != token:
+                raise UserError(f"pieces {scores[score]!r} and {token!r} have the same score: which goes first?")
+            normal[token] = -score
+        elif kind != BYTE:
+            raise UserError(f"piece {token!r} is of type {kind}, which is not supported")
+    if missing := [byte_token(byte) for byte in range(256) if byte_token(byte) not in vocab]:
+        raise UserError(f"no piece {missing[0]}")
+    for token in normal:
+        if missing := [character for character in token if character not in normal]:
+            raise UserError(f"piece {token!r} holds {missing[0]!r}, which is no piece")
+    merges = _all_merges(sorted(normal, key=normal.get), normal)  # the piece of highest score first
+
+    adds_space = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False
+    steps = []
+    if extra := normalizer.get(4, 1):  # remove_extra_whitespaces
+        steps += [_replace({"Regex": r"\A +"}, ""), _replace({"Regex": " {2,}"}, " ")]
+    # transformers' LlamaTokenizer is not legacy unless told so; SentencePiece itself is.
+    if legacy := config.get("legacy", "Llama" not in str(config.get("tokenizer_class"))):
+        steps += [{"type": "Prepend", "prepend": SPACE}] if adds_space else []
+    steps.append(_replace({"String": " "}, SPACE))
+    if extra:
+        steps.append(_replace({"Regex": rf"{SPACE}+\z"}, ""))
+    scheme = "first" if adds_space else "never"
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    decoders = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if adds_space:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    names = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
+    stored = _file(
+        vocab,
+        merges,
+        special,
+        {"byte_fallback": True},
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer=None if legacy else metaspace,
+        decoder={"type": "Sequence", "decoders": decoders},
+    )
+    return stored, {name: special.get(index) for name, index in names.items()}
+
+
+def _replace(pattern: dict, content: str) -> dict:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _values(message: bytes) -> dict[int, int | bytes]:
+    """Fields of a message without repeated ones."""
+    return dict(_fields(message))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a protobuf message: a number, or the bytes of a text, a float or a message."""
+    place = 0
+
+    def take(count: int) -> bytes:
+        nonlocal place
+        place += count
+        if place > len(message):
+            raise UserError("the file is cut short, or no SentencePiece model")
+        return message[place - count : place]
+
+    def number() -> int:
+        """Seven bits to a byte, the lowest first; the eighth says that more follow."""
+        value, shift = 0, 0
+        while True:
+            byte = take(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise UserError("a number of more than ten bytes: the file is damaged, or no SentencePiece model")
+
+    while place < len(message):
+        key = number()
+        field, kind = key >> 3, key & 7
+        if kind == 0:
+            yield field, number()
+        elif kind == 2:
+            yield field, take(number())
+        elif kind in (1, 5):
+            yield field, take(8 if kind == 1 else 4)
+        else:
+            raise UserError(f"a protobuf field of kind {kind}: the file is damaged, or no SentencePiece model")
+
+
+def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines()):
+        try:
+            code, rank = line.split()
+            token = base64.b64decode(code, validate=True)
+            if not token or token in ranks or int(rank) != number:
+                raise ValueError
+        except (ValueError, binascii.Error):
+            raise UserError(f"line {number + 1} is not a new token in base64 and the rank {number}") from None
+        ranks[token] = number
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing or not content.endswith(b"\n"):
+        raise UserError(f"line {len(ranks)} is the last: is the file cut short?")
+    merges = [(to_characters(left), to_characters(right)) for left, right in _all_merges(ranks, ranks)]
+    special = {len(ranks) + index: name for index, name in enumerate(_llama3_special())}
+    named = config.get("added_tokens_decoder") or {}
+    special |= {int(index): token["content"] for index, token in named.items() if int(index) in special}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
+    stored = _file(
+        {to_characters(token): rank for token, rank in ranks.items()},
+        merges,
+        special,
+        {"ignore_merges": True},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
+        decoder=byte_level,
+    )
+    return stored, {"bos_token": LLAMA3_SPECIAL[0], "eos_token": LLAMA3_SPECIAL[1], "pad_token": None}
+
+
+def _llama3_special() -> list[str]:
+    """Llama-3's 256 special tokens in order of id: five with names, the others reserved and counted."""
+    names, reserved = [], 0
+    for index in range(256):
+        if index in LLAMA3_SPECIAL:
+            names.append(LLAMA3_SPECIAL[index])
+        else:
+            names.append(f"<|reserved_special_token_{reserved}|>")
+            reserved += 1
+    return names
+
+
+def byte_token(byte: int) -> str:
+    """How the vocabulary names a byte."""
+    return f"<0x{byte:02X}>"

@@ -1,0 +1,171 @@
+"""Byte-level BPE against `tokenizers` and `tiktoken`, on tokenizers trained here and on merges drawn at random."""
+
+import json
+import random
+from itertools import product
+
+import pytest
+import tiktoken
+import tokenizers
+from make_tokenizers import BYTE_LEVEL, LLAMA3_PATTERN, family_texts, tiktoken_file, train_byte_level, write
+from tiktoken.load import load_tiktoken_bpe
+
+from minillava.byte_bpe import rank_tokens
+from minillava.errors import UserError
+from minillava.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
+def stored(request) -> dict:
+    return train_byte_level(request.param)
+
+
+def test_ids_equal_those_of_tokenizers(stored, tmp_path):
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    used = set()
+    for special in (True, False):
+        theirs.encode_special_tokens = not special
+        for text in family_texts(5000 if special else 2000, 1):
+            ids = mine.encode(text, special=special)
+            assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+            assert mine.decode(ids) == text
+            used.update(ids)
+    assert len(used) > 0.6 * mine.vocab_size == 0.6 * theirs.get_vocab_size()
+
+
+def bare(merges: list[tuple[str, str]], vocab: dict[str, int], ignore_merges: bool) -> dict:
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges, "dropout": None}
+    model |= {"unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    parts = {"normalizer": None, "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], **parts, "model": model}
+
+
+STRINGS = ["".join(letters) for length in range(1, 8) for letters in product("abc", repeat=length)]
+
+
+def test_any_list_of_merges_gives_the_ids_of_tokenizers(tmp_path):
+    """Merges that nothing reaches, several for one token, some before those that make their parts; ids in no order;
+    tokens that no merge makes, which ignore_merges finds all the same."""
+    rng = random.Random(0)
+    unreached = whole_words = 0
+    for number in range(120):
+        pieces, merges = ["a", "b", "c"], []
+        for _ in range(rng.randrange(3, 14)):
+            merges.append((rng.choice(pieces), rng.choice(pieces)))
+            pieces.append("".join(merges[-1]))
+        merges = list(dict.fromkeys(merges))
+        if number % 4 > 1:
+            rng.shuffle(merges)
+        tokens = sorted({*pieces, *rng.sample(STRINGS[:100], 5), *map(chr, range(0x21, 0x7F))})
+        ids = rng.sample(range(500), len(tokens))
+        stored = bare(merges, dict(zip(tokens, ids)), ignore_merges=number % 2 == 0)
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
+        mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+        ranks = rank_tokens([(left.encode(), right.encode()) for left, right in merges])
+        unreached += len(ranks) - 256 < len({"".join(merge) for merge in merges})
+        whole_words += number % 2 == 0 and any(token.encode() not in ranks for token in tokens)
+        for text in rng.sample(STRINGS, 200):
+            assert mine.encode(text) == theirs.encode(text).ids, (merges, text)
+    assert unreached >= 10 and whole_words >= 10
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "Llama-3"])
+def test_a_character_newer_than_the_unicode_of_tokenizers_is_no_letter_here_either(tmp_path, family):
+    """`regex` may know letters that `tokenizers` does not: what is joined with them shows what they are taken for."""
+    stored = train_byte_level(family)
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    for code in range(0x18C00, 0x19200):  # Tangut, which grows from one Unicode to the next
+        text = f"'ll{chr(code)}'ll the{chr(code)}the"
+        assert mine.encode(text) == theirs.encode(text, add_special_tokens=False).ids, hex(code)
+
+
+# --- Llama-3's tokenizer.model
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("llama3"), model=tiktoken_file())
+
+
+# As in Meta's llama3/tokenizer.py: the names and their order.
+LLAMA3_SPECIAL = [
+    "<|begin_of_text|>", "<|end_of_text|>", *[f"<|reserved_special_token_{i}|>" for i in range(4)],
+    "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
+    *[f"<|reserved_special_token_{i}|>" for i in range(5, 251)],
+]  # fmt: skip
+
+
+def test_llama_3_file_gives_tiktokens_ids(llama3):
+    mine = Tokenizer.from_pretrained(llama3)
+    ranks = load_tiktoken_bpe(str(llama3 / "tokenizer.model"))
+    special = {name: len(ranks) + index for index, name in enumerate(LLAMA3_SPECIAL)}
+    theirs = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    assert mine.special == special and mine.vocab_size == len(ranks) + 256
+    assert (mine.bos_id, mine.eos_id, mine.add_bos) == (len(ranks), len(ranks) + 1, True)
+    for text in family_texts(5000, 2):
+        assert mine.encode(text) == theirs.encode(text, allowed_special="all"), repr(text)
+        assert mine.encode(text, special=False) == theirs.encode_ordinary(text)
+        assert mine.decode(mine.encode(text)) == text
+
+
+def test_llama_3_names_in_the_configuration_count(llama3, tmp_path):
+    """Llama-3.1 gives names to tokens that Llama-3 keeps in reserve."""
+    first = Tokenizer.from_pretrained(llama3).special["<|begin_of_text|>"]
+    token = {"content": "<|finetune_right_pad_id|>", "special": True}
+    config = {"added_tokens_decoder": {str(first + 4): token}}
+    folder = write(tmp_path, model=(llama3 / "tokenizer.model").read_bytes(), tokenizer_config=config)
+    mine = Tokenizer.from_pretrained(folder)
+    assert mine.pad_id == first + 4 and "<|reserved_special_token_2|>" not in mine.special
+    assert mine.vocab_size == first + 256
+
+
+# --- Faults
+
+
+def test_a_byte_without_a_token_is_named(stored, tmp_path):
+    """0xF0 begins every character beyond U+FFFF."""
+    vocab = {token: index for token, index in stored["model"]["vocab"].items() if "ð" not in token}
+    merges = [merge for merge in stored["model"]["merges"] if "ð" not in "".join(merge)]
+    model = {**stored["model"], "vocab": vocab, "merges": merges}
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer={**stored, "model": model}))
+    assert mine.decode(mine.encode("the cat")) == "the cat"
+    with pytest.raises(UserError, match=r"no token for the byte 0xf0 in ' ?🙂'"):
+        mine.encode("the cat 🙂")
+
+
+UNKNOWN = {
+    "normalizer NFC": {"normalizer": {"type": "NFC"}},
+    "pre-tokenizer ByteLevel": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+    "pre-tokenizer Punctuation": {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, {"type": "ByteLevel"}]}
+    },
+    "pre-tokenizer Split": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False},
+            ],
+        }
+    },
+    "not a regular expression": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False},
+            ],
+        }
+    },
+    "post-processor BertProcessing": {"post_processor": {"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}},
+}
+
+
+@pytest.mark.parametrize("words", UNKNOWN)
+def test_what_is_not_supported_is_named(stored, tmp_path, words):
+    with pytest.raises(UserError, match=rf"tokenizer\.json: .*{words}"):
+        Tokenizer.from_pretrained(write(tmp_path, tokenizer={**stored, **UNKNOWN[words]}))

@@ -1,0 +1,254 @@
+"""SentencePiece BPE with byte fallback against `sentencepiece`, `tokenizers` and a naive count."""
+
+import json
+import random
+import re
+from itertools import pairwise
+
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+from make_tokenizers import ESCAPE, LEGACY, family_texts, sentencepiece_file, train_llama, write
+from transformers import LlamaTokenizer
+
+from minillava.errors import UserError
+from minillava.generation import stream_text
+from minillava.tokenizer import Tokenizer
+
+
+def metaspace(scheme: str, split: bool = False) -> dict:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+
+
+# What transformers 5 makes of a legacy tokenizer.model.
+DOUBLED = {
+    "type": "Sequence",
+    "normalizers": [ESCAPE, {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}],
+}
+FORMS = {
+    "legacy": (LEGACY, None),
+    "without prefix": (ESCAPE, None),
+    "first": (None, metaspace("first")),
+    "always": (None, metaspace("always")),
+    "never": (None, metaspace("never")),
+    "split": (None, metaspace("first", split=True)),
+    "doubled": (DOUBLED, {"type": "Sequence", "pretokenizers": [metaspace("always")]}),
+}
+WITHOUT_SPACE = ("without prefix", "never")
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    return train_llama(None, None)
+
+
+def in_form(trained: dict, form: str) -> dict:
+    normalizer, pre_tokenizer = FORMS[form]
+    steps = trained["decoder"]["decoders"]  # the last takes the space off
+    decoder = {"type": "Sequence", "decoders": steps[:-1] if form in WITHOUT_SPACE else steps}
+    return {**trained, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ids_equal_those_of_tokenizers(trained, tmp_path, form):
+    stored = in_form(trained, form)
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    used = set()
+    for special in (True, False):
+        theirs.encode_special_tokens = not special
+        for text in family_texts(5000 if special else 1000, 1):
+            ids = mine.encode(text, special=special)
+            assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+            assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+            used.update(ids)
+    assert len(used) > 0.5 * mine.vocab_size
+
+
+FILES = {
+    "LLaMA's settings": {},
+    "no dummy prefix": {"add_dummy_prefix": False},
+    "spaces removed": {"remove_extra_whitespaces": True},
+}
+
+
+@pytest.fixture(scope="module", params=FILES)
+def model_file(request) -> bytes:
+    return sentencepiece_file(**FILES[request.param])
+
+
+def test_ids_equal_those_of_sentencepiece(model_file, tmp_path):
+    mine = Tokenizer.from_pretrained(write(tmp_path, model=model_file))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model_file)
+    assert mine.special == {"<unk>": 0, "<s>": 1, "</s>": 2} and mine.vocab_size == theirs.vocab_size()
+    assert (mine.bos_id, mine.eos_id, mine.pad_id) == (theirs.bos_id(), theirs.eos_id(), None)
+    used = set()
+    for text in family_texts(5000, 3):
+        ids = mine.encode(text, special=False)
+        assert ids == theirs.encode(text), repr(text)
+        used.update(ids)
+    assert len(used) > 0.5 * mine.vocab_size
+
+
+@pytest.fixture(scope="module")
+def llama_file() -> bytes:
+    return sentencepiece_file()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory, llama_file) -> Tokenizer:
+    return Tokenizer.from_pretrained(write(tmp_path_factory.mktemp("llama"), model=llama_file))
+
+
+def test_legacy_text_between_special_tokens_is_a_text_of_its_own(llama, llama_file):
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
+    for one, two in zip(family_texts(500, 10), family_texts(500, 11)):
+        assert llama.encode(one, special=False, after=[1]) == theirs.encode(one)
+        one, two = (re.sub("</?s>|<unk>", "", text) for text in (one, two))
+        assert llama.encode(f"{one}</s>{two}") == [*theirs.encode(one), 2, *theirs.encode(two)]
+
+
+@pytest.mark.parametrize("options", [{}, {"legacy": False}, {"add_prefix_space": False}])
+def test_other_than_legacy_ids_equal_those_of_transformers(llama_file, tmp_path, options):
+    """As its LlamaTokenizer, given the vocabulary."""
+    config = {"tokenizer_class": "LlamaTokenizer", **options}
+    mine = Tokenizer.from_pretrained(write(tmp_path, model=llama_file, tokenizer_config=config))
+    mine.save_pretrained(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_bytes())["model"]
+    theirs = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], **options)
+    for text in family_texts(1000, 12):
+        assert mine.encode(text) == theirs(text, add_special_tokens=False).input_ids, repr(text)
+
+
+def test_any_text_comes_back_as_it_was(llama):
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 7)]))
+    for text in [*family_texts(2000, 4), everything]:
+        text = text.replace("▁", "")  # SentencePiece writes spaces so
+        assert llama.decode(llama.encode(text, special=False)) == text
+
+
+def test_a_lone_surrogate_becomes_the_replacement_mark(llama, tokenizer):
+    for mine in (llama, tokenizer):
+        assert mine.decode(mine.encode("a\ud83d b")) == "a\ufffd b"
+        assert mine.encode("\ud83d\ude42") == mine.encode("🙂")  # a pair is a character
+
+
+def test_a_text_of_any_length_takes_its_time_in_proportion(llama, llama_file):
+    """100,000 characters at once. With a cost that grows as the square, this test does not come back."""
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
+    for text in ("a" * 100_000, "the cat sat on a mat" * 5_000):
+        assert llama.encode(text) == theirs.encode(text)
+
+
+def naive(ids: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """BPE by looking at every pair anew each time."""
+    while possible := [(merges.index(pair), i) for i, pair in enumerate(pairwise(ids)) if pair in merges]:
+        _, i = min(possible)
+        ids = [*ids[:i], ids[i] + ids[i + 1], *ids[i + 2 :]]
+    return ids
+
+
+def test_any_list_of_merges_gives_what_a_naive_count_gives(trained, tmp_path):
+    """Merges in any order, even before those that make their parts."""
+    rng = random.Random(0)
+    for _ in range(40):
+        pieces, merges = ["a", "b", "c"], []
+        for _ in range(rng.randrange(3, 14)):
+            merges.append((rng.choice(pieces), rng.choice(pieces)))
+            pieces.append("".join(merges[-1]))
+        merges = rng.sample(list(dict.fromkeys(merges)), len(set(merges)))
+        tokens = list(dict.fromkeys([*pieces, *(f"<0x{byte:02X}>" for byte in range(256))]))
+        model = {**trained["model"], "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+        stored = {**trained, "added_tokens": [], "model": model}
+        mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+        for _ in range(50):
+            text = "".join(rng.choices("abc", k=rng.randrange(12)))
+            assert mine.encode(text) == [tokens.index(token) for token in naive(list(text), merges)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_in_parts_has_the_ids_of_the_whole(trained, tmp_path, form):
+    """Parts end where nothing can be joined over the seam: at a special token, or at a character that is all bytes."""
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, form)))
+    rng, seam = random.Random(0), "\U0010fffd"
+    spaces = 0
+    for texts in zip(*(family_texts(500, seed) for seed in range(3))):
+        parts = [part for text in texts for part in (text + seam, rng.choice(["<s>", seam]))]
+        ids, alone = [], []
+        for part in parts:
+            ids += mine.encode(part, after=ids)
+            alone += mine.encode(part)
+        assert ids == mine.encode("".join(parts)), parts
+        spaces += alone != ids
+    assert (spaces > 0) == (form not in WITHOUT_SPACE)  # "after" does make a difference
+
+
+def test_bos_alone_leaves_a_text_at_the_beginning(trained, tmp_path):
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, "first")))
+    assert mine.encode("the cat", after=[mine.bos_id]) == mine.encode("the cat")
+    assert mine.encode("the cat", after=[mine.eos_id]) != mine.encode("the cat")
+
+
+def test_a_stream_shows_whole_characters(llama):
+    text = "the cat 中文字 🚀✨ \U00013000\U00013001 Привет!"
+    ids = llama.encode("so", special=False)
+    rest = llama.encode(text, special=False, after=ids)
+    assert len(rest) > len(text)  # characters of several tokens
+    pieces = list(stream_text((torch.tensor([index]) for index in rest), llama, "###"))
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
+    assert all(piece in text for piece in pieces) and len(pieces) > 20
+
+
+FAULTS = {
+    "no bytes": ("neither bytes .* nor byte_fallback", lambda model: {**model, "byte_fallback": False}),
+    "a byte missing": (
+        "without the token <0x0A>",
+        lambda model: {**model, "vocab": {k: v for k, v in model["vocab"].items() if k != "<0x0A>"}},
+    ),
+    "dropout": ("dropout is 0.1", lambda model: {**model, "dropout": 0.1}),
+    "another model": ("'WordPiece', not BPE", lambda model: {**model, "type": "WordPiece"}),
+    "two tokens, one id": ("have the same id, 0", lambda model: {**model, "vocab": {**model["vocab"], "new": 0}}),
+    "a negative id": ("'new' has the id -1", lambda model: {**model, "vocab": {**model["vocab"], "new": -1}}),
+    "an id that is no number": ("'a' has the id True", lambda model: {**model, "vocab": {**model["vocab"], "a": True}}),
+    "a token too long": ("a token of 1001 characters", lambda model: {**model, "merges": [["a", "a" * 1000]]}),
+    "a merge twice": ("listed twice", lambda model: {**model, "merges": model["merges"][:1] * 2}),
+    "a merge without its token": ("needs '▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁", lambda model: {**model, "merges": [["▁" * 30, "a"]]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_the_model_are_named(trained, tmp_path, fault):
+    words, change = FAULTS[fault]
+    with pytest.raises(UserError, match=rf"tokenizer\.json: .*{words}"):
+        Tokenizer.from_pretrained(write(tmp_path, tokenizer={**trained, "model": change(trained["model"])}))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {**metaspace("first"), "replacement": "_"}},
+        {"pre_tokenizer": metaspace("sometimes")},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}},
+    ],
+)
+def test_what_is_not_supported_is_named(trained, tmp_path, part):
+    with pytest.raises(UserError, match=r"tokenizer\.json: (normalizer|pre-tokenizer|prepend_scheme)"):
+        Tokenizer.from_pretrained(write(tmp_path, tokenizer={**trained, **part}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"byte_fallback": False}, "without byte_fallback"),
+        ({"model_type": "unigram"}, "of type 1, not BPE"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "'nmt_nfkc' is not supported"),
+        ({"user_defined_symbols": ["<image>"]}, "'<image>' is of type 4"),
+        ({"treat_whitespace_as_suffix": True}, "normalisation"),
+    ],
+)
+def test_sentencepiece_models_unlike_llamas_are_refused(tmp_path, options, words):
+    with pytest.raises(UserError, match=rf"tokenizer\.model: .*{words}"):
+        Tokenizer.from_pretrained(write(tmp_path, model=sentencepiece_file(**options)))
