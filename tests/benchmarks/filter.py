@@ -72,10 +72,9 @@ def main() -> None:
     *table, last = output.splitlines()
     result = {"captions": a.captions, **json.loads(last)}
     print("\n".join(table))
-    speed = a.captions / result["seconds"]
-    print(
-        f"{a.captions:,} captions in {result['seconds']:.1f} s: {speed:,.0f} a second, both passes and writing included"
-    )
+    seconds, busy = result["seconds"], result["processor_seconds"]
+    print(f"{a.captions:,} captions, read twice, chunked, selected and written: {a.captions / seconds:,.0f} a second")
+    print(f"in {seconds:.1f} s, in {busy:.1f} s of which the processor was at work on it")
     before, most = result["before_bytes"] / 1e6, result["peak_bytes"] / 1e6
     print(f"peak memory {most:,.0f} MB, of which {before:,.0f} MB before the first caption, the imports")
     if a.json:
