@@ -74,8 +74,7 @@ def load(
 
 
 def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype | None) -> Llava:
-    if config.get("model_type") != "llava":
-        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
+    _check_type(config, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = _build(lambda c: Llava(LlavaConfig.from_dict(c), tokenizer), config, folder)
     linear = model.config.projector == "linear"
@@ -129,6 +128,14 @@ def join(
     model.image_processor = _image_processor(resolve_folder(vision), tower.config)
     model.template = _template(resolve_folder(decoder))
     return model
+
+
+def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
+    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh. Raises UserError."""
+    folder = resolve_folder(folder)
+    config = read_json_object(folder / "config.json")
+    _check_type(config, folder)
+    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder), _template(folder)
 
 
 def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> VisionTower:
@@ -320,6 +327,11 @@ def _parse(from_dict, config: dict, folder: Path):
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
         raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
+
+
+def _check_type(config: dict, folder: Path) -> None:
+    if config.get("model_type") != "llava":
+        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
 
 
 def _build(make, config: dict, folder: Path):

@@ -17,9 +17,8 @@ from torch import Tensor
 from minillava.conversation import IGNORE, encode_conversation, image_goes_first
 from minillava.errors import UserError
 from minillava.image import ImageProcessor, open_image, safe_join
+from minillava.rows import Rows
 from minillava.tokenizer import IMAGE, Tokenizer
-
-PLAIN = None  # the key of a row that is a line of plain text: no key of JSON, where keys are texts
 
 
 def batch_order(length: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -30,23 +29,36 @@ def batch_order(length: int, batch_size: int, seed: int, epoch: int) -> list[lis
     return [order[start : start + batch_size] for start in range(0, length, batch_size)]
 
 
-def read_rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a LLaVA JSON file. Raises UserError for a file that is missing or no list, or a bad row."""
-    path = Path(path)
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: not a list of rows")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
-            raise UserError(f"{path}: row {index}: no 'conversations'")
-        if not isinstance(row.get("image", ""), str):
-            raise UserError(f"{path}: row {index}: 'image' is not a text")
-    return rows
+def check_row(row: dict) -> None:
+    """What is asked of every row before any is used. Raises UserError."""
+    if not isinstance(row.get("conversations"), list):
+        raise UserError("no 'conversations'")
+    if not isinstance(row.get("image", ""), str):
+        raise UserError("'image' is not a text")
+
+
+def encode_row(
+    row: dict,
+    tokenizer: Tokenizer,
+    num_image_tokens: int,
+    template: str = "v0",
+    image_first: bool = True,
+    turns: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
+    the next answer. Raises UserError where the row is malformed."""
+    # The paper asks for a caption in a form of its own; LLaVA-1.5 and others as for anything else.
+    template = "brief" if template == "v0" and row.get("type") == "caption" else template
+    ids, labels = encode_conversation(row["conversations"][:turns], tokenizer, template, num_image_tokens, image_first)
+    words = row.get("words", [""] * num_image_tokens)
+    if not isinstance(words, list) or list(map(type, words)) != [str] * num_image_tokens:
+        raise UserError(f"'words' must be {num_image_tokens} texts")
+    pictures = ("image" in row) + ("words" in row)
+    if ids.count(tokenizer.image_id) != pictures * num_image_tokens:
+        raise UserError(f"{pictures} pictures and as many {IMAGE} marks are wanted")
+    if turns is None and all(label == IGNORE for label in labels):
+        raise UserError("no answer to learn from")
+    return ids, labels
 
 
 def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
@@ -102,40 +114,26 @@ class ConversationDataset:
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
         self.image_processor, self.num_image_tokens = image_processor, num_image_tokens
         self.template, self.seed, self.image_first = template, seed, image_first
-        self.rows = read_rows(path)
-        if text_path is not None:
-            self.rows += [{PLAIN: line} for _, line in read_lines(text_path)]
+        self.rows = Rows(path, check_row)
+        self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + len(self.lines)
 
     def encode(self, index: int, epoch: int, turns: int | None = None) -> tuple[list[int], list[int]]:
         """One row's ids and labels; with ``turns`` odd, those of its first turns, ready for the next answer.
 
         Raises UserError, naming file and row, where the row is malformed.
         """
-        row = self.rows[index]
-        if PLAIN in row:
-            ids = [*self.tokenizer.encode(row[PLAIN], special=False), self.tokenizer.eos_id]
+        if index >= len(self.rows):
+            ids = [*self.tokenizer.encode(self.lines[index - len(self.rows)], special=False), self.tokenizer.eos_id]
             return ids, ids
+        row = self.rows[index]
         first = image_goes_first(self.seed, epoch, index) if self.image_first is None else self.image_first
-        # The paper asks for a caption in a form of its own; LLaVA-1.5 and others as for anything else.
-        template = "brief" if self.template == "v0" and row.get("type") == "caption" else self.template
         try:
-            ids, labels = encode_conversation(
-                row["conversations"][:turns], self.tokenizer, template, self.num_image_tokens, first
-            )
+            return encode_row(row, self.tokenizer, self.num_image_tokens, self.template, first, turns)
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
-        words = row.get("words", [""] * self.num_image_tokens)
-        if not isinstance(words, list) or len(words) != self.num_image_tokens:
-            raise UserError(f"{self.path}: row {index}: 'words' must be {self.num_image_tokens} texts")
-        pictures = ("image" in row) + ("words" in row)
-        if ids.count(self.tokenizer.image_id) != pictures * self.num_image_tokens:
-            raise UserError(f"{self.path}: row {index}: {pictures} pictures and as many {IMAGE} marks are wanted")
-        if turns is None and all(label == IGNORE for label in labels):
-            raise UserError(f"{self.path}: row {index}: no answer to learn from")
-        return ids, labels
 
     def pixels(self, index: int) -> Tensor:
         """The picture of one row, (3, height, width)."""
@@ -149,20 +147,20 @@ class ConversationDataset:
         """input_ids (B, T) and labels (B, T), padded on the right; pixel_values (images, 3, H, W) where rows have
         pictures; word_ids (pictures, patches, words) where they are told in words, -1 for no word."""
         batch = pad_rows([self.encode(index, epoch) for index in indices], self.tokenizer)
-        pictures = [self.pixels(index) for index in indices if "image" in self.rows[index]]
+        rows = [(index, self.rows[index]) for index in indices if index < len(self.rows)]
+        pictures = [self.pixels(index) for index, row in rows if "image" in row]
         if pictures:
             batch["pixel_values"] = torch.stack(pictures)
-        told = [self.word_ids(index) for index in indices if "words" in self.rows[index]]
+        told = [self.word_ids(row["words"]) for _, row in rows if "words" in row]
         if told:
             longest = max(len(cell) for cells in told for cell in cells)
             batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
         return batch
 
-    def word_ids(self, index: int) -> list[list[int]]:
+    def word_ids(self, words: list[str]) -> list[list[int]]:
         """The ids of each cell's words, in a picture told in words."""
-        cells = self.rows[index]["words"]
-        ids = {cell: self.tokenizer.encode(f" {cell}", special=False) for cell in set(cells)}  # most are alike
-        return [ids[cell] for cell in cells]
+        ids = {cell: self.tokenizer.encode(f" {cell}", special=False) for cell in set(words)}  # most are alike
+        return [ids[cell] for cell in words]
 
 
 class RegionDataset:

@@ -208,6 +208,7 @@ SECOND_ROW_WRONG = {
     "too few words": {**TOLD, "words": TOLD["words"][:-1]},
     "no words": {**TOLD, "words": []},
     "words that are null": {**TOLD, "words": None},
+    "words that are no texts": {**TOLD, "words": [["sea"]] * 4},
 }
 
 
@@ -222,7 +223,8 @@ def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[", b'[{"id": 1}', b"\xff\xfe", b"{}", b"[]", b'"rows"', b"5", b'{"conversations": []}']
+    "content",
+    [b"", b"[", b'[{"conversations": []}', b"\xff\xfe", b"{}", b"[]", b'"rows"', b"5", b'{"conversations": []}'],
 )
 def test_faulty_file_is_named(dataset, tmp_path, content):
     with pytest.raises(UserError) as error:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
+from data.rows import write_rows
 
 GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
@@ -65,12 +66,12 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     (out / "text.txt").write_text(
         "\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8"
     )
-    _write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "instruct.json", _instructions(train, rng))
-    _write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
-    _write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
+    write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "instruct.json", _instructions(train, rng))
+    write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
+    write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
     os.replace(out, final)
 
 
@@ -107,15 +108,6 @@ def _draw_all(out: Path, splits: dict[str, list[Scene]], seed: int) -> None:
 def _draw_one(job: tuple[Path, Scene, str]) -> None:
     path, scene, seed = job
     draw_scene(scene, random.Random(seed)).save(path, compress_level=1)
-
-
-def _write_rows(path: Path, rows: Iterator[dict]) -> None:
-    """A JSON list with one row a line."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("[")
-        for index, row in enumerate(rows):
-            file.write(("\n" if index == 0 else ",\n") + json.dumps(row))
-        file.write("\n]\n")
 
 
 def _row(name: str, scene: Scene, turns: list[tuple[str, str]], **extra) -> dict:

@@ -1,0 +1,73 @@
+"""Pictures with one caption each: how files hold them, and the stage-1 rows that they become."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.picturebook.language import BRIEF_REQUESTS
+from minillava.errors import UserError
+from minillava.rows import scan
+from minillava.tokenizer import IMAGE
+
+LONGEST_LINE = 1 << 20  # bytes
+
+
+def read_captions(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
+    """(image, caption) after (image, caption), one in memory at a time, from either of
+
+    - NAME.json: a list of objects with "image" and "caption", or with "image" and "conversations", where the caption is
+      the first answer (LLaVA-CC3M-Pretrain-595K's metadata.json and chat.json);
+    - NAME.tsv: lines of image, tab, caption.
+
+    Raises UserError, naming row or line, for a file that is neither or has none, and for a caption that is empty or
+    holds <image>.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".tsv"):
+        raise UserError(f"{path}: neither .json nor .tsv")
+    place = None
+    for place, image, caption in _of_json(path) if path.suffix == ".json" else _of_lines(path):
+        if not isinstance(image, str) or not isinstance(caption, str) or not image or not caption.strip():
+            raise UserError(f"{path}: {place}: no image with a caption")
+        if IMAGE in caption:
+            raise UserError(f"{path}: {place}: the caption holds {IMAGE}, which stands for the picture")
+        yield image, caption.strip()
+    if place is None:
+        raise UserError(f"{path}: empty")
+
+
+def caption_row(name: str, image: str, caption: str, rng: random.Random) -> dict:
+    """A pair as a row of stage 1: one of the paper's eleven requests, drawn by ``rng``, and the caption as answer."""
+    turns = [
+        {"from": "human", "value": f"{IMAGE}\n{rng.choice(BRIEF_REQUESTS)}"},
+        {"from": "gpt", "value": caption},
+    ]
+    return {"id": name, "image": image, "type": "caption", "conversations": turns}
+
+
+def _of_json(path: Path) -> Iterator[tuple[str, object, object]]:
+    for index, (_, _, row) in enumerate(scan(path)):
+        caption = row.get("caption")
+        if caption is None:
+            try:
+                caption = row["conversations"][1]["value"]
+            except (KeyError, IndexError, TypeError):
+                caption = None
+        yield f"row {index}", row.get("image"), caption
+
+
+def _of_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(line) == LONGEST_LINE:
+                    raise UserError(f"{path}: line {number}: longer than {LONGEST_LINE:,} bytes")
+                fields = line.decode().rstrip("\r\n").split("\t")
+                if len(fields) != 2:
+                    raise UserError(f"{path}: line {number}: not image, tab, caption")
+                yield f"line {number}", *fields
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: line {number}: not UTF-8") from None

@@ -1,0 +1,187 @@
+"""``python -m data.check FILE --image-folder DIR``: what is in a LLaVA JSON file, and what is wrong with it.
+
+Every row is encoded and every picture opened as in training, so what passes here is what trains. Then one row is shown
+as the model reads it, with the text that bears loss (eq. 2) in green, or between [[ and ]] where there is no colour.
+The exit code is 0 where all is well and 2 where something is not.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minillava.checkpoint import read_outline
+from minillava.conversation import IGNORE, TEMPLATES
+from minillava.dataset import check_row, encode_row
+from minillava.errors import UserError, run_program
+from minillava.evaluate import PRETRAINED
+from minillava.image import open_image, safe_join
+from minillava.rows import scan
+from minillava.tokenizer import IMAGE, Tokenizer
+
+SHOWN = 20  # faults of a kind that are listed
+WIDEST = 300  # characters of a line: a row may hold a "name" of megabytes
+GREEN, PLAIN = "\033[32m", "\033[0m"
+
+
+@dataclass
+class Report:
+    """What a file holds. ``turns`` (a question and its answer) and ``tokens`` count each good row's; ``images`` has the
+    first row that shows each picture, and ``uses`` how many do; a fault is a line that names its row."""
+
+    rows: int = 0
+    types: Counter = field(default_factory=Counter)
+    turns: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    learnt: int = 0  # tokens that bear loss, in all rows
+    images: dict[str, int] = field(default_factory=dict)
+    uses: Counter = field(default_factory=Counter)
+    malformed: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)  # faults of pictures
+    example: tuple[int, list[int], list[int]] | None = None  # row, ids, labels
+
+
+def read_file(path: Path, tokenizer: Tokenizer, num_image_tokens: int, template: str) -> Report:
+    """Encode every row. What is no JSON ends the reading, and is a fault like others."""
+    report = Report()
+    try:
+        for index, (_, _, row) in enumerate(tqdm(scan(path), desc="reading", unit="row", disable=None)):
+            report.rows += 1
+            try:
+                check_row(row)
+                ids, labels = encode_row(row, tokenizer, num_image_tokens, template)
+            except UserError as error:
+                report.malformed.append(f"row {index}: {error}")
+                continue
+            kind = row.get("type", "(none)")
+            report.types[kind if isinstance(kind, str) else "(no text)"] += 1
+            report.turns.append(len(row["conversations"]) // 2)
+            report.tokens.append(len(ids))
+            report.learnt += sum(label != IGNORE for label in labels)
+            if "image" in row:
+                report.images.setdefault(row["image"], index)
+                report.uses[row["image"]] += 1
+            if report.example is None or ("image" in row and tokenizer.image_id not in report.example[1]):
+                report.example = index, ids, labels
+    except UserError as error:
+        if not report.rows:
+            raise
+        report.malformed.append(str(error).removeprefix(f"{path}: "))
+    return report
+
+
+def open_pictures(report: Report, folder: Path) -> None:
+    """Open each picture once, and note in ``report.pictures`` those that are missing or broken."""
+
+    def fault(name: str) -> str | None:
+        try:
+            open_image(safe_join(folder, name))
+        except UserError as error:
+            others = report.uses[name] - 1
+            return f"row {report.images[name]}{f' and {others:,} more' if others else ''}: {error}"
+
+    names = list(report.images)
+    with (
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,  # Pillow decodes outside Python's lock
+        tqdm(total=len(names), desc="opening", unit="picture", disable=None) as bar,
+    ):
+        for start in range(0, len(names), 1000):
+            some = names[start : start + 1000]
+            report.pictures += filter(None, pool.map(fault, some))
+            bar.update(len(some))
+
+
+def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
+    """The report as lines of text. ``most_tokens`` is what the model reads at most."""
+
+    def line(name: str, count: int, more: str = "") -> str:
+        return f"{name[:26]:28}{count:>12,}{more}"
+
+    def cut(found: list[str]) -> list[str]:
+        if in_full or len(found) <= SHOWN:
+            return found
+        return [*found[:SHOWN], f"  and {len(found) - SHOWN:,} more: --all lists them"]
+
+    lines = [line("rows", report.rows), line("  with a picture", sum(report.uses.values()))]
+    lines += cut([line(f"  of type {kind}", count) for kind, count in report.types.most_common()])
+    lines.append(line("pictures", len(report.images)))
+    if report.tokens:
+        lines += [
+            line("turns", sum(report.turns), f"   in a row {_spread(report.turns)}"),
+            line("tokens", sum(report.tokens), f"   in a row {_spread(report.tokens)}"),
+            line("  that bear loss", report.learnt),
+            line(
+                "rows too long",
+                sum(n > most_tokens for n in report.tokens),
+                f"   the model reads {most_tokens:,} tokens",
+            ),
+        ]
+    for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
+        lines += [line(name, len(faults)), *cut([f"  {fault}" for fault in faults])]
+    lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]}..." for line in map(printable, lines)]
+    return "\n".join(lines)
+
+
+def _spread(values: list[int]) -> str:
+    """Of a number that each row has: the least, the median, what 95 % do not exceed, the largest."""
+    found = (f"{value:,.1f}".removesuffix(".0") for value in np.percentile(values, (0, 50, 95, 100)))
+    return ", ".join(f"{name} {value}" for name, value in zip(("min", "median", "95 %", "max"), found))
+
+
+def render(ids: list[int], labels: list[int], tokenizer: Tokenizer, colour: bool) -> str:
+    """A row as the model reads it: what bears loss is green, or stands between [[ and ]]."""
+    begin, end = (GREEN, PLAIN) if colour else ("[[", "]]")
+    text = ""
+    for learn, run in groupby(zip(ids, labels), key=lambda pair: pair[1] != IGNORE):
+        part = "\n".join(map(printable, tokenizer.decode([index for index, _ in run]).split("\n")))
+        part = re.sub(f"(?:{IMAGE}){{2,}}", lambda found: f"{IMAGE} x {len(found[0]) // len(IMAGE)}", part)
+        text += f"{begin}{part}{end}" if learn else part
+    return text
+
+
+def printable(text: str) -> str:
+    """Text out of a file, harmless to a terminal: what controls one is written as an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="LLaVA JSON file")
+    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside FILE)")
+    parser.add_argument(
+        "--model", default=PRETRAINED, help="LLaVA folder or hub id that reads the rows (default: the shipped one)"
+    )
+    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model has them)")
+    parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
+    parser.add_argument("--colour", action="store_true", help="colour the example even where the output is no terminal")
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
+    folder = arguments.image_folder or arguments.file.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    config, tokenizer, template = read_outline(arguments.model)
+    report = read_file(arguments.file, tokenizer, config.num_image_tokens, arguments.template or template)
+    open_pictures(report, folder)
+    print(describe(report, config.decoder.max_position_embeddings, arguments.all))
+    if report.example:
+        index, ids, labels = report.example
+        colour = arguments.colour or sys.stdout.isatty()
+        print(f"\nrow {index}, as the model reads it:\n{render(ids, labels, tokenizer, colour)}")
+    if report.malformed or report.pictures:
+        sys.stdout.flush()
+        raise UserError(
+            f"{arguments.file}: malformed rows {len(report.malformed):,}, "
+            f"missing or broken pictures {len(report.pictures):,}"
+        )
+
+
+if __name__ == "__main__":
+    run_program(main)

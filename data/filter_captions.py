@@ -1,0 +1,158 @@
+"""``python -m data.filter_captions CAPTIONS --out FILE``: fewer captions that speak of as many things.
+
+The paper's selection of 595,000 pairs from CC3M's three million (section 4.2 and appendix). Noun phrases are counted
+over all captions; those in fewer than 3 are skipped; each of the others, from the rarest up, puts all its captions into
+the pool, or 100 drawn at random where it has more. So every concept stays, and the commonest no longer drown the rest.
+
+A phrase draws from all its captions, whatever the pool holds already. So the order in which phrases come changes
+nothing in the pool, and two passes over the file suffice: one counts, the other draws and writes. In memory are the
+distinct phrases (about 200 bytes each) and the numbers of each caption's phrases (4 bytes each), and no caption.
+
+Written are stage 1's rows, ready for ``train.py --stage 1``, and beside them FILE.png, a picture of the concepts before
+and after.
+"""
+
+import argparse
+import random
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.captions import caption_row, read_captions
+from data.noun_phrases import Chunker, find_chunker
+from data.rows import write_rows
+from minillava.errors import UserError, run_program
+from minillava.plot import BLUE, GREY, draw_lines
+
+FEWEST = 3  # captions that a phrase must be in to count
+MOST = 100  # captions that a phrase contributes
+COMMONEST = 10  # phrases that the table names
+
+
+@dataclass
+class Phrases:
+    """The noun phrases of a corpus: ``numbers`` has each, with its number; ``held`` the numbers of the first caption's
+    phrases, then the second's, and so on; ``sizes`` how many each caption has."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    held: array = field(default_factory=lambda: array("I"))
+    sizes: array = field(default_factory=lambda: array("I"))
+
+    def add(self, phrases: list[str]) -> None:
+        """The next caption's phrases, no phrase twice."""
+        self.held.extend(self.numbers.setdefault(phrase, len(self.numbers)) for phrase in phrases)
+        self.sizes.append(len(phrases))
+
+    def by_caption(self) -> Iterator[array]:
+        start = 0
+        for size in self.sizes:
+            yield self.held[start : start + size]
+            start += size
+
+    def count(self, taken: Iterable[bool] | None = None) -> array:
+        """How many captions hold each phrase: of all captions, or of those that are taken."""
+        counts = array("I", bytes(4 * len(self.numbers)))
+        for phrases in self.by_caption() if taken is None else compress(self.by_caption(), taken):
+            for phrase in phrases:
+                counts[phrase] += 1
+        return counts
+
+
+def read_phrases(captions: Iterable[str], chunk: Chunker) -> Phrases:
+    """Chunk each caption and number what is found."""
+    phrases = Phrases()
+    for found, _ in chunk((caption, None) for caption in captions):
+        phrases.add(found)
+    return phrases
+
+
+def select(phrases: Phrases, counts: array, rng: random.Random) -> bytearray:
+    """The paper's rule: 1 for each caption that is taken, 0 for each that is not.
+
+    Of the ``to_come`` captions that hold a phrase and lie ahead it wants ``wanted`` more, and takes the next with
+    probability wanted / to_come. That draws every set of 100 with the same chance (Knuth, volume 2, 3.4.2, algorithm
+    S), and all captions where there are no more than 100.
+    """
+    wanted = [min(count, MOST) if count >= FEWEST else 0 for count in counts]
+    to_come = array("I", counts)
+    taken = bytearray(len(phrases.sizes))
+    for index, held in enumerate(phrases.by_caption()):
+        for phrase in held:
+            if wanted[phrase] and rng.random() * to_come[phrase] < wanted[phrase]:
+                wanted[phrase] -= 1
+                taken[index] = 1
+            to_come[phrase] -= 1
+    return taken
+
+
+def table(phrases: Phrases, before: array, after: array, taken: bytearray) -> str:
+    """What the selection did, to the captions and to the concepts, by how many captions a concept is in."""
+    concepts = [number for number, count in enumerate(before) if count >= FEWEST]
+    kept = sum(after[number] >= FEWEST for number in concepts)
+    lines = [
+        f"{'':28}{'before':>12}{'after':>12}",
+        f"{'captions':28}{len(taken):>12,}{sum(taken):>12,}",
+        f"{f'noun phrases, in {FEWEST} or more':28}{len(concepts):>12,}{kept:>12,}",
+    ]
+    digits = [Counter(len(str(counts[number])) for number in concepts) for counts in (before, after)]
+    for size in sorted(digits[0] | digits[1]):
+        low, high = max(FEWEST, 10 ** (size - 1)), 10**size - 1
+        lines.append(f"{f'  in {low:,} to {high:,} captions':28}{digits[0][size]:>12,}{digits[1][size]:>12,}")
+    lines.append(f"captions with the commonest, of {len(before) - len(concepts):,} phrases skipped as rarer")
+    names = list(phrases.numbers)
+    for number in sorted(concepts, key=before.__getitem__, reverse=True)[:COMMONEST]:
+        lines.append(f"  {names[number][:24]:26}{before[number]:>12,}{after[number]:>12,}")
+    return "\n".join(lines)
+
+
+def draw_concepts(path: Path, before: array, after: array) -> None:
+    """How many captions the commonest concept is in, the second, and so on, before and after: the paper's figure 7."""
+    lines = []
+    for name, counts, colour in (("before", before, GREY), ("after", after, BLUE)):
+        found = sorted((count for count, all_of_it in zip(counts, before) if all_of_it >= FEWEST), reverse=True)
+        lines.append((name, range(1, len(found) + 1), found, colour))
+    draw_lines(path, "captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic=True)
+
+
+def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
+    """Write the selection from ``path`` to ``out``, and its picture; returns the table. Raises UserError."""
+    if out.exists():
+        raise UserError(f"{out}: is there already")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder")
+    name, chunk = find_chunker()
+    print(f"noun phrases are found by {name}", file=sys.stderr)
+    captions = (caption for _, caption in read_captions(path))
+    phrases = read_phrases(tqdm(captions, desc="counting", unit="caption", disable=None), chunk)
+    before = phrases.count()
+    taken = select(phrases, before, random.Random(f"{seed} captions"))
+    if not any(taken):
+        raise UserError(f"{path}: no noun phrase is in {FEWEST} captions or more")
+    rng = random.Random(f"{seed} requests")
+    again = enumerate(tqdm(read_captions(path), desc="writing", unit="caption", total=len(taken), disable=None))
+    pairs = compress(again, taken)
+    write_rows(out, (caption_row(f"caption-{index}", image, caption, rng) for index, (image, caption) in pairs))
+    after = phrases.count(taken)
+    draw_concepts(out.with_suffix(".png"), before, after)
+    return table(phrases, before, after, taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.filter_captions", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "captions", type=Path, help=".json (LLaVA's metadata.json or chat.json) or .tsv (image, caption)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(filter_captions(arguments.captions, arguments.out, arguments.seed))
+
+
+if __name__ == "__main__":
+    run_program(main)

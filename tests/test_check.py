@@ -1,0 +1,284 @@
+"""What ``python -m data.check`` says of a file, against counts made by hand and by training's own encoder."""
+
+import json
+import random
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data import check as module
+from data.check import main, printable, render
+from minillava import Tokenizer
+from minillava.conversation import encode_conversation
+from minillava.errors import run_program
+from minillava.evaluate import PRETRAINED
+
+PATCHES = 64  # of the shipped model
+
+
+def said(*values: str) -> list[dict]:
+    return [{"from": ("human", "gpt")[index % 2], "value": value} for index, value in enumerate(values)]
+
+
+def pictured(image: str, *values: str, **extra) -> dict:
+    return {"id": image, "image": image, "conversations": said(f"<image>\n{values[0]}", *values[1:]), **extra}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (24, 16), "red").save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:-30])
+    return tmp_path
+
+
+@pytest.fixture
+def check(folder, capsys, monkeypatch):
+    """``check(rows or bytes, *options)``: the program's exit code, its output, its errors."""
+
+    def run(content, *options: str) -> tuple[int, str, str]:
+        path = folder / "rows.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        monkeypatch.setattr(sys, "argv", ["check", str(path), *options])
+        code = 0
+        try:
+            run_program(main)
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained(PRETRAINED)
+
+
+FINE = [
+    pictured("a.png", "What is it?", "A red fish.", type="conversation"),
+    pictured(
+        "a.png", "How many?", "One.", "Sure?", "Yes, there is one fish.", "Why?", "I see it.", type="conversation"
+    ),
+    {"id": "text", "conversations": said("What is red?", "A fish can be.")},
+    pictured("b.png", "Describe the image concisely.", "A fish.", type="caption"),
+    pictured("c.png", "Describe the image in detail.", "A fish " * 40, type="detail"),
+]
+
+
+def numbers(out: str) -> dict[str, int]:
+    """The report's lines of a name and a number."""
+    found = re.findall(r"^ *(\S.*?) {2,}([\d,]+)(?:   .*)?$", out, re.MULTILINE)
+    return {name: int(number.replace(",", "")) for name, number in found}
+
+
+def test_file_without_fault_is_counted(check, tokenizer):
+    code, out, err = check(FINE)
+    assert code == 0 and err == ""
+    encoded = [
+        encode_conversation(row["conversations"], tokenizer, "brief" if row.get("type") == "caption" else "v0", PATCHES)
+        for row in FINE
+    ]
+    lengths = sorted(len(ids) for ids, _ in encoded)
+    assert numbers(out) == {
+        "rows": 5,
+        "with a picture": 4,
+        "of type conversation": 2,
+        "of type caption": 1,
+        "of type detail": 1,
+        "of type (none)": 1,
+        "pictures": 3,
+        "turns": 7,
+        "tokens": sum(lengths),
+        "that bear loss": sum(label != -100 for _, labels in encoded for label in labels),
+        "rows too long": 0,
+        "malformed rows": 0,
+        "missing or broken pictures": 0,
+    }
+    assert "in a row min 1, median 1, 95 % 2.6, max 3\n" in out
+    most = f"{lengths[3] + 0.8 * (lengths[4] - lengths[3]):.1f}".removesuffix(".0")  # 0.95 of the way along four gaps
+    median = statistics.median(lengths)
+    assert f"in a row min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
+
+
+def test_rows_longer_than_the_model_reads_are_counted(check):
+    code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
+    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads 1,024 tokens" in out
+
+
+FAULTY = {  # row -> what is said of it
+    1: ({"id": 1, "image": "a.png"}, "no 'conversations'"),
+    2: ({"conversations": {"from": "human"}}, "no 'conversations'"),
+    3: (pictured("a.png", "What?"), "no answer"),
+    5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a text"),
+    6: ({**FINE[0], "conversations": said("<image>\nWhat?", "A", "B", "C")[::-1]}, "turn 0 must be"),
+    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "1 pictures and as many <image> marks"),
+    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "0 pictures and as many <image> marks"),
+    10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 holds <image>"),
+}
+MISSING = {
+    0: ("none.png", "no such picture"),
+    4: ("broken.png", "not a readable picture"),
+    7: ("../outside.png", "leads out of"),
+    12: ("none.png", None),  # told at row 0
+    13: ("rows.json", "not a readable picture"),
+}
+
+
+def test_every_faulty_row_and_picture_is_listed_with_its_row(check):
+    rows = []
+    for index in range(15):
+        if index in FAULTY:
+            rows.append(FAULTY[index][0])
+        else:
+            rows.append(pictured(MISSING[index][0] if index in MISSING else "a.png", "What?", "A fish."))
+    code, out, err = check(rows)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert err.strip().endswith("rows.json: malformed rows 8, missing or broken pictures 4")
+    assert numbers(out)["malformed rows"] == 8 and numbers(out)["missing or broken pictures"] == 4
+    malformed, pictures = out.split("\nmalformed rows ")[1].split("\nmissing or broken pictures ")
+    told = {int(row): what for row, what in re.findall(r"^  row (\d+): (.*)$", malformed, re.MULTILINE)}
+    assert told.keys() == FAULTY.keys()
+    assert all(what in told[row] for row, (_, what) in FAULTY.items())
+    told = {int(row): what for row, what in re.findall(r"^  row (\d+)(.*)$", pictures, re.MULTILINE)}
+    assert told.keys() == {0, 4, 7, 13}
+    assert all(MISSING[row][0] in what and MISSING[row][1] in what for row, what in told.items())
+    assert told[0].startswith(" and 1 more: ") and told[4].startswith(": ")
+
+
+def test_long_lists_of_faults_are_cut_unless_all_are_wanted(check):
+    rows = [pictured(f"{index}.png", "What?", "A fish.") for index in range(50)] + [{}] * 30
+    code, out, _ = check(rows)
+    assert code == 2 and "  and 30 more: --all lists them" in out and "  and 10 more: --all lists them" in out
+    assert len(re.findall(r"^  row", out, re.MULTILINE)) == 40
+    code, out, _ = check(rows, "--all")
+    assert code == 2 and len(re.findall(r"^  row", out, re.MULTILINE)) == 80 and "more:" not in out
+
+
+def test_broken_json_is_named_after_what_could_be_read(check):
+    text = json.dumps(FINE, indent=1)
+    code, out, err = check(text[: text.rindex("conversations")].encode())
+    assert code == 2 and "rows.json: malformed rows 1, missing or broken pictures 0" in err
+    assert (numbers(out)["rows"], numbers(out)["with a picture"], numbers(out)["pictures"]) == (4, 3, 2)
+    line = text[: text.rindex("conversations")].count("\n") + 1
+    assert f"  not JSON at row 4, line {line}: " in out
+
+
+def test_example_marks_what_bears_loss(check, tokenizer):
+    _, plain, _ = check(FINE[1:])
+    example = plain.split("row 0, as the model reads it:\n")[1]
+    assert re.findall(r"\[\[(.*?)\]\]", example) == [" One.###", " Yes, there is one fish.###", " I see it.###"]
+    ids, _ = encode_conversation(FINE[1]["conversations"], tokenizer, "v0", PATCHES, True)
+    whole = tokenizer.decode(ids).replace("<image>" * PATCHES, f"<image> x {PATCHES}")
+    assert example.replace("[[", "").replace("]]", "").rstrip("\n") == whole.rstrip("\n")
+    _, coloured, _ = check(FINE[1:], "--colour")
+    assert coloured.split("reads it:\n")[1] == example.replace("[[", "\033[32m").replace("]]", "\033[0m")
+    assert "\033" not in plain
+
+
+def test_example_is_a_row_with_a_picture_where_there_is_one(check):
+    assert "row 1, as the model reads it" in check([FINE[2], FINE[0], FINE[1]])[1]
+    assert "row 0, as the model reads it" in check([FINE[2], FINE[2]])[1]
+
+
+def test_text_in_a_file_does_not_reach_the_terminal_raw(check, tokenizer):
+    rows = [pictured("a.png", "Hi\x1b[2J", "There\x1b]0;title\x07 \ud83d", type="\x1b[31m"), {"image": "a\x1b[2J"}]
+    rows.append(pictured("no\n\x1b[2Jsuch.png", "What?", "A fish."))
+    code, out, err = check(rows)
+    assert code == 2 and "\x1b" not in out + err and "\x07" not in out + err
+    assert "Hi\\x1b[2J" in out and "no\\n\\x1b[2Jsuch.png" in out
+    assert printable("é 中 😀") == "é 中 😀"
+
+
+def test_toy_rows_told_in_words_pass(check):
+    row = {"id": 1, "words": ["sea"] * PATCHES, "type": "notes", "conversations": said("<image>\nWhat?", "Sea.")}
+    assert check([row])[0] == 0
+    code, out, _ = check([{**row, "words": ["sea"]}])
+    assert code == 2 and "row 0: 'words' must be 64 texts" in out
+
+
+def test_arguments_that_are_wrong_are_named(check, tmp_path):
+    code, _, err = check(FINE, "--image-folder", str(tmp_path / "nowhere"))
+    assert code == 2 and err == f"error: {tmp_path / 'nowhere'}: no such folder\n"
+    code, _, err = check(FINE, "--model", str(tmp_path))
+    assert code == 2 and "config.json" in err
+    code, out, _ = check(FINE, "--template", "v1")
+    assert code == 0 and "USER: <image> x 64\nWhat is it? ASSISTANT:[[ A red fish.</s>]]" in out
+
+
+def test_image_folder_may_be_elsewhere(check, folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    code, out, _ = check(FINE, "--image-folder", str(other))
+    assert code == 2 and numbers(out)["missing or broken pictures"] == 3
+
+
+GARBAGE = [
+    None,
+    True,
+    5,
+    -1e300,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    {"from": "human"},
+    "<image>",
+    "\ud83d",
+    ["human"],
+    "a.png",
+    "\0",
+]
+
+
+def garbage(rng: random.Random, depth: int = 0):
+    """A row that is right but for a few values, of which nothing is known."""
+    row = pictured("a.png", "What?", "A fish.", "And?", "No.", type="detail")
+    if rng.random() < 0.2:
+        row["words"] = ["a"] * PATCHES
+        del row["image"]
+    for _ in range(rng.randint(0, 2)):
+        key = rng.choice([*row, "image", "words"])
+        row[key] = rng.choice(GARBAGE)
+        if isinstance(row.get("conversations"), list) and row["conversations"] and rng.random() < 0.5:
+            turn = rng.randrange(len(row["conversations"]))
+            if isinstance(row["conversations"][turn], dict):
+                row["conversations"][turn][rng.choice(["from", "value"])] = rng.choice(GARBAGE)
+    return row if rng.random() < 0.97 else rng.choice(GARBAGE)
+
+
+def test_no_garbage_ends_in_a_traceback(check):
+    """A traceback would fail the call: every file ends in exit code 0 or 2, the latter with one line on its fault."""
+    rng = random.Random(0)
+    codes = []
+    for attempt in range(250):
+        text = json.dumps([garbage(rng) for _ in range(rng.randint(1, 3))]).encode()
+        if attempt % 3 == 0:
+            data = bytearray(text)
+            for _ in range(rng.randint(1, 4)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            text = bytes(data)
+        elif attempt % 10 == 1:
+            text = rng.randbytes(rng.randrange(2000))
+        code, _, err = check(text)
+        assert code in (0, 2) and len(err.strip().splitlines()) == (code == 2)
+        codes.append(code)
+    assert codes.count(0) > 10 and codes.count(2) > 100
+
+
+@pytest.mark.parametrize("length, code", [(400_000, 0), (2_000_000, 2)])
+def test_a_turn_of_blanks_does_no_harm(check, length, code):
+    assert check([pictured("a.png", "What?", " " * length)])[0] == code
+
+
+def test_render_keeps_neighbouring_answers_apart(tokenizer):
+    ids = tokenizer.encode("ab")
+    assert (
+        render(ids, [-100, *ids[1:]], tokenizer, False) == f"{tokenizer.decode(ids[:1])}[[{tokenizer.decode(ids[1:])}]]"
+    )
+    assert module.SHOWN == 20
