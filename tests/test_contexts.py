@@ -30,7 +30,11 @@ def coco(folder, captions=None, instances=None):
         {"id": 9, "file_name": "000009.jpg", "width": 640, "height": 480},
         {"id": 4, "file_name": "000004.jpg", "width": 200, "height": 100},
     ]
-    told = [{"image_id": 4, "caption": "Two dogs."}, {"image_id": 9, "caption": "A bus\n"}, {"image_id": 4, "caption": ""}]
+    told = [
+        {"image_id": 4, "caption": "Two dogs."},
+        {"image_id": 9, "caption": "A bus\n"},
+        {"image_id": 4, "caption": ""},
+    ]
     drawn = [
         {"image_id": 4, "category_id": 18, "bbox": [20, 10, 40, 50], "iscrowd": 0, "segmentation": [[1, 2, 3]]},
         {"image_id": 4, "category_id": 18, "bbox": [190, 90, 12, 10.5], "iscrowd": 1, "segmentation": {"counts": [1]}},
@@ -55,7 +59,10 @@ def test_coco_pixels_become_fractions_and_categories_names(tmp_path):
     expected = [
         Context("9", "000009.jpg", ("A bus",), (Box("bus", (0.1, 0.1, 0.6, 0.1)),)),
         Context(
-            "4", "000004.jpg", ("Two dogs.",), (Box("dog", (0.1, 0.1, 0.3, 0.6)), Box("dog", (0.95, 0.9, 1, 1), crowd=True))
+            "4",
+            "000004.jpg",
+            ("Two dogs.",),
+            (Box("dog", (0.1, 0.1, 0.3, 0.6)), Box("dog", (0.95, 0.9, 1, 1), crowd=True)),
         ),
     ]
     path = coco(tmp_path)
@@ -72,7 +79,9 @@ def test_world_is_read_from_its_folder(tmp_path, monkeypatch):
     assert [c.id for c in read] == ["train-000000", "train-000001", "train-000002"]
     for row, context in zip(rows, read):
         assert list(context.captions) == row["captions"] and context.image == row["image"]
-        assert [(b.category, list(b.bbox)) for b in context.boxes] == [(i["category"], i["bbox"]) for i in row["instances"]]
+        assert [(b.category, list(b.bbox)) for b in context.boxes] == [
+            (i["category"], i["bbox"]) for i in row["instances"]
+        ]
 
 
 def box(**changes):
@@ -202,7 +211,9 @@ def test_prompt_is_system_then_examples_then_the_context(kind):
     sent = Request(kind, CONTEXT, question, seed=0).messages
     assert [m["role"] for m in sent] == ["system", *["user", "assistant"] * ((len(sent) - 2) // 2), "user"]
     assert len(sent) >= 6
-    assert sent[-1]["content"] == "A dog.\n\ndog: [0.100, 0.200, 0.300, 0.400]" + (f"\n\n{question}" if question else "")
+    assert sent[-1]["content"] == "A dog.\n\ndog: [0.100, 0.200, 0.300, 0.400]" + (
+        f"\n\n{question}" if question else ""
+    )
     for shown, answer in zip(sent[1:-1:2], sent[2:-1:2]):
         lines = shown["content"].removesuffix(f"\n\n{question}").split("\n")
         boxes = lines[lines.index("") + 1 :]

@@ -8,35 +8,33 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from data.picturebook.language import NUMBERS, listing, sentence
+from data.picturebook.language import NUMBERS, listing, sentence, with_article
 from data.teachers.scripted import captions as telling
-from data.teachers.scripted.captions import STATES, STAYING, Clause
-from data.teachers.scripted.view import Group, View, area, middle, place
-from data.teachers.scripted.words import USES, capital, plural
+from data.teachers.scripted.captions import Caption
+from data.teachers.scripted.grammar import PICTURES, PREPOSITIONS, Clause, colours_of
+from data.teachers.scripted.view import View, area, comes_first, place
+from data.teachers.scripted.words import ANIMALS, DOING, PEOPLE, PLACES_FOR, STATES, STAYING, USES, capital, plural
 
 MOST_TURNS = 6
-WITH_OBJECT = frozenset("""holding wearing riding eating carrying using throwing feeding cutting pulling pushing hitting
-catching kicking preparing drinking reading flying brushing""".split())
-ARTICLES = frozenset("a an the his her their its some two three several".split())
-SETTINGS = (
-    "living room", "dining room", "waiting room", "hotel room", "parking lot", "tennis court", "baseball field",
-    "soccer field", "train station", "bus stop", "ski slope", "city street", "kitchen", "bathroom", "bedroom", "street",
-    "beach", "field", "park", "ocean", "road", "sidewalk", "zoo", "restaurant", "office", "forest", "river", "lake",
-    "harbor", "airport", "market", "garden", "yard", "farm", "mountain", "hill", "pool", "stadium", "museum", "city",
-    "pasture", "desert", "highway", "intersection", "room", "store", "slope", "court",
-)  # fmt: skip
+WITH_OBJECT = frozenset(
+    """holding wearing riding eating carrying using throwing feeding cutting pulling pushing hitting catching kicking
+    preparing drinking reading flying brushing""".split()
+)
+ARTICLES = frozenset(("a", "an", "the", "his", "her", "their", "its", "some", "two", "three", "several"))
 
 
 def conversation(view: View, rng: random.Random) -> list[tuple[str, str]]:
     """Two to six turns where the context has enough for them, no question twice, at most two of one maker."""
-    found = [_drawn(list(make(view, rng)), 2, rng) for make in (doing, counting, placing, sides, colour, setting, size)]
-    found.append(_drawn([*uses(view, rng), *others(view, rng), *told_places(view, rng)], 2, rng))
+    opening = telling.draw(view.captions, rng) if view.captions else None
+    makers = (counting, placing, sides, colour, setting, size, uses, others, animal, told_places)
+    found = [_drawn(list(make(view, rng)), 2, rng) for make in makers]
+    found.append(list(doing(view, rng, opening)))
     rest = _drawn([turn for turns in found for turn in turns], rng.randint(3, MOST_TURNS) - 1, rng)
-    turns = [overview(view, rng), *rest]
-    if len(turns) == 1 and len(view.captions) > 1:
-        turns.append((rng.choice(("How else could one put it?", "What more can be said?")), view.captions[-1].told()))
+    if not rest and len(view.captions) > 1:
+        other = next(caption for caption in view.captions if caption is not opening)
+        rest = [(rng.choice(("How else could one put it?", "What more can be said?")), other.told())]
     asked: dict[str, str] = {}
-    for question, answer in turns:
+    for question, answer in [overview(view, rng, opening), *rest]:
         asked.setdefault(question, answer)
     return list(asked.items())
 
@@ -45,26 +43,29 @@ def _drawn(turns: list, most: int, rng: random.Random) -> list:
     return rng.sample(turns, min(most, len(turns)))
 
 
-def overview(view: View, rng: random.Random) -> tuple[str, str]:
+def overview(view: View, rng: random.Random, opening: Caption | None) -> tuple[str, str]:
     """What the picture shows: a caption, or the things in it."""
     question = rng.choice(
         ("What does the picture show?", "What can be seen in the picture?", "What is in this picture?")
     )
-    if view.captions:
-        return question, telling.draw(view.captions, rng).told()
+    if opening:
+        return question, opening.told()
     shown = listing([group.some for group in view.groups[:6]])
     return question, rng.choice((f"The picture shows {shown}.", f"One can see {shown}."))
 
 
-def doing(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """What somebody does. Where there are several people, "the man" may be any of them."""
-    clauses = [caption.clause for caption in view.captions if caption.clause]
+def doing(view: View, rng: random.Random, opening: Caption | None) -> Iterator[tuple[str, str]]:
+    """What somebody does, in other words than the opening's if there are any. Where there are several people, "the
+    man" may be any of them."""
+    clauses = [caption.clause for caption in view.captions if caption.clause and caption is not opening]
+    if not clauses and opening and opening.clause:
+        clauses = [opening.clause]
     for clause in _drawn(clauses, 1, rng):
-        several = view.people is not None and not view.people.single and clause.be == "is" and clause.alive
         answer = sentence(f"{clause.definite} {clause.be} {clause.action}")
+        alone = view.people is None or view.people.single or clause.be == "are" or len(clause.subject.split()) > 3
         if not clause.alive and clause.verb in STAYING | STATES:
             yield f"Where {clause.be} {clause.definite}?", answer
-        elif several and len(clause.subject.split()) < 4 and clause.noun in telling.PEOPLE:
+        elif clause.noun in PEOPLE and not alone:
             yield "What is one of the people doing?", sentence(clause.told)
         elif clause.verb not in STATES:
             yield f"What {clause.be} {clause.definite} doing?", answer
@@ -75,7 +76,7 @@ def doing(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def _object_question(clause: Clause) -> str | None:
     """ "What is the man holding?", where the action is one verb and its object."""
     verb, *rest = clause.action.split()
-    if verb in WITH_OBJECT and rest and rest[0] in ARTICLES and not set(rest) & telling.DOING:
+    if verb in WITH_OBJECT and rest and rest[0] in ARTICLES and DOING.isdisjoint(rest):
         return f"What {clause.be} {clause.definite} {verb}?"
     return None
 
@@ -99,64 +100,43 @@ def placing(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         if not group.counted or len(places) > 2 or None in places or len(set(places)) < len(places):
             continue
         question = f"Where in the picture {group.be} {group.the}?"
-        if len(places) == 1 and area(group.boxes[0]) < 0.5:
-            yield question, capital(f"{group.the} is {places[0]} of the picture.")
-        elif len(places) == 2:
+        if len(places) == 2:
             yield question, f"One is {places[0]} and the other is {places[1]}."
+        elif area(group.boxes[0]) < 0.5:
+            yield question, capital(f"{group.the} is {places[0]} of the picture.")
 
 
 def sides(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Which of two things is further left, or higher up."""
     pairs = [(a, b) for a in view.singles for b in view.singles if a is not b]
     for a, b in _drawn(pairs, 6, rng):
-        if side := beside(a, b):
-            yield (
-                f"Is {a.the} on the left or on the right of {b.the}?",
-                f"{capital(a.the)} is on the {side} of {b.the}.",
-            )
-        elif height := beside(a, b, axis=1):
-            higher = a if height == "left" else b
-            yield (
-                f"Which is higher up in the picture, {a.the} or {b.the}?",
-                f"{capital(higher.the)} is higher up in the picture.",
-            )
-
-
-def beside(a: Group, b: Group, axis: int = 0) -> str | None:
-    """ "left" or "right", of single things clearly apart; with ``axis`` 1 "left" means above."""
-    (low, high), (other_low, other_high) = ((g.boxes[0].bbox[axis], g.boxes[0].bbox[axis + 2]) for g in (a, b))
-    apart = middle(a.boxes[0])[axis] - middle(b.boxes[0])[axis]
-    if abs(apart) < 0.15 or (low - other_low) * apart <= 0 or (high - other_high) * apart <= 0:
-        return None
-    return "left" if apart < 0 else "right"
+        left, above = comes_first(a, b, axis=0), comes_first(a, b, axis=1)
+        if left is not None:
+            question = f"Is {a.the} on the left or on the right of {b.the}?"
+            yield question, f"{capital(a.the)} is on the {'left' if left else 'right'} of {b.the}."
+        elif above is not None:
+            question = f"Which is higher up in the picture, {a.the} or {b.the}?"
+            yield question, f"{capital((a if above else b).the)} is higher up in the picture."
 
 
 def colour(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Colours that captions give to one thing, where none gives it another."""
+    lines = [caption.words for caption in view.captions]
     said: dict[str, set[str]] = {}
-    for caption in view.captions:
-        for noun, told in telling.colours(caption.words):
-            said.setdefault(noun, set()).add(told)
+    for noun, told in [pair for line in lines for pair in colours_of(line)]:
+        said.setdefault(noun, set()).add(told)
     for noun, told in said.items():
-        words = [caption.words for caption in view.captions]
-        grouped = [group for group in view.groups if group.name.split()[-1] == noun]
-        if len(told) > 1 or any(not group.single for group in grouped) or noun.endswith("s"):
-            continue
-        if any(plural(noun) in line or line.count(noun) > 1 for line in words):
-            continue
-        question = rng.choice((f"What colour is the {noun}?", f"Of what colour is the {noun}?"))
-        yield question, f"The {noun} is {told.pop()}."
+        several = noun.endswith("s") or any(plural(noun) in line or line.count(noun) > 1 for line in lines)
+        boxed = [group for group in view.groups if group.name.split()[-1] == noun]
+        if len(told) == 1 and not several and all(group.single for group in boxed):
+            question = rng.choice((f"What colour is the {noun}?", f"Of what colour is the {noun}?"))
+            yield question, f"The {noun} is {told.pop()}."
 
 
 def setting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Where it all takes place, in a caption's words."""
-    places = "|".join(SETTINGS)
-    ends = r"(?= (?:with|and|that|in|on|at|near|by|of|next|under|during|while|holding|filled)\b|[ ,.]*$|,)"
     found = Counter(
-        " ".join(match.group(0).lower().split())
-        for caption in view.captions
-        for match in re.finditer(rf"\b(?:in|on|at) (?:a|an|the) (?:[\w-]+ )?(?:{places}){ends}", caption.text, re.I)
-        if not set(match.group(0).lower().split()[2:-1]) & (telling.PREPOSITIONS | {"top", "side", "edge", "middle"})
+        f"{where} {phrase}" for caption in view.captions for where, phrase, _ in caption.places if where != "of"
     )
     for where, _ in found.most_common(1):
         yield rng.choice(("Where does the scene take place?", "What is the setting?")), f"It takes place {where}."
@@ -172,13 +152,27 @@ def size(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def uses(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Background knowledge: what a thing in the picture is for."""
+    """Background knowledge: what a thing or a place is for."""
+    if view.pretended:
+        return
     for group in view.groups:
-        if group.category in USES and not view.pretended:
-            word = group.names if group.many else group.some
-            question = f"What {'are' if group.many else 'is'} {word} generally used for?"
-            pronoun = "They are" if group.many else "It is"
-            yield question, f"{pronoun} generally used for {USES[group.category]}."
+        if group.category in USES:
+            kind, be, they = (group.names, "are", "They are") if group.many else (group.some, "is", "It is")
+            yield f"What {be} {kind} generally used for?", f"{they} generally used for {USES[group.category]}."
+    if view.setting:
+        yield f"What is {with_article(view.setting)} generally for?", f"It is generally for {PLACES_FOR[view.setting]}."
+
+
+def animal(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """The kind of the animals, where all are of one kind."""
+    told = {word for caption in view.captions for word in caption.words}
+    boxed = [group for group in view.groups if group.category in ANIMALS]
+    kinds = {noun for noun in ANIMALS if noun in told or plural(noun) in told} | {group.category for group in boxed}
+    if view.pretended or len(kinds) != 1 or not told.isdisjoint(("teddy", "hot", "animal", "animals")):
+        return
+    (kind,) = kinds
+    shown = boxed[0].some if boxed else plural(kind) if plural(kind) in told else with_article(kind)
+    yield rng.choice(("What kind of animal can be seen?", "Which animal is in the picture?")), f"One can see {shown}."
 
 
 def others(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -187,16 +181,17 @@ def others(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         first, *rest = view.groups
         shown = listing([group.some for group in rest[:5]])
         question = rng.choice(("What else is there, besides {}?", "What can be seen in addition to {}?"))
-        yield question.format(first.the), rng.choice((f"One can also see {shown}.", f"There {rest[0].be} also {shown}."))
+        answer = rng.choice((f"One can also see {shown}.", f"There {rest[0].be} also {shown}."))
+        yield question.format(first.the), answer
 
 
 def told_places(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Where a caption puts a thing: "a laptop on top of a bed"."""
+    form = re.compile(
+        r"(?:an?|the) ((?:[\w-]+ ){0,2}?[\w-]+) ((?:on|under|next to|in front of|beside|near|inside) (?:an?|the) .+)",
+        re.I,
+    )
     for caption in view.captions:
-        match = re.fullmatch(
-            r"(?:a|an|the) ((?:[\w-]+ ){0,2}?[\w-]+) ((?:on|under|next to|in front of|beside|near|inside) (?:a|an|the) .+)",
-            caption.noun_phrase or "",
-            re.I,
-        )
-        if match and not set(match[1].lower().split()) & (telling.PREPOSITIONS | telling.PICTURES | telling.DOING):
+        match = form.fullmatch(caption.noun_phrase or "")
+        if match and (PREPOSITIONS | PICTURES | DOING).isdisjoint(match[1].lower().split()):
             yield f"Where is the {match[1]}?", f"The {match[1]} is {match[2]}."

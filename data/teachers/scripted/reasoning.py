@@ -7,10 +7,24 @@ conclusion that is hedged. None names a thing that is not in the context.
 import random
 from collections.abc import Iterator
 
-from data.picturebook.language import listing, sentence
-from data.teachers.scripted.captions import Clause
+from data.picturebook.language import listing, sentence, with_article
+from data.teachers.scripted.grammar import Clause
 from data.teachers.scripted.view import View, area, middle, place
-from data.teachers.scripted.words import CALLS_FOR, HEAVY, LIGHT, NEXT, OCCASIONS, PEOPLE, USES, capital, plural
+from data.teachers.scripted.words import (
+    CALLS_FOR,
+    FOODS,
+    HEAVY,
+    LIGHT,
+    NEXT,
+    OCCASIONS,
+    PEOPLE,
+    PLACES_FOR,
+    SOCIABLE,
+    TAME,
+    USES,
+    capital,
+    plural,
+)
 
 WEATHER = {  # word -> (what is seen, what it suggests, why)
     "snow": ("there is snow", "it is probably cold", "snow does not last long where it is warm"),
@@ -24,7 +38,10 @@ CALM = frozenset(("sitting", "sleeping", "reading", "lying", "laying", "resting"
 
 def reasoning(view: View, rng: random.Random) -> tuple[str, str]:
     """One question and its answer; there is always one."""
-    makers = (occasion, purpose, distance, subject, skill, next_moment, weather, lifting, bustle)
+    makers = (
+        occasion, purpose, place_purpose, tame, herd, food, distance, subject, skill, next_moment, weather, lifting,
+        bustle,
+    )  # fmt: skip
     kinds = [turns for make in makers if (turns := list(make(view, rng)))]
     return rng.choice(rng.choice(kinds) if kinds else list(motive(view, rng)))
 
@@ -54,7 +71,9 @@ def purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         if group.category not in USES or view.pretended or group.category in OCCASIONS["traffic"]:
             continue
         kind, are, it = (group.names, "are", "them") if group.many else (group.some, "is", "it")
-        question = rng.choice((f"Why might there be {group.some} in the picture?", f"What might {group.the} be there for?"))
+        question = rng.choice(
+            (f"Why might there be {group.some} in the picture?", f"What might {group.the} be there for?")
+        )
         general = f"{capital(kind)} {are} made for {USES[group.category]}."
         company = [
             (what, other)
@@ -70,6 +89,52 @@ def purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
             yield question, f"{general} The person may have used {it}, or may be about to."
         else:
             yield question, f"{general} So somebody probably has used {it}, or is about to."
+
+
+def place_purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """What such a place is for."""
+    if view.setting and not view.pretended:
+        told = next(caption.told() for caption in view.captions if view.setting in caption.text.lower())
+        yield (
+            "What does one most likely come to a place like this for?",
+            f"{told} {capital(with_article(view.setting))} is generally for {PLACES_FOR[view.setting]}, so that is most "
+            "likely what one comes here for.",
+        )
+
+
+def tame(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Whether an animal is tame, by its kind."""
+    for group in view.groups:
+        if group.category in TAME and not view.pretended:
+            is_tame, why = TAME[group.category]
+            yield (
+                f"{capital(group.be)} {group.the} more likely tame or wild?",
+                f"{'Most likely tame' if is_tame else 'Probably wild, or at least not tame'}: {why}. Looks alone cannot "
+                "prove it, but for most of the kind it is true.",
+            )
+
+
+def herd(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Why animals of one kind are together."""
+    for group in view.groups:
+        if group.category in SOCIABLE and len(group.boxes) > 1 and not view.pretended:
+            yield (
+                f"Why might the {group.names} be together?",
+                f"There are {group.some}. {capital(group.names)} often keep together: several notice "
+                "danger sooner than one alone. That is probably so here as well.",
+            )
+
+
+def food(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """What becomes of food."""
+    for group in view.groups:
+        if group.category in FOODS and not view.pretended:
+            will = "they will" if group.many else "it will"
+            general = f"{capital(group.names)} are" if group.many else f"{capital(group.some)} is"
+            yield (
+                f"What will probably become of {group.the}?",
+                f"Most likely {will} be eaten before long. {general} meant for eating, and nothing one eats keeps for ever.",
+            )
 
 
 def distance(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -92,6 +157,8 @@ def subject(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     if len(view.groups) < 2 or not view.groups[0].single or view.groups[0].area < 1.5 * view.groups[1].area:
         return
     first, second = view.groups[:2]
+    if view.mentions(first) < max(map(view.mentions, view.groups)):  # a bed may only be what a cat lies on
+        return
     central = max(abs(value - 0.5) for value in middle(first.boxes[0])) < 0.2
     yield (
         rng.choice(("What is the picture most likely about, and why?", "What was the picture probably taken for?")),

@@ -11,13 +11,15 @@ from functools import cached_property
 from data.contexts import Box, Context
 from data.picturebook.language import NUMBERS, with_article
 from data.teachers.scripted import captions as telling
-from data.teachers.scripted.captions import Caption
-from data.teachers.scripted.words import MASS, OTHER_NAMES, PAIRS, SHORTER, plural
+from data.teachers.scripted.grammar import NUMBERS as TOLD_NUMBERS
+from data.teachers.scripted.grammar import words_of
+from data.teachers.scripted.words import MASS, OTHER_NAMES, PAIRS, PLACES_FOR, SHORTER, plural
 
 MOST_COUNTED = 5  # of one category; more are "several"
 A_LOT = frozenset(("many", "crowd", "crowds", "lots", "lot", "dozens", "numerous", "crowded"))
 SOME = frozenset(("several", "group", "bunch", "herd", "flock", "team", "row", "few", "multiple"))
-EDGE, REACH = 0.35, 0.60
+EDGE, REACH = 0.35, 0.60  # of the side: see above
+APART = 0.15  # of the side, between the middles of two things of which one is "on the left of" the other
 PLACES = {
     ("left", "top"): "in the upper left", ("middle", "top"): "at the top", ("right", "top"): "in the upper right",
     ("left", "middle"): "on the left", ("middle", "middle"): "in the middle", ("right", "middle"): "on the right",
@@ -50,6 +52,14 @@ def _third(low: float, high: float, words: tuple[str, str, str]) -> str | None:
     if centre > 1 - EDGE:
         return words[2] if low >= 1 - REACH else None
     return words[1]
+
+
+def comes_first(a: "Group", b: "Group", axis: int) -> bool | None:
+    """Whether single thing ``a`` is left of ``b`` (axis 0) or above it (axis 1), by its middle and by both its edges;
+    None where they are not clearly apart."""
+    apart = middle(a.boxes[0])[axis] - middle(b.boxes[0])[axis]
+    edges = [a.boxes[0].bbox[i] - b.boxes[0].bbox[i] for i in (axis, axis + 2)]
+    return apart < 0 if abs(apart) >= APART and all(edge * apart > 0 for edge in edges) else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class View:
     def __init__(self, context: Context):
         self.captions = telling.read(context.captions)
         self.pretended = any(telling.PRETENDED.search(text) for text in context.captions)
-        self._words = [Caption(text).words for text in context.captions]
+        self._words = [words_of(text.lower()) for text in context.captions]
         boxes = defaultdict(list)
         for box in sorted(context.boxes, key=lambda box: (middle(box), box.bbox)):
             boxes[" ".join(box.category.lower().replace("_", " ").split())].append(box)
@@ -138,13 +148,20 @@ class View:
         return next((group for group in self.groups if group.category == "person"), None)
 
     @cached_property
+    def setting(self) -> str | None:
+        """The kind of place, "kitchen", where the captions name only one that has a known purpose."""
+        found = {name for caption in self.captions for _, _, name in caption.places} & PLACES_FOR.keys()
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
     def singles(self) -> list[Group]:
         return [group for group in self.groups if group.single]
 
-    def mentioned(self, group: Group) -> bool:
-        """Whether a caption has a word for it."""
+    def mentions(self, group: Group) -> int:
+        """How many of the captions that are told have a word for it."""
         names = _names(group.category)
-        return any(names & set(words) or {plural(name) for name in names} & set(words) for words in self._words)
+        names |= {plural(name) for name in names}
+        return sum(not names.isdisjoint(caption.words) for caption in self.captions)
 
     def _number(self, category: str, boxes: list[Box]) -> tuple[bool, bool]:
         """Whether the boxes' number can be told (they are few, and no caption says otherwise), and whether a caption
@@ -156,16 +173,16 @@ class View:
         several = {plural(name) for name in names}
         told_many = False
         for words in self._words:
-            told = [i for i, word in enumerate(words) if word in names | several]
+            named = [i for i, word in enumerate(words) if word in names | several]
+            told = [i for i in named if i + 1 not in named]  # "male surfer" is one
             for i in told:
                 before = words[max(0, i - 4) : i]
-                counted = counted and not any(w in telling.NUMBERS and w != NUMBERS[number] for w in before)
-                counted = counted and not (words[i] in several and A_LOT & set(before))
-                counted = counted and not (words[i] in several and number < 3 and SOME & set(before))
-            if any(words[i] in several or words[i] in ("couple", "family") for i in told):
-                told_many = True
-            counted = counted and not (number == 1 and len(told) > 1)
-        return counted and not (number == 1 and told_many), told_many
+                counted = counted and not any(w in TOLD_NUMBERS and w != NUMBERS[number] for w in before)
+                large = A_LOT if number > 2 else A_LOT | SOME
+                counted = counted and (words[i] not in several or large.isdisjoint(before))
+            told_many |= any(words[i] in several or words[i] in ("couple", "family") for i in told)
+            counted = counted and (number > 1 or len(told) < 2)
+        return counted and (number > 1 or not told_many), told_many
 
 
 def _names(category: str) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """What the scripted teacher knows of English: plurals, people and animals, verbs, and what COCO's things are for.
 
-No entry names a second thing ("keeping off rain", never "a coat"): an inference drawn from this table must not put
+No entry names a second thing ("keeping dry", never "rain"): an inference drawn from this table must not put
 something into a picture that nobody has seen there.
 """
 
@@ -100,27 +100,27 @@ USES = {  # category -> what it is for
     "motorcycle": "getting about fast on two wheels", "airplane": "travelling far by air",
     "bus": "travelling together along a fixed route", "train": "travelling along a fixed line",
     "truck": "moving heavy loads", "boat": "getting about afloat",
-    "traffic light": "settling who may go and who has to wait", "fire hydrant": "fighting fires",
-    "stop sign": "making traffic halt", "parking meter": "paying for the time one parks",
+    "traffic light": "settling who may go and who has to wait", "fire hydrant": "firefighting",
+    "stop sign": "making everybody halt", "parking meter": "paying for the time one parks",
     "bench": "sitting down and resting", "backpack": "carrying belongings with both hands free",
-    "umbrella": "keeping off rain or strong sun", "handbag": "carrying small belongings",
+    "umbrella": "keeping dry or in the shade", "handbag": "carrying small belongings",
     "tie": "dressing formally", "suitcase": "packing for a journey", "frisbee": "throwing and catching",
     "skis": "gliding downhill or cross-country", "snowboard": "gliding downhill", "sports ball": "playing",
-    "kite": "playing with the wind", "baseball bat": "hitting in a game", "baseball glove": "catching in a game",
-    "skateboard": "rolling along and doing tricks", "surfboard": "riding waves", "tennis racket": "playing tennis",
-    "bottle": "keeping a drink at hand", "wine glass": "drinking", "cup": "drinking", "fork": "eating",
+    "kite": "flying in the open air", "baseball bat": "hitting in a game", "baseball glove": "catching in a game",
+    "skateboard": "rolling along and doing tricks", "surfboard": "surfing", "tennis racket": "playing tennis",
+    "bottle": "keeping something to drink at hand", "wine glass": "drinking", "cup": "drinking", "fork": "eating",
     "knife": "cutting", "spoon": "eating or stirring", "bowl": "serving or mixing", "chair": "sitting",
     "couch": "sitting in comfort", "bed": "sleeping", "tv": "watching programmes",
     "laptop": "working or passing the time", "mouse": "pointing and clicking", "remote": "switching from a distance",
     "keyboard": "typing", "cell phone": "calling and texting", "microwave": "heating something up quickly",
     "oven": "baking and roasting", "toaster": "toasting", "sink": "washing", "refrigerator": "keeping things cold",
     "book": "reading", "clock": "telling the time", "vase": "decorating", "scissors": "cutting",
-    "teddy bear": "playing and cuddling", "hair drier": "drying hair", "toothbrush": "cleaning one's teeth",
+    "teddy bear": "playing and cuddling", "hair drier": "drying hair", "toothbrush": "daily cleaning",
 }  # fmt: skip
 FOODS = ("banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake")
 OCCASIONS = {  # what things that come together point to
     "traffic": ("bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign", "parking meter"),
-    "preparing meals": ("microwave", "oven", "toaster", "sink", "refrigerator"),
+    "cooking": ("microwave", "oven", "toaster", "sink", "refrigerator"),
     "eating and drinking": ("fork", "knife", "spoon", "bowl", "cup", "wine glass", "bottle", *FOODS),
     "resting and passing free time": ("couch", "bed", "tv", "remote"),
     "working or studying": ("laptop", "keyboard", "mouse", "book"),
@@ -130,6 +130,33 @@ OCCASIONS = {  # what things that come together point to
     ),
     "washing and getting ready": ("toilet", "toothbrush", "hair drier"),
     "going on a journey": ("suitcase", "backpack", "handbag", "airplane"),
+}  # fmt: skip
+PLACES = (
+    "living room", "dining room", "waiting room", "hotel room", "parking lot", "tennis court", "baseball field",
+    "soccer field", "train station", "bus stop", "ski slope", "city street", "kitchen", "bathroom", "bedroom", "street",
+    "beach", "field", "park", "ocean", "road", "sidewalk", "zoo", "restaurant", "office", "forest", "river", "lake",
+    "harbor", "airport", "market", "garden", "yard", "farm", "mountain", "hill", "pool", "stadium", "museum", "city",
+    "pasture", "desert", "highway", "intersection", "room", "store", "slope", "court", "library",
+)  # fmt: skip
+PLACES_FOR = {  # what rooms and grounds are for
+    "kitchen": "cooking", "bathroom": "washing and getting ready", "bedroom": "sleeping and resting",
+    "living room": "resting and spending time together", "dining room": "eating together", "office": "working",
+    "restaurant": "eating out", "beach": "resting and bathing", "park": "being outdoors at ease",
+    "street": "getting from one place to another", "road": "getting from one place to another",
+    "tennis court": "playing tennis", "baseball field": "playing baseball", "airport": "setting out on a journey",
+    "train station": "setting out on a journey", "parking lot": "leaving something parked for a while",
+    "zoo": "watching and learning", "market": "buying and selling", "store": "buying and selling",
+    "museum": "looking at what is shown there", "library": "reading and studying", "pasture": "grazing",
+    "stadium": "playing and watching sports", "ski slope": "skiing",
+}  # fmt: skip
+SOCIABLE = frozenset(("zebra", "giraffe", "elephant", "sheep", "cow", "horse", "bird"))
+TAME = {  # whether they live as pets or livestock, and why one can tell
+    "cat": (True, "cats are among the commonest pets"), "dog": (True, "dogs are among the commonest pets"),
+    "horse": (True, "horses have been bred and ridden for thousands of years"),
+    "sheep": (True, "sheep have been bred and kept for thousands of years"),
+    "cow": (True, "cows have been bred and kept for thousands of years"),
+    "elephant": (False, "most elephants are never tamed"), "bear": (False, "bears are dangerous and hard to tame"),
+    "zebra": (False, "zebras are hard to tame"), "giraffe": (False, "giraffes are hardly ever tamed"),
 }  # fmt: skip
 LIGHT = frozenset((
     "frisbee", "fork", "knife", "spoon", "cup", "book", "cell phone", "remote", "toothbrush", "apple", "orange",
@@ -151,7 +178,7 @@ CALLS_FOR = {  # verb -> what doing it well takes
     "posing": "keeping still for a moment", "running": "stamina", "swimming": "stamina", "walking": "sure footing",
 }  # fmt: skip
 NEXT = {  # verb -> what may come after it
-    "sitting": "may get up", "standing": "may move on", "riding": "may slow down and stop", "flying": "may land",
+    "sitting": "may get up", "standing": "may move on", "riding": "may slow down and stop",
     "walking": "may keep going the same way, or stop", "sleeping": "may wake up", "laying": "may get up",
     "lying": "may get up", "resting": "may get up", "waiting": "may move on once the wait is over",
     "jumping": "must come down again", "playing": "may go on playing, or stop for a rest",
