@@ -74,7 +74,7 @@ def test_coco_pixels_become_fractions_and_categories_names(tmp_path):
 def test_world_is_read_from_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("data.picturebook.write._draw_all", lambda out, splits, seed: out.mkdir())
     write_world(tmp_path / "world", count=3, seed=0)
-    rows = [json.loads(line) for line in open(tmp_path / "world" / "contexts.jsonl")]
+    rows = [json.loads(line) for line in (tmp_path / "world" / "contexts.jsonl").read_text().splitlines()]
     read = list(read_contexts(tmp_path / "world"))
     assert [c.id for c in read] == ["train-000000", "train-000001", "train-000002"]
     for row, context in zip(rows, read):

@@ -48,9 +48,9 @@ def turns_of(text: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """900 scenes, and their contexts as they stand in a file."""
+    """950 scenes, and their contexts as they stand in a file."""
     rng = random.Random(0)
-    scenes = [sample_scene(rng) for _ in range(900)]
+    scenes = [sample_scene(rng) for _ in range(950)]
     path = tmp_path_factory.mktemp("world") / "contexts.jsonl"
     path.write_text("".join(json.dumps(write._context(scene, i)) + "\n" for i, scene in enumerate(scenes)))
     return list(zip(scenes, read_contexts(path)))
@@ -89,17 +89,21 @@ def test_a_context_that_is_not_quite_a_scene_is_none(scenes):
 # ---- COCO's form --------------------------------------------------------------------------------------------------
 
 # Things and people that answers might name without any reason, COCO's 80 categories first.
-OBJECTS = """person bicycle car motorcycle airplane bus train truck boat traffic light fire hydrant stop sign parking meter
-bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
-snowboard ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon bowl
-banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant bed table toilet tv laptop
-mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors teddy drier toothbrush man
-woman boy girl child kid baby player surfer skier driver passenger chef family crowd animal vehicle food meal fruit
-vegetable furniture kitchen bathroom bedroom street road city park beach ocean sea water wave snow grass tree flower
-field mountain sky sun cloud house building wall door window floor room shirt hat coat shoe helmet bag camera photographer
-owner friend shop station restaurant water milk coffee bread cheese phone computer desk plate toy game picnic basket
-blanket luggage ticket money fence bridge river lake sand rain umbrella fire smoke leash saddle net goal""".split()
-COLOURS = "black white red blue green yellow orange brown gray grey pink purple tan silver gold".split()
+OBJECTS = """person bicycle car motorcycle airplane bus train truck boat light fire hydrant sign parking meter bench bird
+cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+snowboard ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife
+spoon bowl banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant
+bed table toilet tv laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock
+vase scissors teddy drier toothbrush man woman boy girl child kid baby player surfer skier driver passenger
+chef family crowd vehicle food meal fruit vegetable furniture kitchen bathroom bedroom street road city park
+beach ocean sea water wave snow grass tree flower field mountain sky sun cloud house building wall door
+window floor room shirt hat coat shoe helmet bag camera photographer owner friend shop station restaurant
+milk coffee bread cheese computer desk plate toy picnic basket blanket luggage ticket money fence bridge
+river lake sand rain smoke leash saddle net goal wool wheel teeth"""
+OBJECT = {form: noun for noun in OBJECTS.split() for form in (noun, plural(noun))}
+COLOURS = frozenset(
+    re.findall(r"\w+", "black white red blue green yellow orange brown gray grey pink purple tan silver gold")
+)
 NUMBERS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
 SOURCES = re.compile(r"\b(captions?|box(es)?|bounding|coordinates?|descriptions?|context|annotat\w+)\b|\d", re.I)
 NO_NUMBER = (
@@ -146,11 +150,9 @@ def check(context: Context, question: str, answer: str) -> None:
     said = f"{question} {answer}"
     if not re.search(r"\bbox", told):
         assert not SOURCES.search(said)
-    for word in words(said):
-        for noun in OBJECTS:
-            if word in (noun, plural(noun)) and not (noun == "light" and "light enough" in said):
-                assert word in known or noun in known, f"{word!r} is not in the context: {said}"
-        assert word not in COLOURS or word in words(told), f"{word!r} is no colour in the context: {said}"
+    for word in words(said.replace("light enough", "")):
+        assert {word, OBJECT.get(word, word)} & known or word not in OBJECT, f"{word!r} is not in the context: {said}"
+        assert word not in COLOURS or word in known, f"{word!r} is no colour in the context: {said}"
     # numbers of things: from the captions, or else the boxes' number
     for number, rest in re.findall(
         r"\b(one|two|three|four|five|six|seven|eight) ((?:\w+ ?){1,2})", re.sub(NO_NUMBER, "", answer.lower())
@@ -164,7 +166,7 @@ def check(context: Context, question: str, answer: str) -> None:
         assert fits and groups[fits[0]] == NUMBERS[number], f"{number} {rest}: {groups}"
     if match := re.fullmatch(r"How many (.+?) (?:are there|can you see in the picture)\?", question):
         (noun,) = match.groups()
-        found = [b for b in context.boxes if noun in (plural(b.category), plural(b.category.split()[-1]))]
+        found = [b for b in context.boxes if noun.lower() in (plural(b.category), plural(b.category.split()[-1]))]
         if several := re.fullmatch(rf"There are several {noun}\.", answer):
             assert several and (len(found) > 5 or any(b.crowd for b in found))
         else:
@@ -190,7 +192,7 @@ def check(context: Context, question: str, answer: str) -> None:
     if match := re.fullmatch(r"Which is higher up in the picture, (the .+) or (the .+)\?", question):
         a, b = (thing(context, name).bbox for name in match.groups())
         higher = match[1] if a[1] + a[3] < b[1] + b[3] else match[2]
-        assert answer.lower() == f"{higher} is higher up in the picture."
+        assert answer.lower() == f"{higher} is higher up in the picture.".lower()
     if match := re.fullmatch(r"The ([a-z ]+) takes up more of the picture than (the [a-z ]+)\.", answer):
         size = [
             (x2 - x1) * (y2 - y1)
@@ -221,7 +223,7 @@ def check_form(context: Context, seed: int) -> list[str]:
 
 @pytest.mark.parametrize("context", list(read_contexts(COCO)), ids=lambda context: context.id)
 def test_contexts_in_cocos_form_are_answered_with_what_is_there(context):
-    for seed in range(30):
+    for seed in range(15):
         check_form(context, seed)
 
 
@@ -266,6 +268,9 @@ def test_plurals(noun, many):
     assert plural(noun) == many
 
 
+OVERVIEWS = ("What does the picture show?", "What can be seen in the picture?", "What is in this picture?")
+
+
 def answers_of(context: Context, kind: str = "conversation") -> dict[str, str]:
     """Every question that 60 seeds ask, and its last answer."""
     return {question: answer for seed in range(60) for question, answer in turns_of(reply(kind, context, seed))}
@@ -288,7 +293,6 @@ def test_many_are_several_and_captions_that_count_otherwise_silence_the_count():
     for caption in ("Two men on a street.", "Five people.", "A crowd of people", "many people"):
         assert counts((caption,), boxes("person", 3)) == set(), caption
     assert counts(("A group of people",), boxes("person", 1)) == set()
-    assert counts(("A man and his son",), boxes("person", 1)) == set() or True
 
 
 @pytest.mark.parametrize(
@@ -331,7 +335,7 @@ def test_what_a_caption_says_is_asked_about(caption, question, answer):
 def test_a_caption_that_is_not_clear_is_left_in_its_writers_words(caption):
     asked = answers_of(Context("1", "1.jpg", (caption,), ()))
     assert not any(" doing?" in question for question in asked)
-    (told,) = {answer for question, answer in asked.items() if "picture" in question and "colour" not in question}
+    (told,) = {answer for question, answer in asked.items() if question in OVERVIEWS}
     assert told in (f"{caption}.", f"The picture shows a{caption[1:]}.")
 
 

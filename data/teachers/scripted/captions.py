@@ -12,11 +12,12 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from data.picturebook.language import sentence, with_article
 from data.teachers.scripted.grammar import (
     COLOURS,
-    LIVING,
+    HUMAN,
     MANY,
     NUMBERS,
     ONE,
@@ -31,7 +32,7 @@ from data.teachers.scripted.grammar import (
     has_hidden_verb,
     words_of,
 )
-from data.teachers.scripted.words import ANIMALS, DOING, FINITE, MEN, PAIRS, PLACES, WOMEN, capital, plural
+from data.teachers.scripted.words import DOING, FINITE, MEN, PAIRS, PLACES, WOMEN, capital
 
 # A caption with one of these speaks of its writer's task and not of the picture: it is never told.
 ABOUT_THE_TASK = re.compile(
@@ -73,7 +74,7 @@ class Caption:
         if len(words) < 2 or words[0] in ("this", "these") or words[0] not in ONE | MANY | PLURAL:
             return None
         leading = PREPOSITIONS | ONE | MANY | POSSESSIVES | COLOURS  # after them, "wave" and "watch" are nouns
-        verbs = FINITE.intersection(word for before, word in zip(words, words[1:]) if before not in leading)
+        verbs = FINITE.intersection(word for before, word in pairwise(words) if before not in leading)
         if verbs or not {".", "!", "?", ";", ":"}.isdisjoint(words) or has_hidden_verb(words):
             return None
         return None if words[1] in PICTURES else _lower_first(self.text)
@@ -109,8 +110,7 @@ class Caption:
             if number in NUMBERS:
                 noun = next((w for w in self.words[i + 1 : i + 5] if w in PLURAL | PREPOSITIONS), "")
                 if noun in PLURAL:
-                    person = noun in LIVING and noun not in map(plural, ANIMALS)
-                    said["people" if person else noun, "number"] = number
+                    said["people" if noun in HUMAN else noun, "number"] = number
         men, women = not set(MEN).isdisjoint(self.words), not set(WOMEN).isdisjoint(self.words)
         if men != women:
             said["person", "sex"] = "man" if men else "woman"

@@ -13,12 +13,23 @@ from data.teachers.scripted import captions as telling
 from data.teachers.scripted.captions import Caption
 from data.teachers.scripted.grammar import PICTURES, PREPOSITIONS, Clause, colours_of
 from data.teachers.scripted.view import View, area, comes_first, place
-from data.teachers.scripted.words import ANIMALS, DOING, PEOPLE, PLACES_FOR, STATES, STAYING, USES, capital, plural
+from data.teachers.scripted.words import (
+    ANIMALS,
+    DOING,
+    PEOPLE,
+    PLACES_FOR,
+    STATES,
+    STAYING,
+    USES,
+    capital,
+    listed,
+    plural,
+)
 
 MOST_TURNS = 6
-WITH_OBJECT = frozenset(
+WITH_OBJECT = listed(
     """holding wearing riding eating carrying using throwing feeding cutting pulling pushing hitting catching kicking
-    preparing drinking reading flying brushing""".split()
+    preparing drinking reading flying brushing"""
 )
 ARTICLES = frozenset(("a", "an", "the", "his", "her", "their", "its", "some", "two", "three", "several"))
 
@@ -188,7 +199,8 @@ def others(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def told_places(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Where a caption puts a thing: "a laptop on top of a bed"."""
     form = re.compile(
-        r"(?:an?|the) ((?:[\w-]+ ){0,2}?[\w-]+) ((?:on|under|next to|in front of|beside|near|inside) (?:an?|the) .+)",
+        r"(?:an?|the) ((?:[\w-]+ ){0,2}?[\w-]+) "
+        r"((?:on|on top of|under|next to|in front of|beside|near|inside) (?:an?|the) .+)",
         re.I,
     )
     for caption in view.captions:

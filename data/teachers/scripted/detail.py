@@ -28,7 +28,7 @@ def description(view: View, rng: random.Random) -> str:
         sentences.append(f"{capital(a.the)} is on the {'left' if comes_first(a, b, axis=0) else 'right'} of {b.the}.")
     if len(view.groups) > 1 and view.groups[0].area > 2 * view.groups[1].area and not view.groups[0].crowded:
         largest = view.groups[0]
-        sentences.append(f"Of all these, {largest.the} {'take' if largest.many else 'takes'} up the most room.")
+        sentences.append(f"Of all these, {largest.the} {'take' if largest.many else 'takes'} up the most space.")
     # where no caption says that what follows is a picture
     return (
         " ".join(sentences) if view.captions else f"In the picture, {sentences[0][0].lower()}" + " ".join(sentences)[1:]

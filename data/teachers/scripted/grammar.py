@@ -5,9 +5,10 @@ It is right or silent: what does not clearly fit gives None, and the caption is 
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from data.picturebook.language import with_article
-from data.teachers.scripted.words import ANIMALS, DOING, FINITE, OTHER_NAMES, PEOPLE, STATES, USES, plural
+from data.teachers.scripted.words import ANIMALS, DOING, FINITE, OTHER_NAMES, PEOPLE, STATES, USES, listed, plural
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ONE = frozenset(("a", "an", "one", "the", "this", "another"))
@@ -17,27 +18,28 @@ HERDS = {  # "a group of people" -> whether it is many
     "group": False, "herd": False, "flock": False, "bunch": False, "crowd": False, "team": False, "row": False,
     "couple": True, "pair": True, "lot": True, "number": True,
 }  # fmt: skip
-PREPOSITIONS = frozenset(
+PREPOSITIONS = listed(
     """of in on at with by near next under over above below behind beside between inside outside around along down up
     from to into onto through across against for about beneath among amongst off toward towards without atop alongside
-    during after before as like while where who that which and or but""".split()
+    during after before as like while where who that which and or but"""
 )
 POSSESSIVES = frozenset(("his", "her", "their", "its"))
-COLOURS = frozenset(
+COLOURS = listed(
     """black white red blue green yellow orange brown gray grey pink purple tan beige silver gold golden maroon
-    turquoise teal""".split()
+    turquoise teal"""
 )
 SHADES = frozenset(("light", "dark", "bright", "pale"))
-PICTURES = frozenset(
+PICTURES = listed(
     """picture photo photograph image view shot close close-up closeup painting drawing scene selfie portrait collage
-    display""".split()
+    display"""
 )
 SINGULAR = (
     PEOPLE | ANIMALS | {name.split()[-1] for name in (*USES, *OTHER_NAMES)} | frozenset().union(*OTHER_NAMES.values())
 )
 PLURAL = frozenset(map(plural, SINGULAR))
 NOUNS = SINGULAR | PLURAL
-LIVING = PEOPLE | ANIMALS | {plural(noun) for noun in PEOPLE | ANIMALS}
+HUMAN = PEOPLE | {plural(noun) for noun in PEOPLE}
+LIVING = HUMAN | ANIMALS | {plural(noun) for noun in ANIMALS}
 
 
 def words_of(text: str) -> list[str]:
@@ -150,7 +152,7 @@ def _join(words: list[str]) -> str:
 
 def has_hidden_verb(words: list[str]) -> bool:
     """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s where "a" wants a noun without it."""
-    for word, after in zip(words[1:6], words[2:]):
+    for word, after in pairwise(words[1:7]):
         if words[0] not in ("a", "an") or word in PREPOSITIONS | DOING:
             return False
         if re.search(r"[^sui]s$", word) and after in ONE | MANY | PREPOSITIONS - {"of", "with"}:

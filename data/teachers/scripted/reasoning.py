@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 
 from data.picturebook.language import listing, sentence, with_article
-from data.teachers.scripted.grammar import Clause
+from data.teachers.scripted.grammar import HUMAN, Clause
 from data.teachers.scripted.view import View, area, middle, place
 from data.teachers.scripted.words import (
     CALLS_FOR,
@@ -17,13 +17,11 @@ from data.teachers.scripted.words import (
     LIGHT,
     NEXT,
     OCCASIONS,
-    PEOPLE,
     PLACES_FOR,
     SOCIABLE,
     TAME,
     USES,
     capital,
-    plural,
 )
 
 WEATHER = {  # word -> (what is seen, what it suggests, why)
@@ -31,7 +29,7 @@ WEATHER = {  # word -> (what is seen, what it suggests, why)
     "snowy": ("all is snowy", "it is probably cold", "snow does not last long where it is warm"),
     "rain": ("there is rain", "everything outside is probably wet", "rain leaves little dry"),
     "rainy": ("it is rainy", "everything outside is probably wet", "rain leaves little dry"),
-    "sunny": ("it is sunny", "it is probably bright, and it may be warm", "sunshine brings both light and warmth"),
+    "sunny": ("it is sunny", "it is probably bright, and it may be warm", "sunshine has both effects"),
 }
 CALM = frozenset(("sitting", "sleeping", "reading", "lying", "laying", "resting"))
 
@@ -88,7 +86,8 @@ def purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         elif view.people and view.people.single:
             yield question, f"{general} The person may have used {it}, or may be about to."
         else:
-            yield question, f"{general} So somebody probably has used {it}, or is about to."
+            used = rng.choice((f"has used {it}, or is about to", f"will need {it} before long"))
+            yield question, f"{general} So somebody probably {used}."
 
 
 def place_purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -97,8 +96,8 @@ def place_purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         told = next(caption.told() for caption in view.captions if view.setting in caption.text.lower())
         yield (
             "What does one most likely come to a place like this for?",
-            f"{told} {capital(with_article(view.setting))} is generally for {PLACES_FOR[view.setting]}, so that is most "
-            "likely what one comes here for.",
+            f"{told} {capital(with_article(view.setting))} is generally for {PLACES_FOR[view.setting]}, so that is "
+            "most likely what one comes here for.",
         )
 
 
@@ -109,8 +108,8 @@ def tame(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
             is_tame, why = TAME[group.category]
             yield (
                 f"{capital(group.be)} {group.the} more likely tame or wild?",
-                f"{'Most likely tame' if is_tame else 'Probably wild, or at least not tame'}: {why}. Looks alone cannot "
-                "prove it, but for most of the kind it is true.",
+                f"{'Most likely tame' if is_tame else 'Probably wild, or at least not tame'}: {why}. Looks alone "
+                "cannot prove it, but for most of the kind it is true.",
             )
 
 
@@ -133,7 +132,8 @@ def food(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
             general = f"{capital(group.names)} are" if group.many else f"{capital(group.some)} is"
             yield (
                 f"What will probably become of {group.the}?",
-                f"Most likely {will} be eaten before long. {general} meant for eating, and nothing one eats keeps for ever.",
+                f"Most likely {will} be eaten before long. {general} meant for eating, and nothing edible keeps "
+                "for ever.",
             )
 
 
@@ -162,15 +162,15 @@ def subject(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     central = max(abs(value - 0.5) for value in middle(first.boxes[0])) < 0.2
     yield (
         rng.choice(("What is the picture most likely about, and why?", "What was the picture probably taken for?")),
-        f"Most likely {first.the}. It takes up far more room than {second.the}{' and is near the middle' * central}, and "
-        "who takes a picture usually gives the most room to what matters most.",
+        f"Most likely {first.the}. It takes up far more space than {second.the}{' and is near the middle' * central}, "
+        "and who takes a picture usually gives the most space to what matters most.",
     )
 
 
 def skill(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """What it takes to do what somebody does."""
     for clause in _clauses(view):
-        if clause.verb in CALLS_FOR and clause.noun in PEOPLE | set(map(plural, PEOPLE)):
+        if clause.verb in CALLS_FOR and clause.noun in HUMAN:
             yield (
                 f"What does it take to do what {clause.definite} {clause.be} doing?",
                 f"{sentence(f'{clause.definite} {clause.be} {clause.action}')} To do that well takes "
@@ -183,10 +183,15 @@ def next_moment(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """What may come after what is shown."""
     for clause in _clauses(view):
         if clause.verb in NEXT and clause.alive:
+            limit = rng.choice(
+                (
+                    "A picture holds one moment only, so that is a likely guess and no more.",
+                    "That is at least what usually follows; the picture itself cannot tell.",
+                )
+            )
             yield (
                 f"What might {clause.definite} do next?",
-                f"At this moment {clause.told}. From there, {clause.definite} {NEXT[clause.verb]}. "
-                "A picture holds one moment only, so that is a likely guess and no more.",
+                f"At this moment {clause.told}. From there, {clause.definite} {NEXT[clause.verb]}. {limit}",
             )
 
 

@@ -6,6 +6,11 @@ something into a picture that nobody has seen there.
 
 import re
 
+
+def listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "policeman": "policemen",
     "policewoman": "policewomen", "fireman": "firemen", "businessman": "businessmen", "snowman": "snowmen",
@@ -66,14 +71,16 @@ OTHER_NAMES = {  # what captions call a category, besides its own name and its l
     "dining table": frozenset(("desk",)), "tennis racket": frozenset(("racquet",)), "truck": frozenset(("lorry",)),
 }  # fmt: skip
 
-_BASES = """sit stand hold ride walk play lay lie look wear eat ski fly drive run talk jump swing hit throw catch kick
+_BASES = listed(
+    """sit stand hold ride walk play lay lie look wear eat ski fly drive run talk jump swing hit throw catch kick
 carry cut cook prepare make take pose smile laugh wait sleep rest read write work type watch use swim surf skate
 skateboard snowboard climb cross push pull lead feed pet graze drink pour brush wash clean hang lean float sail row
 paddle travel move pass approach leave enter land perch stare gaze point reach bend kneel crouch squat lounge relax nap
 hug kiss dance sing speak chat text pick put serve slice chop bake grill fry sell buy shop browse examine inspect fix
 dig herd chase follow race compete practice celebrate cheer perform balance slide glide fall roll spin turn head go come
 get try attempt gather share enjoy lift raise load unload board wave bite lick chew sniff peek hide splash bathe shave
-blow bounce help teach study photograph film hike camp fish dribble stretch wade wander drag tow stop wipe""".split()
+blow bounce help teach study photograph film hike camp fish dribble stretch wade wander drag tow stop wipe"""
+)
 
 
 def _ing(base: str) -> str:
@@ -97,7 +104,7 @@ FINITE = frozenset((
 
 USES = {  # category -> what it is for
     "bicycle": "getting about by pedalling", "car": "getting from one place to another",
-    "motorcycle": "getting about fast on two wheels", "airplane": "travelling far by air",
+    "motorcycle": "getting about fast", "airplane": "travelling far by air",
     "bus": "travelling together along a fixed route", "train": "travelling along a fixed line",
     "truck": "moving heavy loads", "boat": "getting about afloat",
     "traffic light": "settling who may go and who has to wait", "fire hydrant": "firefighting",
