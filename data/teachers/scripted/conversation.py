@@ -79,7 +79,8 @@ def doing(view: View, rng: random.Random, opening: Caption | None) -> Iterator[t
         elif clause.noun in PEOPLE and not alone:
             yield "What is one of the people doing?", sentence(clause.told)
         elif clause.verb not in STATES:
-            yield f"What {clause.be} {clause.definite} doing?", answer
+            if clause.verb != "wearing":
+                yield f"What {clause.be} {clause.definite} doing?", answer
             if what := _object_question(clause):
                 yield what, answer
 
@@ -176,7 +177,7 @@ def uses(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def animal(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """The kind of the animals, where all are of one kind."""
-    told = {word for caption in view.captions for word in caption.words}
+    told = view.told
     boxed = [group for group in view.groups if group.category in ANIMALS]
     kinds = {noun for noun in ANIMALS if noun in told or plural(noun) in told} | {group.category for group in boxed}
     if view.pretended or len(kinds) != 1 or not told.isdisjoint(("teddy", "hot", "animal", "animals")):

@@ -169,7 +169,7 @@ def colours_of(words: list[str]) -> list[tuple[str, str]]:
         closed = after in PREPOSITIONS | DOING | STATES | FINITE | {",", "."}
         if i == 0 or words[i - 1] not in COLOURS or not closed or not noun.isalpha():
             continue
-        if noun in COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING:
+        if noun in COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING | HERDS.keys():
             continue
         start = i - 1
         while start > 0 and words[start - 1] in COLOURS | SHADES | {"and", ","}:

@@ -22,6 +22,7 @@ from data.teachers.scripted.words import (
     TAME,
     USES,
     capital,
+    listed,
 )
 
 WEATHER = {  # word -> (what is seen, what it suggests, why)
@@ -29,9 +30,13 @@ WEATHER = {  # word -> (what is seen, what it suggests, why)
     "snowy": ("all is snowy", "it is probably cold", "snow does not last long where it is warm"),
     "rain": ("there is rain", "everything outside is probably wet", "rain leaves little dry"),
     "rainy": ("it is rainy", "everything outside is probably wet", "rain leaves little dry"),
-    "sunny": ("it is sunny", "it is probably bright, and it may be warm", "sunshine has both effects"),
+    "sunny": ("it is sunny", "it may well be warm", "sunshine warms whatever it falls on"),
 }
 CALM = frozenset(("sitting", "sleeping", "reading", "lying", "laying", "resting"))
+UNEQUAL = listed(
+    """baby small little tiny big large giant adult young older mother father calf child children kid kids boy girl son
+    toddler"""
+)  # what a caption says of two that are not of one size
 
 
 def reasoning(view: View, rng: random.Random) -> tuple[str, str]:
@@ -66,7 +71,7 @@ def occasion(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Why a thing may be there: what it is for, and what else there is that fits."""
     for group in view.groups:
-        if group.category not in USES or view.pretended or group.category in OCCASIONS["traffic"]:
+        if group.category not in USES or view.pretended:
             continue
         kind, are, it = (group.names, "are", "them") if group.many else (group.some, "is", "it")
         question = rng.choice(
@@ -95,9 +100,9 @@ def place_purpose(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     if view.setting and not view.pretended:
         told = next(caption.told() for caption in view.captions if view.setting in caption.text.lower())
         yield (
-            "What does one most likely come to a place like this for?",
+            "What does one usually come to a place like this for?",
             f"{told} {capital(with_article(view.setting))} is generally for {PLACES_FOR[view.setting]}, so that is "
-            "most likely what one comes here for.",
+            "probably what one usually comes here for.",
         )
 
 
@@ -140,7 +145,7 @@ def food(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def distance(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Which of two of a kind is nearer: probably the one that is much larger on the picture."""
     for group in view.groups:
-        if len(group.boxes) != 2 or not group.counted or view.pretended:
+        if len(group.boxes) != 2 or not group.counted or view.pretended or not UNEQUAL.isdisjoint(view.told):
             continue
         small, large = sorted(group.boxes, key=area)
         here, there = place(large), place(small)

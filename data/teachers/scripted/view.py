@@ -137,6 +137,7 @@ class View:
         self.captions = telling.read(context.captions)
         self.pretended = any(telling.PRETENDED.search(text) for text in context.captions)
         self._words = [words_of(text.lower()) for text in context.captions]
+        self.told = frozenset(word for words in self._words for word in words)
         boxes = defaultdict(list)
         for box in sorted(context.boxes, key=lambda box: (middle(box), box.bbox)):
             boxes[" ".join(box.category.lower().replace("_", " ").split())].append(box)

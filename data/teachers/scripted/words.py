@@ -180,9 +180,8 @@ CALLS_FOR = {  # verb -> what doing it well takes
     "slicing": "a steady hand", "cooking": "patience and attention", "preparing": "patience and attention",
     "jumping": "strength and good timing", "swinging": "good timing", "throwing": "a good aim",
     "hitting": "good timing", "catching": "quick reactions", "kicking": "a good aim", "carrying": "some strength",
-    "waiting": "patience", "reading": "concentration", "working": "concentration", "driving": "steady attention",
-    "crossing": "caution", "feeding": "gentleness", "petting": "gentleness", "climbing": "strength and sure footing",
-    "posing": "keeping still for a moment", "running": "stamina", "swimming": "stamina", "walking": "sure footing",
+    "driving": "steady attention", "crossing": "caution", "feeding": "gentleness", "petting": "gentleness",
+    "climbing": "strength and sure footing", "running": "stamina", "swimming": "stamina",
 }  # fmt: skip
 NEXT = {  # verb -> what may come after it
     "sitting": "may get up", "standing": "may move on", "riding": "may slow down and stop",
