@@ -132,17 +132,14 @@ def sides(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def colour(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Colours that captions give to one thing, where none gives it another."""
+    """Colours that captions give to one thing; no two of the captions give it different ones."""
     lines = [caption.words for caption in view.captions]
-    said: dict[str, set[str]] = {}
-    for noun, told in [pair for line in lines for pair in colours_of(line)]:
-        said.setdefault(noun, set()).add(told)
-    for noun, told in said.items():
+    for noun, told in dict(pair for line in lines for pair in colours_of(line)).items():
         several = noun.endswith("s") or any(plural(noun) in line or line.count(noun) > 1 for line in lines)
         boxed = [group for group in view.groups if group.name.split()[-1] == noun]
-        if len(told) == 1 and not several and all(group.single for group in boxed):
+        if not several and all(group.single for group in boxed):
             question = rng.choice((f"What colour is the {noun}?", f"Of what colour is the {noun}?"))
-            yield question, f"The {noun} is {told.pop()}."
+            yield question, f"The {noun} is {told}."
 
 
 def setting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
