@@ -17,7 +17,7 @@ from test_picturebook import QUESTIONS, check_description, is_true
 from data.contexts import Box, Context, read_contexts
 from data.picturebook import write
 from data.picturebook.read import scene_of
-from data.picturebook.scene import sample_scene
+from data.picturebook.scene import UNSEEN_PAIRS, sample_scene
 from data.prompts import KINDS
 from data.teachers import Request
 from data.teachers.scripted import Scripted
@@ -63,6 +63,7 @@ def test_ten_thousand_answers_about_the_picture_book_are_true(scenes):
         (reason,) = turns_of(reply("reasoning", context, seed))
         for question, answer in [*turns_of(reply("conversation", context, seed)), reason]:
             assert is_true(scene, question, answer), (question, answer)
+            assert (question, answer) == reason or not any(pair in question for pair in UNSEEN_PAIRS)
             forms.update(form for form in QUESTIONS if re.fullmatch(form, question))
             answers += 1
         answers += 1
@@ -363,6 +364,15 @@ def test_a_caption_that_is_no_clear_clause_is_left_in_its_writers_words(caption,
     asked = answers_of(Context("1", "1.jpg", (caption,), ()))
     assert not any(" doing?" in question for question in asked)
     assert {answer for question, answer in asked.items() if question in OVERVIEWS} == {told}
+
+
+def test_description_of_boxes_alone_tells_places_sides_and_the_largest():
+    found = (Box("couch", (0.3, 0.1, 1.0, 0.9)), Box("cup", (0.1, 0.7, 0.2, 0.8)), Box("cup", (0.8, 0.1, 0.9, 0.2)))
+    text = reply("detail", Context("1", "1.jpg", (), found), 0)
+    assert text == (
+        "In the picture, a couch fills much of the picture. Of the two cups, one is in the lower left and the other in "
+        "the upper right. Of all these, the couch takes up the most space."
+    )
 
 
 def test_the_smaller_of_two_is_not_called_farther_where_sizes_differ():

@@ -50,4 +50,4 @@ def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """A conversation without questions about the pairs that ``unseen.json`` keeps for a trial: not even that there is
     none of them."""
     turns = language.conversation(scene, rng, language.LENGTH)
-    return [turn for turn in turns ]
+    return [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
