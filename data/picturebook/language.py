@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from data.picturebook.scene import COLOURS, KINDS, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
+LENGTH = 600  # characters of a conversation: rows of one length need little padding
 WHERE = {
     "meadow": "in a meadow",
     "sea": "at sea",
