@@ -26,6 +26,7 @@ from tqdm import tqdm
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
+from data.rows import conversation, write_rows
 
 GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
@@ -64,12 +65,12 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     (out / "text.txt").write_text(
         "\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8"
     )
-    _write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
-    _write_rows(out / "instruct.json", _instructions(train, rng))
-    _write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
-    _write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
+    write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "instruct.json", _instructions(train, rng))
+    write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
+    write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
     os.replace(out, final)
 
 
@@ -108,22 +109,10 @@ def _draw_one(job: tuple[Path, Scene, str]) -> None:
     draw_scene(scene, random.Random(seed)).save(path, compress_level=1)
 
 
-def _write_rows(path: Path, rows: Iterator[dict]) -> None:
-    """A JSON list with one row a line."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("[")
-        for index, row in enumerate(rows):
-            file.write(("\n" if index == 0 else ",\n") + json.dumps(row))
-        file.write("\n]\n")
-
-
 def _row(name: str, scene: Scene, turns: list[tuple[str, str]], **extra) -> dict:
     """A row of LLaVA JSON; ``things`` lists what the picture shows, for evaluation."""
-    conversations = []
-    for question, answer in turns:
-        conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}"
-    return {"id": name, **extra, "things": [thing.pair for thing in scene.things], "conversations": conversations}
+    things = [thing.pair for thing in scene.things]
+    return {"id": name, **extra, "things": things, "conversations": conversation(turns)}
 
 
 def _context(scene: Scene, index: int) -> dict:
