@@ -31,7 +31,7 @@ from data.replies import Malformed, names_its_source, parse
 from data.rows import conversation, write_rows
 from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply
-from data.teachers.scripted import ScriptedTeacher
+from data.teachers.scripted import Scripted
 from minillava.errors import UserError, run_program
 
 
@@ -45,7 +45,7 @@ class Job:
     question: str | None  # of a detailed description
 
     def request(self, seed: int, attempt: int) -> Request:
-        digest = hashlib.sha256(f"{seed} {self.id} {attempt}".encode(errors="backslashreplace")).digest()
+        digest = hashlib.sha256(f"{seed} {self.id!a} {attempt}".encode()).digest()
         return Request(self.kind, self.context, self.question, int.from_bytes(digest[:8], "big"))
 
 
@@ -61,14 +61,14 @@ def plan(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
         for kind in KINDS:
             if index in chosen[kind]:
                 name = f"{context.id}-{kind}"
-                question = random.Random(f"{seed} {name}").choice(DETAIL_REQUESTS) if kind == "detail" else None
+                question = random.Random(f"{seed} {name!a}").choice(DETAIL_REQUESTS) if kind == "detail" else None
                 jobs.append(Job(name, context, kind, question))
     return jobs
 
 
 def judge(job: Job, entries: list[dict]) -> tuple[list[tuple[str, str]] | None, str]:
     """The turns of the first well-formed reply in the journal, or None and what was wrong with the last."""
-    reason = "not asked"
+    reason = ""
     for entry in entries:
         try:
             if "error" in entry:
@@ -87,24 +87,27 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
     """
     waiting: SimpleQueue[Job] = SimpleQueue()
     stop, failures = threading.Event(), []
-    for job in jobs:
-        if judge(job, journal.entries[job.id])[0] is None and len(journal.entries[job.id]) < attempts:
-            waiting.put(job)
+
+    def unanswered(job: Job) -> bool:
+        entries = journal.entries[job.id]
+        return len(entries) < attempts and judge(job, entries)[0] is None
 
     def ask(job: Job) -> None:
-        entries = journal.entries[job.id]
-        while judge(job, entries)[0] is None and len(entries) < attempts and not stop.is_set():
-            try:
-                reply = teacher.reply(job.request(seed, len(entries)))
-                entry = {"reply": reply, "tokens": getattr(reply, "tokens", Reply.tokens)}
-            except NoReply as error:
-                entry = {"error": error.reason, "tokens": error.tokens}
-            journal.append({"id": job.id, **entry})
+        try:
+            reply = teacher.reply(job.request(seed, len(journal.entries[job.id])))
+            entry = {"reply": reply, "tokens": getattr(reply, "tokens", Reply.tokens)}
+        except NoReply as error:
+            entry = {"error": error.reason, "tokens": error.tokens}
+        journal.append({"id": job.id, **entry})
 
     def work() -> None:
         try:
-            while not stop.is_set():
-                ask(waiting.get_nowait())
+            while True:
+                job = waiting.get_nowait()
+                while unanswered(job):
+                    if stop.is_set():
+                        return
+                    ask(job)
                 bar.update()
         except Empty:
             pass
@@ -112,6 +115,8 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
             failures.append(error)
             stop.set()
 
+    for job in filter(unanswered, jobs):
+        waiting.put(job)
     # Daemons, so that a second Ctrl-C ends the program without waiting for them.
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     with tqdm(total=waiting.qsize(), desc="asking", unit="reply", disable=None) as bar:
@@ -147,10 +152,10 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
             row = {"id": job.id, "image": job.context.image, "type": job.kind, "conversations": conversation(kept)}
             rows.append(row)
     if refused:
-        print(f"{len(refused)} rows refused, for no reply was in the form asked for:", *refused, sep="\n")
+        print(f"refused: {len(refused)} of {len(jobs)} rows, without a usable reply", *refused, sep="\n")
     if dropped:
         empty = len(jobs) - len(refused) - len(rows)
-        print(f"{dropped} answers dropped, for they name captions or boxes as their source; {empty} rows with them")
+        print(f"dropped: {dropped} answers that name captions or boxes as their source, and so {empty} of {len(jobs)} rows")
     if not rows:
         raise UserError(f"{out}: not written, for no reply can be used")
     try:
@@ -231,10 +236,12 @@ def main() -> None:
     a = parse_arguments()
     mix = parse_mix(a.mix)
     contexts = list(itertools.islice(read_contexts(a.contexts), a.limit))
-    jobs = plan(contexts, mix, a.seed)
-    twice = [name for name, count in Counter(job.id for job in jobs).items() if count > 1]
-    if twice:
-        raise UserError(f"{a.contexts}: two pictures would share the row id {twice[0]!r}")
+    told = [context for context in contexts if context.text()]
+    if len(told) < len(contexts):
+        print(f"left out: {len(contexts) - len(told)} of {len(contexts)} pictures, with neither captions nor boxes")
+    if not told:
+        raise UserError(f"{a.contexts}: no picture has captions or boxes")
+    jobs = plan(told, mix, a.seed)
     if a.dry_run:
         return dry_run(jobs, a)
     path = Path(f"{a.out}.journal.jsonl")
@@ -243,8 +250,8 @@ def main() -> None:
     if a.teacher == "openai":
         teacher, threads = OpenAITeacher(a.model, a.base_url, a.timeout), a.concurrency
     else:
-        teacher, threads = ScriptedTeacher(), 1
-    journal = Journal(path, set_up(contexts, mix, a))
+        teacher, threads = Scripted(), 1
+    journal = Journal(path, set_up(told, mix, a))
     ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)
     write(jobs, journal, a.out)
     if a.teacher == "openai":

@@ -15,17 +15,20 @@ def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     return said
 
 
-def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> None:
-    """Write the rows, one a line.
+def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> int:
+    """Write a JSON list with one row a line, and return how many rows it has.
 
-    The file appears when it is complete: what an interrupted run leaves is ``path``.new, which the next overwrites.
+    The file appears when it is complete: until then it is ``path``.new, which the next run overwrites.
     """
-    unfinished = Path(f"{os.fspath(path)}.new")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    path = Path(path)
+    new = path.with_name(f"{path.name}.new")
+    count = 0
+    with open(new, "w", encoding="utf-8") as file:
         file.write("[")
-        for index, row in enumerate(rows):
-            file.write((",\n" if index else "\n") + json.dumps(row))
+        for count, row in enumerate(rows, 1):
+            file.write(("\n" if count == 1 else ",\n") + json.dumps(row))
         file.write("\n]\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    os.replace(new, path)
+    return count

@@ -5,10 +5,12 @@ What a disturbed build writes must be what an undisturbed one writes, byte for b
 
 import itertools
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from endpoint import Endpoint, written
 from data import instruct, prompts
 from data.contexts import Box, Context
 from data.estimate import count_tokens
-from data.picturebook.language import DETAIL_REQUESTS
+from data.picturebook import language
+from data.picturebook.scene import sample_scene
 from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
+from minillava.dataset import ConversationDataset
 from minillava.errors import UserError, run_program
 
 PICTURES = 20  # with the paper's mix: 15 conversations, 6 descriptions, 20 of reasoning
@@ -106,7 +110,7 @@ def test_the_seed_alone_draws_the_lots():
     plan = partial(instruct.plan, pictures, (58, 23, 77))
     assert plan(0) == plan(0) != plan(1)
     described = [job for job in plan(0) if job.kind == "detail"]
-    assert {job.question for job in described} == set(DETAIL_REQUESTS)
+    assert {job.question for job in described} == set(language.DETAIL_REQUESTS)
     assert all(job.question is None for job in plan(0) if job.kind != "detail")
     seeds = {job.request(seed, attempt).seed for job in plan(0) for seed in (0, 1) for attempt in (0, 1)}
     assert len(seeds) == 4 * len(plan(0))
@@ -216,7 +220,7 @@ def test_what_is_never_in_the_form_is_counted_and_listed(undisturbed, contexts, 
         assert json.loads(out.read_text()) == [row for row in rows if row not in refused]
         assert len(endpoint.asked) == REQUESTS + len(refused)
         printed = capsys.readouterr().out.splitlines()
-        assert f"{len(refused)} rows refused, for no reply was in the form asked for:" in printed
+        assert f"refused: {len(refused)} of {REQUESTS} rows, without a usable reply" in printed
         assert len([line for line in printed if line.startswith("  p")]) == len(refused)
         assert "  p3, reasoning: block 1 is not one 'Question: ...'" in printed
         assert "  p5, reasoning: no whole text (finish_reason length)" in printed
@@ -245,7 +249,7 @@ def test_answers_that_name_their_source_are_dropped(contexts, tmp_path, monkeypa
     assert rows.keys() == {"p0-conversation", "p2-conversation"}
     assert rows["p0-conversation"] == rows["p2-conversation"] == conversation([("Awake?", "No, asleep.")])
     printed = capsys.readouterr().out
-    assert "4 answers dropped, for they name captions or boxes as their source; 1 rows with them" in printed
+    assert "dropped: 4 answers that name captions or boxes as their source, and so 1 of 3 rows" in printed
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -383,10 +387,52 @@ def test_a_mistake_gets_one_line(more, line, contexts, tmp_path, monkeypatch):
         build(monkeypatch, contexts, **{"out": tmp_path / "out.json", "url": endpoint.url, **more})
 
 
-def test_two_pictures_of_one_id_are_refused(contexts, tmp_path, monkeypatch):
-    contexts.write_text(contexts.read_text() + contexts.read_text().splitlines()[0] + "\n")
-    with pytest.raises(UserError, match="p0"):
-        build(monkeypatch, contexts, tmp_path / "out.json", "http://localhost:1/v1")
+def test_pictures_that_nothing_is_known_of_are_left_out(contexts, tmp_path, monkeypatch, capsys):
+    nothing = {"id": "none", "image": "none.jpg", "captions": [], "instances": []}
+    contexts.write_text(json.dumps(nothing) + "\n" + contexts.read_text())
+    out = tmp_path / "out.json"
+    with Endpoint() as endpoint:
+        build(monkeypatch, contexts, out, endpoint.url, mix="0:0:1")
+        assert len(endpoint.asked) == len(json.loads(out.read_text())) == PICTURES
+        assert f"left out: 1 of {PICTURES + 1} pictures, with neither captions nor boxes" in capsys.readouterr().out
+        with pytest.raises(UserError, match="no picture has captions or boxes"):
+            build(monkeypatch, contexts, out, endpoint.url, limit=1)
+
+
+def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenizer, monkeypatch, capsys):
+    """Of picture-book scenes and of photographs' contexts, with no network and no package, twice the same."""
+    rng = random.Random(0)
+    scenes = [sample_scene(rng) for _ in range(30)]
+    book = [
+        {
+            "id": f"s{number}",
+            "image": f"{number}.png",
+            "captions": language.captions(scene),
+            "instances": [{"category": thing.kind, "bbox": thing.box} for thing in scene.things],
+        }
+        for number, scene in enumerate(scenes)
+    ]
+    photographs = (Path(__file__).parent / "coco_contexts.jsonl").read_text()
+    contexts, files = tmp_path / "contexts.jsonl", [tmp_path / "a.json", tmp_path / "b.json"]
+    contexts.write_text("".join(json.dumps(line) + "\n" for line in book) + photographs)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    for out in files:
+        monkeypatch.setattr(
+            sys, "argv", ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out)]
+        )
+        instruct.main()
+    assert files[0].read_bytes() == files[1].read_bytes()
+    printed = capsys.readouterr().out
+    assert "refused" not in printed and "dropped" not in printed
+    dataset = ConversationDataset(files[0], tmp_path, tokenizer, image_size=24, num_image_tokens=9)
+    pictures = 30 + len(photographs.splitlines())
+    kinds = Counter(row["type"] for row in dataset.rows)
+    assert kinds["reasoning"] == pictures and all(
+        abs(kinds[kind] - pictures * share / 77) <= 0.5 for kind, share in (("conversation", 58), ("detail", 23))
+    )
+    for index in range(len(dataset)):
+        ids, labels = dataset.encode(index, epoch=0)
+        assert ids.count(tokenizer.image_id) == 9 and any(label >= 0 for label in labels)
 
 
 def test_tokens_are_counted_as_words_short_numbers_and_marks():
