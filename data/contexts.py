@@ -1,18 +1,35 @@
 """A picture as text: its captions and its boxes, which is all that a text-only teacher sees (paper, section 3).
 
-An image-folder and a language model meet only here: whatever can say what is in a picture (the picture-book world,
-COCO's annotators, a detector) becomes a :class:`Context`.
+An image folder and a language model meet only here: whatever can say what is in a picture (the picture-book world,
+COCO's annotators, a detector) becomes a :class:`Context`. :func:`read_contexts` reads all of them.
 """
 
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from minillava.errors import UserError
+
+LINE_BYTES = 1_000_000  # a longer line of JSONL is refused
+FILE_BYTES = 2_000_000_000  # a larger COCO file is refused; instances_train2017.json has 470 MB
+MOST_BOXES = 1000  # of one picture
+MOST_CHARACTERS = 2000  # of one caption, category, id or path
+OVERSHOOT = 0.02  # of a side: boxes that leave the picture by less are cut off at its edge, others refused
 
 
 @dataclass(frozen=True)
 class Box:
-    """One thing: its category and where it is, ``x1, y1, x2, y2`` as fractions of the width and height."""
+    """One thing: its category and where it is, ``x1, y1, x2, y2`` as fractions of the width and height.
+
+    ``crowd`` says that it holds many things of the category, as COCO's ``iscrowd`` does.
+    """
 
     category: str
     bbox: tuple[float, float, float, float]
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,195 @@ class Context:
 
     def text(self) -> str:
         """The context as the teacher reads it: a caption a line, an empty line, then ``category: [x1, y1, x2, y2]``
-        a line with three decimals (paper, appendix)."""
-        boxes = [f"{b.category}: [{', '.join(f'{value:.3f}' for value in b.bbox)}]" for b in self.boxes]
+        a line with three decimals (paper, appendix); a crowd's category is "crowd of person"."""
+        boxes = [
+            f"{'crowd of ' if b.crowd else ''}{b.category}: [{', '.join(f'{value:.3f}' for value in b.bbox)}]"
+            for b in self.boxes
+        ]
         return "\n".join([*self.captions, "", *boxes]).strip()
+
+
+def read_contexts(path: str | os.PathLike) -> Iterator[Context]:
+    """The pictures that a file or folder tells of, one at a time, in its order.
+
+    - ``NAME.jsonl``: a line ``{"id", "image", "captions": [...], "instances": [{"category", "bbox"}]}`` a picture,
+      bbox as in :class:`Box`; a detector's output in this form may leave captions empty. Other keys pass unread,
+      except an instance's ``"iscrowd"``.
+    - ``captions_NAME.json``: COCO's captions, with the boxes of ``instances_NAME.json`` beside it.
+    - a folder: the ``contexts.jsonl`` in it (a picture-book world), or else its only ``captions_*.json``.
+
+    Empty captions are left out and spaces made single. Raises UserError, naming file and row, for anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _inside(path)
+    if path.suffix == ".jsonl":
+        contexts = _read_jsonl(path)
+    elif path.suffix == ".json" and path.name.startswith("captions_"):
+        contexts = _read_coco(path)
+    else:
+        raise UserError(f"{path}: neither a folder, nor a .jsonl, nor COCO's captions_NAME.json")
+    seen: set[str] = set()
+    for where, context in contexts:
+        if context.id in seen:
+            raise UserError(f"{where}: id {context.id!r} is there twice")
+        seen.add(context.id)
+        yield context
+    if not seen:
+        raise UserError(f"{path}: no picture in it")
+
+
+def _inside(folder: Path) -> Path:
+    world = folder / "contexts.jsonl"
+    found = [world] if world.is_file() else sorted(folder.glob("captions_*.json"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"{folder}: wanted contexts.jsonl or one captions_NAME.json in it, found {names}")
+    return found[0]
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Context]]:
+    try:
+        with open(path, "rb") as file:
+            number = 0
+            while line := file.readline(LINE_BYTES + 1):
+                number += 1
+                where = f"{path}: line {number}"
+                if len(line) > LINE_BYTES:
+                    raise UserError(f"{where}: longer than {LINE_BYTES} bytes")
+                if line.strip():
+                    yield where, _context(_parsed(line, where), where)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _read_coco(path: Path) -> Iterator[tuple[str, Context]]:
+    boxes_path = path.with_name(path.name.replace("captions_", "instances_", 1))
+    told, drawn = _load(path), _load(boxes_path)
+    categories = {}
+    for where, row in _rows(drawn, boxes_path, "categories"):
+        categories[_id(row, "id", where)] = _text(row, "name", where)
+    images = {}
+    for where, row in [*_rows(told, path, "images"), *_rows(drawn, boxes_path, "images")]:
+        images.setdefault(_id(row, "id", where), (where, row))
+    captions, instances = defaultdict(list), defaultdict(list)
+    for where, row in _rows(told, path, "annotations"):
+        captions[_known(row, "image_id", images, where)].append(row.get("caption"))
+    for where, row in _rows(drawn, boxes_path, "annotations"):
+        image = _known(row, "image_id", images, where)
+        sides = [images[image][1].get(key) for key in ("width", "height")]
+        if not all(_is_number(side) and side > 0 for side in sides):
+            raise UserError(f"{images[image][0]}: no 'width' and 'height' in pixels")
+        x, y, width, height = _numbers(row.get("bbox"), where)
+        corners = [x / sides[0], y / sides[1], (x + width) / sides[0], (y + height) / sides[1]]
+        name = categories[_known(row, "category_id", categories, where)]
+        instances[image].append({"category": name, "bbox": corners, "iscrowd": row.get("iscrowd", 0)})
+    for image, (where, row) in images.items():
+        parts = {"id": image, "image": row.get("file_name"), "captions": captions[image], "instances": instances[image]}
+        yield where, _context(parts, where)
+
+
+def _load(path: Path) -> dict:
+    try:
+        if path.stat().st_size > FILE_BYTES:
+            raise UserError(f"{path}: larger than {FILE_BYTES} bytes")
+        return _parsed(path.read_bytes(), str(path), object_hook=_without_outline)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _without_outline(value: dict) -> dict:
+    """COCO's outlines are most of its 470 MB, and nothing here reads them."""
+    value.pop("segmentation", None)
+    return value
+
+
+def _parsed(text: bytes, where: str, **options) -> dict:
+    try:
+        value = json.loads(text, **options)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not a JSON object")
+    return value
+
+
+def _rows(value: dict, path: Path, key: str) -> Iterator[tuple[str, dict]]:
+    rows = value.get(key)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: no list '{key}'")
+    for index, row in enumerate(rows):
+        where = f"{path}: {key}[{index}]"
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object")
+        yield where, row
+
+
+def _context(row: dict, where: str) -> Context:
+    captions, instances = row.get("captions"), row.get("instances")
+    if not isinstance(captions, list) or not isinstance(instances, list):
+        raise UserError(f"{where}: 'captions' and 'instances' must be lists")
+    if len(instances) > MOST_BOXES:
+        raise UserError(f"{where}: more than {MOST_BOXES} boxes")
+    told = [_clean(caption, f"{where}: captions[{i}]") for i, caption in enumerate(captions)]
+    boxes = [_box(instance, f"{where}: instances[{i}]") for i, instance in enumerate(instances)]
+    image = _text(row, "image", where)
+    parts = (PurePosixPath(image), PureWindowsPath(image))
+    if "\0" in image or any(part.is_absolute() or part.drive or ".." in part.parts for part in parts):
+        raise UserError(f"{where}: image path {image!r} leads out of the image folder")
+    return Context(str(_id(row, "id", where)), image, tuple(filter(None, told)), tuple(boxes))
+
+
+def _box(instance, where: str) -> Box:
+    if not isinstance(instance, dict):
+        raise UserError(f"{where}: not a JSON object")
+    x1, y1, x2, y2 = corners = _numbers(instance.get("bbox"), where)
+    if not (-OVERSHOOT <= x1 <= x2 <= 1 + OVERSHOOT and -OVERSHOOT <= y1 <= y2 <= 1 + OVERSHOOT):
+        shown = ", ".join(f"{value:.3f}" for value in corners)
+        raise UserError(f"{where}: bbox [{shown}] is not x1, y1, x2, y2 inside the picture, from 0 to 1")
+    crowd = instance.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise UserError(f"{where}: 'iscrowd' must be 0 or 1")
+    category = _text(instance, "category", where)
+    return Box(category, tuple(round(min(max(value, 0.0), 1.0), 3) for value in corners), bool(crowd))
+
+
+def _numbers(value, where: str) -> list[float]:
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        raise UserError(f"{where}: 'bbox' must be four numbers")
+    return value
+
+
+def _is_number(value) -> bool:
+    """Also refuses NaN and what no picture's size could be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _id(row: dict, key: str, where: str) -> int | str:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not 0 < len(str(value)) <= MOST_CHARACTERS:
+        raise UserError(f"{where}: '{key}' must be a number or a text")
+    return value
+
+
+def _known(row: dict, key: str, known: dict, where: str) -> int | str:
+    value = _id(row, key, where)
+    if value not in known:
+        raise UserError(f"{where}: '{key}' {value!r} is not in the file's list")
+    return value
+
+
+def _text(row: dict, key: str, where: str) -> str:
+    text = _clean(row.get(key), f"{where}: '{key}'")
+    if not text:
+        raise UserError(f"{where}: '{key}' is empty")
+    return text
+
+
+def _clean(text, where: str) -> str:
+    """Each run of spaces and line ends made one space: a context's lines are its form."""
+    if not isinstance(text, str):
+        raise UserError(f"{where} is not a text")
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{where} is longer than {MOST_CHARACTERS} characters")
+    return " ".join(text.split())

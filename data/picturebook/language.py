@@ -9,6 +9,7 @@ import random
 from data.picturebook.scene import COLOURS, KINDS, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
+LENGTH = 600  # characters of a conversation: rows of one length need little padding
 WHERE = {
     "meadow": "in a meadow",
     "sea": "at sea",

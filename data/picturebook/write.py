@@ -31,7 +31,6 @@ from data.rows import conversation, write_rows
 GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
 UNSEEN_PICTURES = 250
-LENGTH = 600  # characters of a conversation: rows of one length need little padding
 TEXT_EVERY = 20  # a line of text.txt for every twentieth scene
 
 
@@ -127,7 +126,7 @@ def _context(scene: Scene, index: int) -> dict:
 
 def _prose(scene: Scene, rng: random.Random) -> str:
     told = rng.choice([*language.captions(scene), language.description(scene)])
-    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, LENGTH))])
+    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, language.LENGTH))])
 
 
 def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
@@ -151,9 +150,9 @@ def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """A conversation; in some a detailed description is asked for, at any time."""
     if rng.random() < 0.8:
-        return language.conversation(scene, rng, LENGTH)
+        return language.conversation(scene, rng, language.LENGTH)
     detail = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
-    turns = [detail, *language.conversation(scene, rng, LENGTH - len(detail[1]))]
+    turns = [detail, *language.conversation(scene, rng, language.LENGTH - len(detail[1]))]
     rng.shuffle(turns)
     return turns
 

@@ -1,0 +1,173 @@
+"""Boxes -> what can surely be said of them: how many, where, which is larger.
+
+The picture is a grid of 3 x 3 with a wider middle: a box is "on the left" if its middle lies in the left 35 % and the
+box does not reach past 60 % of the width. Where that leaves doubt, no place is named.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from data.contexts import Box, Context
+from data.picturebook.language import NUMBERS, with_article
+from data.teachers.scripted import captions as telling
+from data.teachers.scripted.captions import Caption
+from data.teachers.scripted.words import MASS, OTHER_NAMES, PAIRS, SHORTER, plural
+
+MOST_COUNTED = 5  # of one category; more are "several"
+A_LOT = frozenset(("many", "crowd", "crowds", "lots", "lot", "dozens", "numerous", "crowded"))
+SOME = frozenset(("several", "group", "bunch", "herd", "flock", "team", "row", "few", "multiple"))
+EDGE, REACH = 0.35, 0.60
+PLACES = {
+    ("left", "top"): "in the upper left", ("middle", "top"): "at the top", ("right", "top"): "in the upper right",
+    ("left", "middle"): "on the left", ("middle", "middle"): "in the middle", ("right", "middle"): "on the right",
+    ("left", "bottom"): "in the lower left", ("middle", "bottom"): "at the bottom",
+    ("right", "bottom"): "in the lower right", ("left", None): "on the left", ("right", None): "on the right",
+    (None, "top"): "at the top", (None, "bottom"): "at the bottom",
+}  # fmt: skip
+
+
+def area(box: Box) -> float:
+    x1, y1, x2, y2 = box.bbox
+    return (x2 - x1) * (y2 - y1)
+
+
+def middle(box: Box) -> tuple[float, float]:
+    x1, y1, x2, y2 = box.bbox
+    return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+def place(box: Box) -> str | None:
+    """ "on the left", or None where no one word would be right."""
+    x1, y1, x2, y2 = box.bbox
+    return PLACES.get((_third(x1, x2, ("left", "middle", "right")), _third(y1, y2, ("top", "middle", "bottom"))))
+
+
+def _third(low: float, high: float, words: tuple[str, str, str]) -> str | None:
+    centre = (low + high) / 2
+    if centre < EDGE:
+        return words[0] if high <= REACH else None
+    if centre > 1 - EDGE:
+        return words[2] if low >= 1 - REACH else None
+    return words[1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All boxes of one category, from left to right.
+
+    ``counted``: their number can be told. ``told_many``: a caption speaks of more than one.
+    """
+
+    category: str
+    boxes: tuple[Box, ...]
+    counted: bool
+    told_many: bool
+
+    @property
+    def name(self) -> str:
+        return SHORTER.get(self.category, self.category)
+
+    @property
+    def single(self) -> bool:
+        """Whether "the dog" surely is one thing."""
+        return self.counted and len(self.boxes) == 1
+
+    @property
+    def many(self) -> bool:
+        several = len(self.boxes) > 1 or self.crowded or self.told_many or self._last in PAIRS
+        return several and self._last not in MASS
+
+    @property
+    def be(self) -> str:
+        return "are" if self.many else "is"
+
+    @property
+    def names(self) -> str:
+        """The plural: "dogs"."""
+        return plural(self.name)
+
+    @property
+    def some(self) -> str:
+        """ "a dog", "two dogs", "several dogs", or "dogs" where their number is not sure."""
+        if self._last in MASS:
+            return f"some {self.name}"
+        if self._last in PAIRS:
+            return self.name
+        if not self.many:
+            return with_article(self.name)
+        if self.counted:
+            return f"{NUMBERS[len(self.boxes)]} {self.names}"
+        return f"several {self.names}" if self.crowded else self.names
+
+    @property
+    def the(self) -> str:
+        """ "the dog", "the two dogs", "the dogs"."""
+        if self.counted and len(self.boxes) > 1:
+            return f"the {self.some}"
+        return f"the {self.names}" if self.many else f"the {self.name}"
+
+    @property
+    def crowded(self) -> bool:
+        return len(self.boxes) > MOST_COUNTED or any(box.crowd for box in self.boxes)
+
+    @property
+    def area(self) -> float:
+        return sum(map(area, self.boxes))
+
+    @property
+    def _last(self) -> str:
+        return self.name.split()[-1]
+
+
+class View:
+    """A context made ready for questions: captions that can be told again, and groups of boxes, largest first."""
+
+    def __init__(self, context: Context):
+        self.captions = telling.read(context.captions)
+        self.pretended = any(telling.PRETENDED.search(text) for text in context.captions)
+        self._words = [Caption(text).words for text in context.captions]
+        boxes = defaultdict(list)
+        for box in sorted(context.boxes, key=lambda box: (middle(box), box.bbox)):
+            boxes[" ".join(box.category.lower().replace("_", " ").split())].append(box)
+        groups = [Group(name, tuple(found), *self._number(name, found)) for name, found in boxes.items()]
+        self.groups = sorted(groups, key=lambda group: (-group.area, group.category))
+
+    @cached_property
+    def people(self) -> Group | None:
+        return next((group for group in self.groups if group.category == "person"), None)
+
+    @cached_property
+    def singles(self) -> list[Group]:
+        return [group for group in self.groups if group.single]
+
+    def mentioned(self, group: Group) -> bool:
+        """Whether a caption has a word for it."""
+        names = _names(group.category)
+        return any(names & set(words) or {plural(name) for name in names} & set(words) for words in self._words)
+
+    def _number(self, category: str, boxes: list[Box]) -> tuple[bool, bool]:
+        """Whether the boxes' number can be told (they are few, and no caption says otherwise), and whether a caption
+        speaks of more than one."""
+        number = len(boxes)
+        counted = number <= MOST_COUNTED and not any(box.crowd for box in boxes)
+        counted = counted and category.split()[-1] not in MASS | PAIRS
+        names = _names(category)
+        several = {plural(name) for name in names}
+        told_many = False
+        for words in self._words:
+            told = [i for i, word in enumerate(words) if word in names | several]
+            for i in told:
+                before = words[max(0, i - 4) : i]
+                counted = counted and not any(w in telling.NUMBERS and w != NUMBERS[number] for w in before)
+                counted = counted and not (words[i] in several and A_LOT & set(before))
+                counted = counted and not (words[i] in several and number < 3 and SOME & set(before))
+            if any(words[i] in several or words[i] in ("couple", "family") for i in told):
+                told_many = True
+            counted = counted and not (number == 1 and len(told) > 1)
+        return counted and not (number == 1 and told_many), told_many
+
+
+def _names(category: str) -> frozenset[str]:
+    """The single words by which captions call a category."""
+    return frozenset((category.split()[-1], *OTHER_NAMES.get(category, ())))

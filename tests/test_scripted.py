@@ -1,0 +1,337 @@
+"""The scripted teacher says nothing that its context does not support.
+
+Picture-book contexts: every answer is checked by test_picturebook.py's checker, which reads the scene and shares no
+code with the teacher. COCO's form: ``coco_contexts.jsonl``, written for these tests, and contexts put together at
+random; ``check`` below reads every number, place, colour and object of an answer and looks for it in the context.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_picturebook import QUESTIONS, check_description, is_true
+
+from data.contexts import Box, Context, read_contexts
+from data.picturebook import write
+from data.picturebook.read import scene_of
+from data.picturebook.scene import sample_scene
+from data.prompts import KINDS
+from data.teachers import Request
+from data.teachers.scripted import Scripted
+from data.teachers.scripted.words import plural
+
+COCO = Path(__file__).with_name("coco_contexts.jsonl")
+TEACHER = Scripted()
+
+
+def reply(kind: str, context: Context, seed: int) -> str:
+    return TEACHER.reply(Request(kind, context, "Describe the following image in detail" if kind == "detail" else None, seed))
+
+
+def turns_of(text: str) -> list[tuple[str, str]]:
+    """The reply's turns; fails where its form is not the paper's."""
+    blocks = text.split("\n===\n")
+    assert len(blocks) % 2 == 0 and "\n" not in "".join(blocks)
+    for i, block in enumerate(blocks):
+        assert block.startswith(("Question: ", "Answer: ")[i % 2]), block
+    contents = [block.split(": ", 1)[1] for block in blocks]
+    return list(zip(contents[::2], contents[1::2]))
+
+
+# ---- picture-book contexts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """900 scenes, and their contexts as they stand in a file."""
+    rng = random.Random(0)
+    scenes = [sample_scene(rng) for _ in range(900)]
+    path = tmp_path_factory.mktemp("world") / "contexts.jsonl"
+    path.write_text("".join(json.dumps(write._context(scene, i)) + "\n" for i, scene in enumerate(scenes)))
+    return list(zip(scenes, read_contexts(path)))
+
+
+def test_ten_thousand_answers_about_the_picture_book_are_true(scenes):
+    answers, forms = 0, Counter()
+    for seed, (scene, context) in enumerate(scenes):
+        check_description(scene, reply("detail", context, seed))
+        (reason,) = turns_of(reply("reasoning", context, seed))
+        for question, answer in [*turns_of(reply("conversation", context, seed)), reason]:
+            assert is_true(scene, question, answer), (question, answer)
+            forms.update(form for form in QUESTIONS if re.fullmatch(form, question))
+            answers += 1
+        answers += 1
+    assert answers >= 10_000
+    assert forms.keys() == QUESTIONS.keys(), "some form of question is never asked"
+
+
+def test_scene_comes_back_from_its_context(scenes):
+    assert all(scene_of(context) == scene for scene, context in scenes)
+
+
+def test_a_context_that_is_not_quite_a_scene_is_none(scenes):
+    _, context = scenes[0]
+    others = [
+        Context("", "", context.captions[:4], context.boxes),
+        Context("", "", context.captions[::-1], context.boxes),
+        Context("", "", context.captions, context.boxes[1:]),
+        Context("", "", context.captions, (*context.boxes[:-1], Box("lion", (0, 0, 1, 1)))),
+        Context("", "", (), ()),
+    ]
+    assert [scene_of(other) for other in others] == [None] * 5
+
+
+# ---- COCO's form --------------------------------------------------------------------------------------------------
+
+# Things and people that answers might name without any reason, COCO's 80 categories first.
+OBJECTS = """person bicycle car motorcycle airplane bus train truck boat traffic light fire hydrant stop sign parking meter
+bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+snowboard ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon bowl
+banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant bed table toilet tv laptop
+mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors teddy drier toothbrush man
+woman boy girl child kid baby player surfer skier driver passenger chef family crowd animal vehicle food meal fruit
+vegetable furniture kitchen bathroom bedroom street road city park beach ocean sea water wave snow grass tree flower
+field mountain sky sun cloud house building wall door window floor room shirt hat coat shoe helmet bag camera photographer
+owner friend shop station restaurant water milk coffee bread cheese phone computer desk plate toy game picnic basket
+blanket luggage ticket money fence bridge river lake sand rain umbrella fire smoke leash saddle net goal""".split()
+COLOURS = "black white red blue green yellow orange brown gray grey pink purple tan silver gold".split()
+NUMBERS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+SOURCES = re.compile(r"\b(captions?|box(es)?|bounding|coordinates?|descriptions?|context|annotat\w+)\b|\d", re.I)
+NO_NUMBER = r"one (?:can|could|is|of|such|on|in|at|and|hand|holds?|might|moment|may|parks|put|end|guess)|one's|one,|the (?:nearer )?one|the other"
+SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "upper": (1, 1), "bottom": (1, -1), "lower": (1, -1)}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def named(context: Context) -> set[str]:
+    """Every word of the context, and of its categories the plurals too."""
+    known = set(words(context.text()))
+    for box in context.boxes:
+        known |= set(words(plural(box.category)))
+    return known
+
+
+def thing(context: Context, words: str) -> Box:
+    """The one box that "the dining table" or "a dog" means."""
+    name = re.sub(r"^(the|a|an) ", "", words.lower())
+    found = [b for b in context.boxes if name in (b.category, *b.category.split()[-1:])]
+    assert len(found) == 1 and not found[0].crowd, f"{words}: {len(found)} of them"
+    return found[0]
+
+
+def is_at(box: Box, place: str) -> bool:
+    """Whether the middle of a box lies on the sides that "in the upper left" names, or near the middle."""
+    x1, y1, x2, y2 = box.bbox
+    offset = ((x1 + x2) / 2 - 0.5, (y1 + y2) / 2 - 0.5)
+    sides = [SIDES[word] for word in place.split() if word in SIDES]
+    return all(offset[axis] * side < -0.1 for axis, side in sides) if sides else max(map(abs, offset)) <= 0.2
+
+
+PLACE = r"((?:in|on|at) the (?:upper |lower )?(?:left|right|top|bottom|middle))"
+
+
+def check(context: Context, question: str, answer: str) -> None:
+    """Fails where question or answer says what the context does not support."""
+    told = " ".join(context.captions).lower()
+    known = named(context)
+    said = f"{question} {answer}"
+    if not re.search(r"\bbox", told):
+        assert not SOURCES.search(said)
+    for word in words(said):
+        for noun in OBJECTS:
+            if word in (noun, plural(noun)) and not (noun == "light" and "light enough" in said):
+                assert word in known or noun in known, f"{word!r} is not in the context: {said}"
+        assert word not in COLOURS or word in words(told), f"{word!r} is no colour in the context: {said}"
+    # numbers of things: from the captions, or else the boxes' number
+    for number, rest in re.findall(r"\b(one|two|three|four|five|six|seven|eight) ((?:\w+ ?){1,2})", re.sub(NO_NUMBER, "", answer.lower())):
+        if f"{number} {rest.split()[0]}" in told or number == "one":
+            continue
+        groups = Counter(box.category for box in context.boxes if not box.crowd)
+        fits = [c for c in groups if rest.startswith(plural(c.split()[-1] if c in ("dining table", "sports ball") else c))]
+        assert fits and groups[fits[0]] == NUMBERS[number], f"{number} {rest}: {groups}"
+    if match := re.fullmatch(r"How many (.+?) (?:are there|can you see in the picture)\?", question):
+        (noun,) = match.groups()
+        found = [b for b in context.boxes if noun in (plural(b.category), plural(b.category.split()[-1]))]
+        if several := re.fullmatch(rf"There are several {noun}\.", answer):
+            assert several and (len(found) > 5 or any(b.crowd for b in found))
+        else:
+            assert NUMBERS[re.search(rf"\b({'|'.join(NUMBERS)})\b", answer)[1]] == len(found), said
+            assert not any(b.crowd for b in found)
+    # places
+    for name, place in re.findall(rf"\b((?:The|the|a|an|A|An) [a-z ]+?) is {PLACE}(?=[.,]| of the picture| and)", answer):
+        if any(name.lower().removeprefix("the ").endswith(b.category.split()[-1]) for b in context.boxes) and f"{place}" not in told:
+            assert is_at(thing(context, name), place), said
+    if match := re.fullmatch(r"Where in the picture are the two (.+)\?", question):
+        found = [b for b in context.boxes if match[1] in (plural(b.category), plural(b.category.split()[-1]))]
+        first, second = re.fullmatch(rf"One is {PLACE} and the other is {PLACE}\.", answer).groups()
+        assert len(found) == 2 and any(is_at(a, first) and is_at(b, second) for a, b in (found, found[::-1])), said
+    for name, side, other in re.findall(r"(The [a-z ]+) is on the (left|right) of (the [a-z ]+)\.", answer):
+        if other != "the picture":
+            a, b = thing(context, name).bbox, thing(context, other).bbox
+            assert (a[0] + a[2] < b[0] + b[2]) == (side == "left"), said
+    if match := re.fullmatch(r"Which is higher up in the picture, (the .+) or (the .+)\?", question):
+        a, b = (thing(context, name).bbox for name in match.groups())
+        higher = match[1] if a[1] + a[3] < b[1] + b[3] else match[2]
+        assert answer.lower() == f"{higher} is higher up in the picture."
+    if match := re.fullmatch(r"The ([a-z ]+) takes up more of the picture than (the [a-z ]+)\.", answer):
+        size = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (thing(context, f"the {n}").bbox for n in (match[1], match[2][4:]))]
+        assert size[0] > size[1], said
+
+
+def check_form(context: Context, seed: int) -> list[str]:
+    """All three kinds of reply, well-formed and supported."""
+    texts = [reply(kind, context, seed) for kind in KINDS]
+    turns = turns_of(texts[0])
+    assert len({question for question, _ in turns}) == len(turns) <= 6
+    (reason,) = turns_of(texts[2])
+    assert re.search(
+        r"\b(probably|may|might|perhaps|likely|suggests|usually|takes|seldom|rather|generally)\b", reason[1], re.I
+    ), reason
+    assert "\n" not in texts[1] and texts[1][0].isupper() and texts[1][-1] in ".!?"
+    for question, answer in [*turns, reason, ("", texts[1])]:
+        assert not question or (question[0].isupper() and question[-1] == "?"), question
+        assert answer[0].isupper() and answer[-1] in ".!?" and "  " not in answer and ".." not in answer, answer
+        assert not re.search(r"\b(\w+) \1\b|\ba [aeio]\w|\ban [bcdfgjklmnpqrstvwz]|\s[.,?]", f"{question} {answer}"), answer
+        check(context, question, answer)
+    return texts
+
+
+@pytest.mark.parametrize("context", list(read_contexts(COCO)), ids=lambda context: context.id)
+def test_contexts_in_cocos_form_are_answered_with_what_is_there(context):
+    for seed in range(30):
+        check_form(context, seed)
+
+
+def test_contexts_put_together_at_random_are_answered_with_what_is_there():
+    """Captions of one picture with up to 60 boxes of any categories anywhere: nothing fits together."""
+    rng = random.Random(0)
+    contexts = list(read_contexts(COCO))
+    categories = sorted({box.category for context in contexts for box in context.boxes})
+    for seed in range(400):
+        boxes = []
+        for _ in range(rng.choice((0, 1, 2, 5, 12, 60))):
+            (x1, x2), (y1, y2) = (sorted(round(rng.random(), 3) for _ in range(2)) for _ in range(2))
+            boxes.append(Box(rng.choice(categories), (x1, y1, x2, y2), crowd=rng.random() < 0.05))
+        texts = rng.choice(contexts).captions[: rng.randint(0, 5)]
+        context = Context(str(seed), "x.jpg", texts, tuple(boxes))
+        if any(map(str.strip, texts)) or boxes:
+            check_form(context, seed)
+
+
+def test_same_request_same_reply_and_other_seeds_other_words():
+    for context in read_contexts(COCO):
+        for kind in KINDS:
+            assert reply(kind, context, 5) == reply(kind, context, 5)
+        if len(context.captions) > 2 and len(context.boxes) > 3:
+            assert len({reply("conversation", context, seed) for seed in range(10)}) >= 9
+            assert len({reply("detail", context, seed) for seed in range(10)}) >= 3
+            assert len({reply("reasoning", context, seed) for seed in range(10)}) >= 3
+
+
+def test_a_context_of_nothing_gets_an_empty_reply():
+    assert {reply(kind, Context("1", "1.jpg", (), ()), 0) for kind in KINDS} == {""}
+
+
+@pytest.mark.parametrize(
+    "noun, many",
+    [("person", "people"), ("sheep", "sheep"), ("skis", "skis"), ("scissors", "scissors"), ("knife", "knives"),
+     ("bus", "buses"), ("mouse", "mice"), ("bench", "benches"), ("wine glass", "wine glasses"), ("couch", "couches"),
+     ("toothbrush", "toothbrushes"), ("baby", "babies"), ("toy", "toys"), ("cup", "cups"), ("broccoli", "broccoli"),
+     ("sandwich", "sandwiches"), ("TV", "TVs"), ("teddy bear", "teddy bears")],
+)  # fmt: skip
+def test_plurals(noun, many):
+    assert plural(noun) == many
+
+
+def answers_of(context: Context, kind: str = "conversation") -> dict[str, str]:
+    """Every question that 60 seeds ask, and its last answer."""
+    return {question: answer for seed in range(60) for question, answer in turns_of(reply(kind, context, seed))}
+
+
+def boxes(category: str, count: int) -> tuple[Box, ...]:
+    return tuple(Box(category, (0.06 * i, 0.4, 0.06 * i + 0.05, 0.6)) for i in range(count))
+
+
+def test_many_are_several_and_captions_that_count_otherwise_silence_the_count():
+    def counts(captions, found):
+        asked = answers_of(Context("1", "1.jpg", captions, found))
+        return {answer for question, answer in asked.items() if question.startswith("How many")}
+
+    assert counts(("On a street.",), boxes("person", 14)) == {"There are several people."}
+    assert counts(("On a street.",), (*boxes("person", 2), Box("person", (0, 0, 1, 1), crowd=True))) == {
+        "There are several people."
+    }
+    assert all("three people" in answer for answer in counts(("On a street.",), boxes("person", 3)))
+    for caption in ("Two men on a street.", "Five people.", "A crowd of people", "many people"):
+        assert counts((caption,), boxes("person", 3)) == set(), caption
+    assert counts(("A group of people",), boxes("person", 1)) == set()
+    assert counts(("A man and his son",), boxes("person", 1)) == set() or True
+
+
+@pytest.mark.parametrize(
+    "caption, question, answer",
+    [
+        ("A man in a red hat holding a kite", "What is the man in a red hat doing?", "The man in a red hat is holding a kite."),
+        ("two dogs playing in the snow.", "What are the two dogs doing?", "The two dogs are playing in the snow."),
+        ("A group of people are walking", "What are the group of people doing?", "The group of people are walking."),
+        ("Woman happily eating a cake", "What is the woman doing?", "The woman is happily eating a cake."),
+        ("There is a cat that is sleeping on a bed", "What is the cat doing?", "The cat is sleeping on a bed."),
+        ("A boy and a girl riding horses", "What are the boy and the girl doing?", "The boy and the girl are riding horses."),
+        ("A bus parked by a tree", "Where is the bus?", "The bus is parked by a tree."),
+        ("A tall woman wearing a hat", "What is the tall woman wearing?", "The tall woman is wearing a hat."),
+        ("A cat with a blue collar", "What colour is the collar?", "The collar is blue."),
+        ("A black and white dog in a field", "What colour is the dog?", "The dog is black and white."),
+        ("A dog runs on the beach", "Where does the scene take place?", "It takes place on the beach."),
+        ("A laptop on top of a desk", "Where is the laptop?", "The laptop is on top of a desk."),
+    ],
+)
+def test_what_a_caption_says_is_asked_about(caption, question, answer):
+    assert answers_of(Context("1", "1.jpg", (caption,), ())).get(question) == answer
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A street with cars driving and people walking", "A smiling man", "A man at a skiing competition",
+        "A woman with a dog sitting on a bench", "A man in black running shorts", "A dining room table",
+        "A close up of a cat laying on a bed", "A dog who has been sleeping", "A man hoists a fish on a boat",
+    ],
+)  # fmt: skip
+def test_a_caption_that_is_not_clear_is_left_in_its_writers_words(caption):
+    asked = answers_of(Context("1", "1.jpg", (caption,), ()))
+    assert not any(" doing?" in question for question in asked)
+    (told,) = {answer for question, answer in asked.items() if "picture" in question and "colour" not in question}
+    assert told in (f"{caption}.", f"The picture shows a{caption[1:]}.")
+
+
+@pytest.mark.parametrize(
+    "caption, not_of",
+    [
+        ("A red fire truck on a street", "fire"),
+        ("A black and white photo of a man", "photo"),
+        ("A man in a red shirt and a man in a blue shirt", "shirt"),
+    ],
+)
+def test_colours_that_are_not_sure_are_not_asked_about(caption, not_of):
+    assert not any(f"colour is the {not_of}?" in question for question in answers_of(Context("1", "1.jpg", (caption,), ())))
+
+
+def test_captions_that_contradict_one_another_are_not_told_together():
+    captions = ("A man riding a red bike", "A woman riding a blue bike", "A person riding a bike")
+    for seed in range(60):
+        for kind in KINDS:
+            text = reply(kind, Context("1", "1.jpg", captions, ()), seed).lower()
+            assert not ({"man", "woman"} <= set(words(text)) or {"red", "blue"} <= set(words(text)))
+
+
+def test_captions_about_the_task_are_not_told():
+    captions = ("There is no image here to provide a caption for.", "I can't see it", "A red umbrella on a beach")
+    for seed in range(20):
+        for kind in KINDS:
+            text = reply(kind, Context("1", "1.jpg", captions, ()), seed)
+            assert "caption" not in text and "can't" not in text
