@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self.endpoint.keys.add(self.headers["Authorization"])
         what = self.endpoint.behave(prompt, times)
         if what == "late":
-            self.endpoint.release.wait(30)
+            self.endpoint.release.wait(300)
         if what in ("ok", "late"):
             with self.endpoint.lock:
                 self.endpoint.answered[kind, prompt] += 1
@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def hold(self):
         """No answer while the test lasts."""
-        self.endpoint.release.wait(30)
+        self.endpoint.release.wait(300)
         self.close_connection = True
 
     def handle(self):
