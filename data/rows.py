@@ -1,9 +1,18 @@
-"""Writing LLaVA JSON, one row at a time."""
+"""LLaVA's JSON, as the programs of ``data/`` write it: a list with one row a line."""
 
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+
+def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """(question, answer) pairs -> ``conversations`` of a row; the picture's mark stands before the first question."""
+    said = []
+    for question, answer in turns:
+        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    said[0]["value"] = f"<image>\n{said[0]['value']}"
+    return said
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> int:
@@ -19,5 +28,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> int:
         for count, row in enumerate(rows, 1):
             file.write(("\n" if count == 1 else ",\n") + json.dumps(row))
         file.write("\n]\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(new, path)
     return count

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
-from data.rows import write_rows
+from data.rows import conversation, write_rows
 
 GRID = 8  # cells a side of a word picture: the vision tower's patches
 HELDOUT_PICTURES = 520  # nine questions each
@@ -111,11 +111,8 @@ def _draw_one(job: tuple[Path, Scene, str]) -> None:
 
 def _row(name: str, scene: Scene, turns: list[tuple[str, str]], **extra) -> dict:
     """A row of LLaVA JSON; ``things`` lists what the picture shows, for evaluation."""
-    conversations = []
-    for question, answer in turns:
-        conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}"
-    return {"id": name, **extra, "things": [thing.pair for thing in scene.things], "conversations": conversations}
+    things = [thing.pair for thing in scene.things]
+    return {"id": name, **extra, "things": things, "conversations": conversation(turns)}
 
 
 def _context(scene: Scene, index: int) -> dict:

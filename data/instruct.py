@@ -1,0 +1,265 @@
+"""``python -m data.instruct --contexts FILE --teacher scripted|openai --out FILE``: write instruction data.
+
+A teacher that reads pictures as text (``data/contexts.py``) is asked for conversations, detailed descriptions and
+complex reasoning; its replies become rows of LLaVA JSON (paper, section 3). The mix says how often: with the paper's
+58:23:77 every picture gets complex reasoning, 58 of 77 a conversation and 23 of 77 a description, drawn by lot, so
+that 77,000 pictures give the paper's 158,000 rows.
+
+Replies are kept in FILE.journal.jsonl: the same command goes on where a build was interrupted, and the finished file
+is the same, whatever happened on the way.
+"""
+
+import argparse
+import hashlib
+import itertools
+import random
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from tqdm import tqdm
+
+from data.contexts import Context, read_contexts
+from data.estimate import estimate
+from data.journal import Journal
+from data.picturebook.language import DETAIL_REQUESTS
+from data.prompts import KINDS, messages
+from data.replies import Malformed, names_its_source, parse
+from data.rows import conversation, write_rows
+from data.teachers import Request
+from data.teachers.openai import NoReply, OpenAITeacher, Reply
+from data.teachers.scripted import Scripted
+from minillava.errors import UserError, run_program
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be written: what the teacher is asked for."""
+
+    id: str
+    context: Context
+    kind: str
+    question: str | None  # of a detailed description
+
+    def request(self, seed: int, attempt: int) -> Request:
+        digest = hashlib.sha256(f"{seed} {self.id!a} {attempt}".encode()).digest()
+        return Request(self.kind, self.context, self.question, int.from_bytes(digest[:8], "big"))
+
+
+def plan(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
+    """The rows to write, in order: of the kind with the largest share one for every context; of the others as many as
+    keep the proportion, rounded to the nearest, for contexts drawn by lot."""
+    chosen = {}
+    for kind, share in zip(KINDS, mix):
+        count = (2 * len(contexts) * share + max(mix)) // (2 * max(mix))
+        chosen[kind] = set(random.Random(f"{seed} {kind}").sample(range(len(contexts)), count))
+    jobs = []
+    for index, context in enumerate(contexts):
+        for kind in KINDS:
+            if index in chosen[kind]:
+                name = f"{context.id}-{kind}"
+                question = random.Random(f"{seed} {name!a}").choice(DETAIL_REQUESTS) if kind == "detail" else None
+                jobs.append(Job(name, context, kind, question))
+    return jobs
+
+
+def judge(job: Job, entries: list[dict]) -> tuple[list[tuple[str, str]] | None, str]:
+    """The turns of the first well-formed reply in the journal, or None and what was wrong with the last."""
+    reason = ""
+    for entry in entries:
+        try:
+            if "error" in entry:
+                raise Malformed(entry["error"])
+            return parse(job.kind, job.question, entry["reply"]), ""
+        except Malformed as error:
+            reason = str(error)
+    return None, reason
+
+
+def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int, threads: int) -> None:
+    """Ask for what the journal lacks, each row up to ``attempts`` times, with so many requests under way at once.
+
+    What ends the asking early, a teacher's UserError or Ctrl-C, is raised when the replies under way have arrived and
+    are written down.
+    """
+    waiting: SimpleQueue[Job] = SimpleQueue()
+    stop, failures = threading.Event(), []
+
+    def unanswered(job: Job) -> bool:
+        entries = journal.entries[job.id]
+        return len(entries) < attempts and judge(job, entries)[0] is None
+
+    def ask(job: Job) -> None:
+        try:
+            reply = teacher.reply(job.request(seed, len(journal.entries[job.id])))
+            entry = {"reply": reply, "tokens": getattr(reply, "tokens", Reply.tokens)}
+        except NoReply as error:
+            entry = {"error": error.reason, "tokens": error.tokens}
+        journal.append({"id": job.id, **entry})
+
+    def work() -> None:
+        try:
+            while True:
+                job = waiting.get_nowait()
+                while unanswered(job):
+                    if stop.is_set():
+                        return
+                    ask(job)
+                bar.update()
+        except Empty:
+            pass
+        except Exception as error:
+            failures.append(error)
+            stop.set()
+
+    for job in filter(unanswered, jobs):
+        waiting.put(job)
+    # Daemons, so that a second Ctrl-C ends the program without waiting for them.
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+    with tqdm(total=waiting.qsize(), desc="asking", unit="reply", disable=None) as bar:
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                worker.join()
+        except KeyboardInterrupt:
+            stop.set()
+            print("stopping when the replies under way are here; Ctrl-C again to leave them", file=sys.stderr)
+            for worker in workers:
+                worker.join()
+            raise
+    if failures:
+        raise failures[0]
+
+
+def write(jobs: list[Job], journal: Journal, out: Path) -> None:
+    """Write the rows that the journal's replies give, and print what came of them.
+
+    Raises UserError where that is none.
+    """
+    rows, refused, dropped = [], [], 0
+    for job in jobs:
+        turns, reason = judge(job, journal.entries[job.id])
+        if turns is None:
+            refused.append(f"  {job.context.id}, {job.kind}: {reason}")
+            continue
+        kept = [turn for turn in turns if not names_its_source(turn)]
+        dropped += len(turns) - len(kept)
+        if kept:
+            row = {"id": job.id, "image": job.context.image, "type": job.kind, "conversations": conversation(kept)}
+            rows.append(row)
+    if refused:
+        print(f"refused: {len(refused)} of {len(jobs)} rows, without a usable reply", *refused, sep="\n")
+    if dropped:
+        empty = len(jobs) - len(refused) - len(rows)
+        print(
+            f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows"
+        )
+    if not rows:
+        raise UserError(f"{out}: not written, for no reply can be used")
+    try:
+        write_rows(out, rows)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+    kinds = Counter(row["type"] for row in rows)
+    print(f"{out}: {len(rows)} rows ({', '.join(f'{kinds[kind]} {kind}' for kind in KINDS)})")
+
+
+def price(prompts: int, replies: int, a: argparse.Namespace) -> str:
+    cost = f", cost {(prompts * a.price_in + replies * a.price_out) / 1e6:.4f}" if a.price_in or a.price_out else ""
+    return f"{prompts} tokens of prompts, {replies} tokens of replies{cost}"
+
+
+def dry_run(jobs: list[Job], a: argparse.Namespace) -> None:
+    """Print the first prompt of each kind as it would be sent, and what the whole build would take."""
+    first = {job.kind: job for job in reversed(jobs)}
+    for kind in KINDS:
+        if kind in first:
+            print(f"======== {first[kind].id}")
+            for message in first[kind].request(a.seed, 0).messages:
+                print(f"-------- {message['role']}", message["content"], sep="\n")
+    prompts, replies = estimate(job.request(a.seed, 0) for job in jobs)
+    print(f"======== {len(jobs)} requests; counting words, numbers and marks, about {price(prompts, replies, a)}")
+
+
+def set_up(contexts: list[Context], mix: tuple[int, ...], a: argparse.Namespace) -> dict:
+    """What decides the finished file: builds that agree in it may share a journal."""
+    seen = hashlib.sha256()
+    for context in contexts:
+        seen.update(ascii(context).encode())
+    told = ascii([messages(kind, contexts[0]) for kind in KINDS])
+    return {
+        "contexts": seen.hexdigest(),
+        "prompts": hashlib.sha256(told.encode()).hexdigest(),
+        "teacher": a.teacher if a.teacher == "scripted" else f"{a.teacher} {a.model}",
+        "mix": list(mix),
+        "seed": a.seed,
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m data.instruct", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--contexts", required=True, help="captions and boxes: see data/contexts.py for the forms")
+    parser.add_argument("--teacher", choices=("scripted", "openai"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
+    parser.add_argument("--mix", default="58:23:77", help="conversation:detail:reasoning (default %(default)s)")
+    parser.add_argument("--limit", type=int, help="use the first so many pictures only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attempts", type=int, default=3, help="times to ask for one row (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print prompts and an estimate; ask nothing")
+    group = parser.add_argument_group("openai", "any OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY")
+    group.add_argument("--model")
+    group.add_argument("--base-url", help="where the endpoint is, such as http://localhost:8000/v1 (default OpenAI's)")
+    group.add_argument("--concurrency", type=int, default=8, help="requests at once (default %(default)s)")
+    group.add_argument("--timeout", type=float, default=300.0, help="seconds for one reply (default %(default)g)")
+    group.add_argument("--price-in", type=float, default=0.0, help="of a million tokens of prompts, to count the cost")
+    group.add_argument("--price-out", type=float, default=0.0, help="of a million tokens of replies")
+    a = parser.parse_args()
+    for name in ("limit", "attempts", "concurrency", "timeout"):
+        value = getattr(a, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} must be more than nothing")
+    if a.teacher == "openai" and not a.model:
+        raise UserError("--teacher openai needs --model")
+    return a
+
+
+def parse_mix(text: str) -> tuple[int, ...]:
+    mix = tuple(int(share) if share.isdecimal() else -1 for share in text.split(":"))
+    if len(mix) != len(KINDS) or min(mix) < 0 or not any(mix):
+        raise UserError(f"--mix {text}: three whole numbers are wanted, such as 58:23:77")
+    return mix
+
+
+def main() -> None:
+    a = parse_arguments()
+    mix = parse_mix(a.mix)
+    contexts = list(itertools.islice(read_contexts(a.contexts), a.limit))
+    told = [context for context in contexts if context.text()]
+    if len(told) < len(contexts):
+        print(f"left out: {len(contexts) - len(told)} of {len(contexts)} pictures, with neither captions nor boxes")
+    if not told:
+        raise UserError(f"{a.contexts}: no picture has captions or boxes")
+    jobs = plan(told, mix, a.seed)
+    if a.dry_run:
+        return dry_run(jobs, a)
+    path = Path(f"{a.out}.journal.jsonl")
+    if a.out.exists() and not path.exists():
+        raise UserError(f"{a.out}: is there already, and was not built by this program")
+    if a.teacher == "openai":
+        teacher, threads = OpenAITeacher(a.model, a.base_url, a.timeout), a.concurrency
+    else:
+        teacher, threads = Scripted(), 1
+    journal = Journal(path, set_up(told, mix, a))
+    ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)
+    write(jobs, journal, a.out)
+    if a.teacher == "openai":
+        tokens = [entry["tokens"] for job in jobs for entry in journal.entries[job.id]]
+        print(price(sum(prompt for prompt, _ in tokens), sum(reply for _, reply in tokens), a))
+
+
+if __name__ == "__main__":
+    run_program(main)
