@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--accumulation", type=positive, help="micro-batches that a batch is cut into")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, to keep fewer")
-    parser.add_argument("--lora", type=positive, metavar="RANK", help="stage 2 through low-rank matrices; saves an adapter")
+    parser.add_argument("--lora", type=positive, metavar="RANK", help="stage 2 by low-rank matrices; leaves an adapter")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=positive, default=20000, help="size of the picture-book, where it is drawn")
@@ -250,7 +250,7 @@ def stage_2(run: Run) -> None:
         stage_1(run, wanted=False)
     recipe = run.recipe("stage2", wanted=True)
     if recipe.lora and is_adapter(start):
-        raise UserError(f"{start}: an adapter; python -m minillava.merge makes a folder of it that --lora can start from")
+        raise UserError(f"{start}: an adapter; merge it first, for --lora to start from (python -m minillava.merge)")
     model = load(start, dtype=STORED if recipe.compact else None)
     model.template = a.template or model.template
     data = a.data or run.world / "instruct.json"

@@ -110,7 +110,7 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.Path
     except UserError as error:
         raise UserError(f"{folder / lora.CONFIG}: its base {error}") from None
     if lora.is_adapter(base):
-        raise UserError(f"{folder}: its base {base} is an adapter too; python -m minillava.merge makes one folder of the two")
+        raise UserError(f"{folder}: its base {base} is an adapter too; merge that first (python -m minillava.merge)")
     model = load(base, device, dtype, vision)
     with torch.device("meta"):
         lora.add_lora(model.language_model, config.rank, config.alpha)
@@ -171,9 +171,7 @@ def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = N
     return tower
 
 
-def load_decoder(
-    folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None
-) -> tuple[Decoder, Tokenizer]:
+def load_decoder(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer. Raises UserError."""
     folder = resolve_folder(folder)
     config = read_json_object(folder / "config.json")
@@ -246,7 +244,7 @@ def write_adapter(model: Llava, base: str | os.PathLike, folder: Path) -> None:
 
 
 def _tensors_hf(model: Llava) -> dict[str, Tensor]:
-    """The model's tensors; a linear projection as the two layers that transformers knows, the second changing nothing."""
+    """The model's tensors; a linear projection as two layers, as transformers has them, the second changing nothing."""
     tensors = model.state_dict()
     if model.config.projector == "linear":
         size = model.config.decoder.hidden_size

@@ -8,7 +8,7 @@ Held all the time are the weights and the optimiser's state. What else is held a
 - in the optimiser's step: all gradients, and what the step needs besides;
 - before all that, one block of the vision tower.
 
-What is kept of a forward pass depends on what learns. A matrix that learns needs its input again; a frozen one does not.
+What is kept of a forward pass depends on what learns: a matrix that learns needs its input again, a frozen one not.
 """
 
 import math
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.config import LlavaConfig, VisionConfig
 from minillava.llava import Llava
 from minillava.recipes import Recipe
 from minillava.training import build_optimizers, choose_what_learns, prepare
@@ -25,8 +25,11 @@ from minillava.weights import Unfilled
 
 GIB = 2**30
 LORA_RANK = 128  # proposed where nothing else fits
-# On a GPU: CUDA itself, its libraries' work space, and gaps between blocks of memory. A rule of thumb.
+# What the process holds beyond its tensors. On a GPU, CUDA itself, its libraries' work space and gaps between blocks of
+# memory: a rule of thumb. On a CPU, PyTorch's libraries, and gaps: the loop has glibc keep what is freed
+# (training.keep_memory), and as measured they come to a third up to two thirds of what comes and goes.
 GPU_RESERVE = GIB
+CPU_RESERVE, CPU_GAPS = GIB // 10, 0.5
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Plan:
     optimizer: int
     activations: int
     logits: int
+    reserve: int
     peak: int
 
 
@@ -107,7 +111,7 @@ def plan(setting: Setting) -> Plan:
         earlier + kept + max(logits, again + block_work(s)),
         gradients + max(again, step),
     )
-    peak = weights + optimizer + pixel_bytes(s) + max(moments) + (GPU_RESERVE if s.gpu else 0)
+    reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * max(moments))
     return Plan(
         sum(p.numel() for p in model.parameters()),
         numbers,
@@ -116,7 +120,8 @@ def plan(setting: Setting) -> Plan:
         optimizer,
         kept + again,
         logits,
-        peak,
+        reserve,
+        weights + optimizer + pixel_bytes(s) + max(moments) + reserve,
     )
 
 
@@ -169,14 +174,14 @@ def block_copies(s: Setting) -> int:
 
 
 def projection_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of the projection: what each matrix reads, GELU's input, and bfloat16 copies."""
+    """Bytes that autograd keeps of the projection: what each matrix reads, and GELU. The first matrix is not read
+    again, since the features before it are frozen."""
     visual = s.rows * s.config.num_image_tokens
     from_size, to_size = s.config.vision.hidden_size, s.config.decoder.hidden_size
-    numbers, matrices = visual * from_size, from_size * to_size + to_size
-    if s.config.projector == "mlp":
-        numbers += 2 * visual * to_size
-        matrices += to_size * to_size + to_size
-    return numbers * s.product + (2 * matrices if s.bfloat16 else 0)
+    if s.config.projector == "linear":
+        return visual * from_size * s.product
+    copy = 2 * to_size * to_size if s.bfloat16 else 0
+    return visual * (from_size + 2 * to_size) * s.product + copy
 
 
 def end_bytes(s: Setting) -> int:
@@ -240,7 +245,7 @@ def describe(config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gp
         f"{'on' if recipe.checkpointing else 'off'}, on a {'GPU' if gpu else 'CPU'}",
         "",
     ]
-    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "reserve", "peak"):
         lines.append(f"{name:<12}{getattr(p, name) / GIB:>9.2f} GiB")
     fits = p.peak <= memory * GIB
     lines += ["", f"{'fits' if fits else 'does not fit'} in {memory:g} GiB"]

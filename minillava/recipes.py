@@ -49,8 +49,8 @@ TOY = {
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
     "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),
 }
-# The paper's, section 4.2 and appendix: batch, rate and epochs of its two stages; Adam without weight decay, cosine, 3 %
-# warm-up, bfloat16, activation checkpointing. A long row is one as long as the authors' scripts allow
+# The paper's, section 4.2 and appendix: batch, rate and epochs of its two stages; Adam without weight decay, cosine,
+# 3 % warm-up, bfloat16, activation checkpointing. A long row is one as long as the authors' scripts allow
 # (model_max_length); a caption is far shorter.
 PAPER = {
     "stage1": Recipe(2e-3, batch_size=128, epochs=1, checkpointing=True, compact=True, length=768),
@@ -83,8 +83,8 @@ PRESETS = {
         CLIP_L_336,
         TINYLLAMA,
     ),
-    # Rank 128, and alpha twice that: the authors' scripts/v1_5/finetune_lora.sh. The learning rate stays the paper's, as
-    # in their scripts/finetune_lora.sh; the former has 2e-4.
+    # Rank 128, and alpha twice that: the authors' scripts/v1_5/finetune_lora.sh. The learning rate stays the paper's,
+    # as in their scripts/finetune_lora.sh; the former has 2e-4.
     "llava-7b": Preset(
         in_pieces(16, 32, lora=128),
         "openai/clip-vit-large-patch14-336",

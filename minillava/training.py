@@ -1,7 +1,8 @@
 """ONE loop for all trainings: contrast, next token, stage 1, stage 2.
 
-A ``Task`` says what learns, from which data, by which loss and how it is saved; a ``Recipe`` (recipes.py) says for how
-long and how fast. The rest (order, optimiser, schedule, accumulation, metrics, checkpoints, resuming) is the same for all, and here.
+A ``Task`` says what learns, from which data, by which loss and how it is saved; a ``Recipe`` (recipes.py) for how long,
+how fast and in how much memory. The rest (order, optimiser, schedule, accumulation, metrics, checkpoints, resuming) is
+the same for all, and here.
 """
 
 import ctypes
@@ -84,9 +85,7 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
         model.language_model.requires_grad_(True)
 
 
-def llava_task(
-    model: Llava, dataset, stage: int, lora: int = 0, base: str | os.PathLike | None = None
-) -> Task:
+def llava_task(model: Llava, dataset, stage: int, lora: int = 0, base: str | os.PathLike | None = None) -> Task:
     """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved."""
     choose_what_learns(model, stage, lora)
 

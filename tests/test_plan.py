@@ -1,5 +1,6 @@
 """The plan of a training's memory: counted against autograd itself, the optimisers and transformers."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minillava.config import LlavaConfig
 from minillava.llava import Llava
@@ -62,10 +64,11 @@ def kept_by_autograd(s: Setting) -> int:
 )
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
 def test_activations_are_what_autograd_keeps(tiny_config, stage, recipe, bfloat16, checkpointing, projector):
-    """All but the small: masks, angles, ids and what one number a token takes."""
+    """All but the tables of rotary angles, and what takes a few bytes a token: masks and the places of labels."""
     tiny_config.projector = projector
     s = setting_of(tiny_config, stage, bfloat16, checkpointing=checkpointing, **recipe)
-    assert kept_by_autograd(s) == pytest.approx(kept_bytes(s) + plan(s).logits / 3, rel=0.02)
+    small = 8 * LENGTH * tiny_config.decoder.head_dim + 16 * ROWS * LENGTH
+    assert 0 <= kept_by_autograd(s) - (kept_bytes(s) + plan(s).logits / 3) < small
 
 
 @pytest.mark.parametrize(("stage", "optimizer", "lora"), [(1, "adamw", 0), (2, "muon", 0), (2, "adamw", 3)])
@@ -138,7 +141,7 @@ def test_what_does_not_fit_is_told_the_nearest_setting_that_does(tiny_config):
 
     peaks = [plan(set_up(tiny_config, 2, r, True, False)).peak / GIB for r in settings(recipe, 2)]
     assert told(recipe, peaks[0] * 1.001).startswith("fits in")
-    for memory in (peaks[0] * 0.999, peaks[0] * 0.5, min(peaks) * 1.001):
+    for memory in (peak * 1.0001 for peak in peaks if peak < peaks[0]):
         nearest = next(r for r, peak in zip(settings(recipe, 2), peaks) if peak <= memory)
         line = told(recipe, memory)
         assert line.startswith("does not fit in")
@@ -166,12 +169,12 @@ def test_sizes_are_read_from_folders_without_their_weights(tmp_path):
     folder = ROOT / "minillava" / "pretrained" / "llava"
     (tmp_path / "model").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "model")
-    told = []
-    for given in (("--model", tmp_path / "model"), ()):  # the toy preset has the same sizes
-        done = run("--stage", "2", "--out", tmp_path / "none", "--device", "cpu", "--dtype", "float32", *given)
-        assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
-    assert told[0] == told[1]
+    done = run("--stage", "2", "--model", tmp_path / "model", "--device", "cpu", "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    stored = load_file(folder / "model.safetensors")
+    count = sum(t.numel() for name, t in stored.items() if not name.startswith("multi_modal_projector.linear_2."))
+    assert done.stdout.startswith(f"stage 2: {count / 1e6:.1f} M parameters")
+    assert re.search(rf"^weights +{4 * count / GIB:.2f} GiB$", done.stdout, re.MULTILINE)
     done = run("--stage", "2", "--out", tmp_path / "none", "--vision", tmp_path / "nowhere")
     assert done.returncode == 2 and "nowhere/config.json: No such file" in done.stderr
     assert run("--stage", "0").returncode == 2
