@@ -61,6 +61,12 @@ class Setting:
         return self.stage == 2 and not self.recipe.lora
 
     @property
+    def fused(self) -> bool:
+        """Whether attention runs in a fused kernel. PyTorch's take a mask or shared key heads, but not both."""
+        c = self.config.decoder
+        return self.gpu and c.num_key_value_heads == c.num_attention_heads
+
+    @property
     def stream(self) -> int:
         """Bytes of a number between the decoder's blocks: those of the word embeddings, where it begins."""
         return 4 if self.whole else self.frozen
@@ -141,10 +147,10 @@ def block_bytes(s: Setting) -> int:
     # Two norms: their input in float32 and 1 / rms; where the norm's weight learns, the normalised input too, which a
     # GPU's kernel computes again instead.
     norms = 2 * (4 * hidden + 4 + (4 * hidden if s.whole and not s.gpu else 0))
-    # Queries, and keys and values repeated for each query head; then softmax's results over the row, or on a GPU, whose
-    # kernel computes them again, the output and one number a head.
-    attention = 3 * width * s.product
-    attention += width * s.product + 4 * heads if s.gpu else heads * s.length * s.product
+    # Queries, keys and values; then softmax's results over the row, or from a fused kernel, which computes them again,
+    # the output and one number a head.
+    attention = (width + 2 * c.num_key_value_heads * c.head_dim) * s.product
+    attention += width * s.product + 4 * heads if s.fused else heads * s.length * s.product
     mlp = 3 * inner * s.product  # gate, silu(gate), up
     # What the matrices read, if they or low-rank ones beside them learn. Where it is not in the products' dtype each
     # makes a copy of its own.
@@ -152,7 +158,7 @@ def block_bytes(s: Setting) -> int:
     if s.stage == 2:
         copies = 1 if s.stream == s.product else 3
         inputs += copies * hidden * s.product  # of q, k, v
-        inputs += 0 if s.gpu else width * s.product  # of o; on a GPU it is the output that is kept already
+        inputs += 0 if s.fused else width * s.product  # of o; from a fused kernel it is the output, kept already
         inputs += min(copies, 2) * hidden * s.product  # of gate, up
         inputs += inner * s.product  # of down
         inputs += 7 * s.recipe.lora * s.product  # of each B
@@ -196,7 +202,7 @@ def end_bytes(s: Setting) -> int:
 def block_work(s: Setting) -> int:
     """Bytes that the last block needs besides what it keeps: two more tables of scores, or SwiGLU's gradients."""
     c = s.config.decoder
-    scores = 0 if s.gpu else 2 * c.num_attention_heads * s.length
+    scores = 0 if s.fused else 2 * c.num_attention_heads * s.length
     return s.rows * s.length * max(scores, 3 * c.intermediate_size) * s.product
 
 
@@ -239,7 +245,7 @@ def describe(config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gp
     learns = "projection" if stage == 1 else f"projection, LoRA {recipe.lora}" if recipe.lora else "projection, decoder"
     lines = [
         f"stage {stage}: {p.parameters / 1e6:,.1f} M parameters, of which {p.learning / 1e6:,.1f} M learn ({learns})",
-        f"batch {recipe.batch_size} in {recipe.accumulation} pieces of {s.rows} rows; rows of {s.length} tokens, "
+        f"batch {recipe.batch_size} = {recipe.accumulation} x {s.rows} rows of {s.length} tokens, "
         f"{config.num_image_tokens} of them visual, {s.labels} bearing loss",
         f"{'bfloat16' if bfloat16 else 'float32'} products, activation checkpointing "
         f"{'on' if recipe.checkpointing else 'off'}, on a {'GPU' if gpu else 'CPU'}",
