@@ -6,12 +6,13 @@ stage 2   the projection and the decoder, on instructions
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from minillava.checkpoint import join, load, load_decoder, recover_folder
-from minillava.config import DecoderConfig, TextConfig, VisionConfig
+from minillava.checkpoint import join, load, load_decoder, read_decoder, read_llava, read_vision, recover_folder
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
 from minillava.conversation import SYSTEM, TEMPLATES
 from minillava.dataset import ConversationDataset, RegionDataset
@@ -19,17 +20,20 @@ from minillava.decoder import Decoder
 from minillava.errors import UserError, run_program
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
+from minillava.lora import is_adapter
+from minillava.plan import describe
+from minillava.recipes import PRESETS, TOY, Recipe, adjust
 from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
 from minillava.training import (
-    PRESETS,
-    adjust,
     contrastive_task,
+    has_fast_bfloat16,
     initialise,
     is_finished,
     llava_task,
     next_token_task,
     train,
 )
+from minillava.weights import STORED
 
 PRETRAINED = Path(__file__).parent / "minillava" / "pretrained"
 VOCABULARY = 1024
@@ -38,10 +42,14 @@ VOCABULARY = 1024
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(0, 1, 2), required=True)
-    parser.add_argument("--preset", choices=PRESETS, default="toy", help="recipe: toy (default), or the paper's values")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/toy"), help="folder for all results (default %(default)s)"
+        "--preset",
+        choices=PRESETS,
+        default="toy",
+        help="towers and recipe: toy (default), or the paper's values: as on eight cards (paper), or for one card with "
+        "TinyLlama (consumer) or Vicuna-7B (llava-7b)",
     )
+    parser.add_argument("--out", type=Path, help="folder for all results (default out/PRESET)")
     parser.add_argument("--from-scratch", action="store_true", help="train the towers too, instead of the shipped ones")
     parser.add_argument("--vision", help="CLIP folder or hub id to take the vision tower from")
     parser.add_argument("--decoder", help="LLaMA folder or hub id to take the decoder and tokenizer from")
@@ -59,13 +67,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=positive, help="stop each training after so many steps")
     parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--accumulation", type=positive, help="micro-batches that a batch is cut into")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again, to keep fewer")
+    parser.add_argument("--lora", type=positive, metavar="RANK", help="stage 2 by low-rank matrices; leaves an adapter")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=positive, default=20000, help="size of the picture-book, where it is drawn")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this stage")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default: the faster)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--plan", action="store_true", help="train nothing: print the memory it takes")
+    parser.add_argument("--memory", type=float, default=24.0, help="GiB to plan for (default %(default)g)")
+    arguments = parser.parse_args()
+    preset = PRESETS[arguments.preset]
+    arguments.out = arguments.out or Path("out") / arguments.preset
+    arguments.vision = arguments.vision or preset.vision_id
+    arguments.decoder = arguments.decoder or preset.decoder_id
+    return arguments
 
 
 def positive(text: str) -> int:
@@ -82,12 +99,19 @@ class Run:
         self.out: Path = arguments.out
         self.world = self.out / "data"
 
-    def train(self, name: str, task, wanted: bool) -> None:
+    def recipe(self, name: str, wanted: bool) -> Recipe:
         """``wanted`` is the stage that was asked for; others are run because it lacks them."""
         a = self.arguments
-        recipe = PRESETS[a.preset].get(name) or PRESETS["toy"][name]
-        if wanted:
-            recipe = adjust(recipe, a.learning_rate, a.batch_size, a.accumulation)
+        recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
+        if a.dtype == "float32":
+            recipe = replace(recipe, compact=False)
+        if not wanted:
+            return recipe
+        return adjust(recipe, a.learning_rate, a.batch_size, a.accumulation, a.checkpointing, a.lora)
+
+    def train(self, name: str, task, wanted: bool) -> None:
+        a = self.arguments
+        recipe = self.recipe(name, wanted)
         out = self.out / name
         estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
         print(f"{name}: training, to {out}{estimate}", flush=True)
@@ -202,11 +226,12 @@ def towers(run: Run) -> tuple[str | Path, str | Path]:
 
 def stage_1(run: Run, wanted: bool) -> None:
     a = run.arguments
+    dtype = STORED if run.recipe("stage1", wanted).compact else None
     if a.model and wanted:
-        model = load(a.model)
+        model = load(a.model, dtype=dtype)
     else:
         torch.manual_seed(a.seed)
-        model = join(*towers(run), a.projector, a.vision_feature_layer)
+        model = join(*towers(run), a.projector, a.vision_feature_layer, dtype)
     data = (a.data if wanted else None) or run.world / "captions.json"
     if data == run.world / "captions.json":
         run.draw_world()
@@ -220,17 +245,47 @@ def stage_2(run: Run) -> None:
     a = run.arguments
     start = a.model or run.out / "stage1"
     if not a.model and run.lacks("stage1"):
+        if PRESETS[a.preset].vision_id:
+            raise UserError(f"{start}: no finished stage 1; train it first, on captions that --data gives")
         stage_1(run, wanted=False)
-    model = load(start)
+    recipe = run.recipe("stage2", wanted=True)
+    if recipe.lora and is_adapter(start):
+        raise UserError(f"{start}: an adapter; merge it first, for --lora to start from (python -m minillava.merge)")
+    model = load(start, dtype=STORED if recipe.compact else None)
     model.template = a.template or model.template
     data = a.data or run.world / "instruct.json"
     if data == run.world / "instruct.json":
         run.draw_world()
-    run.train("stage2", llava_task(model, run.conversations(model, data, model.template), 2), True)
+    dataset = run.conversations(model, data, model.template)
+    torch.manual_seed(a.seed)  # LoRA's matrices start random
+    run.train("stage2", llava_task(model, dataset, 2, recipe.lora, start), True)
+
+
+def plan(a: argparse.Namespace) -> None:
+    """Print what the stage takes in memory, from sizes alone: the preset's, or those in the folders that are given."""
+    if a.stage == 0:
+        raise UserError("--plan: stage 0 trains the picture-book's small towers; plan stage 1 or 2")
+    preset, trained = PRESETS[a.preset], a.out / "stage1"
+    if a.model or (a.stage == 2 and trained.exists()):
+        config, _, _ = read_llava(a.model or trained)
+    else:
+        vision = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
+        decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)
+        config = LlavaConfig(vision, decoder, a.projector)
+    recipe = Run(a).recipe(f"stage{a.stage}", wanted=True)
+    gpu = a.device != "cpu"
+    bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype == "bfloat16"
+    print(describe(config, a.stage, recipe, bfloat16, gpu, a.memory))
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.lora and arguments.stage != 2:
+        raise UserError(f"--lora: stage {arguments.stage} does not train the decoder of a LLaVA; stage 2 does")
+    if arguments.plan:
+        plan(arguments)
+        return
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:

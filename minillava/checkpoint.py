@@ -7,14 +7,17 @@ that hub files use are accepted too, and the layout of the LLaVA authors' own fo
 
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from minillava import lora
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
 from minillava.contrastive import Clip
 from minillava.conversation import TEMPLATES, chat_template, recognise
@@ -26,7 +29,7 @@ from minillava.llava import Llava, add_image_token
 from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import Unfilled, fill, list_tensors, rename, write_tensors
+from minillava.weights import ADAPTER, Dtype, Stored, Unfilled, fill, list_tensors, rename, write_tensors
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
@@ -46,21 +49,26 @@ ORIGINAL_NAMES = (
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
+ADAPTER_PREFIX = "base_model.model.model."  # peft's two wrappers, then LlavaForConditionalGeneration's model
+ADAPTER_NAMES = ((rf"^{re.escape(ADAPTER_PREFIX)}", ""),)
 TEMPLATE = "chat_template.jinja"
 
 
 def load(
     folder: str | os.PathLike,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     vision: str | os.PathLike | None = None,
 ) -> Llava:
     """Read a LLaVA folder, tokenizer included; float32 unless ``dtype`` says otherwise. Raises UserError.
 
     A folder in the layout of the LLaVA authors' code names its CLIP folder, which is looked for beside it unless
-    ``vision`` says where it is. Its tokenizer and embedding gain an <image> token.
+    ``vision`` says where it is. Its tokenizer and embedding gain an <image> token. An adapter folder, which a training
+    with LoRA leaves, names the folder that it adds to; the sum of both is read.
     """
     folder = resolve_folder(folder)
+    if lora.is_adapter(folder):
+        return _load_adapter(folder, device, dtype, vision)
     config = read_json_object(folder / "config.json")
     if "mm_vision_tower" in config:
         clip = resolve_folder(vision) if vision else _clip_beside(folder, config["mm_vision_tower"])
@@ -73,24 +81,46 @@ def load(
     return model.eval()
 
 
-def _load_llava_hf(folder: Path, config: dict, device: str, dtype: torch.dtype | None) -> Llava:
+def _load_llava_hf(folder: Path, config: dict, device: str, dtype: Dtype) -> Llava:
     _check_type(config, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = _build(lambda c: Llava(LlavaConfig.from_dict(c), tokenizer), config, folder)
-    linear = model.config.projector == "linear"
-    if linear:  # stored as two layers with nothing between
-        with torch.device("meta"):
-            sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
-            model.multi_modal_projector = MLPProjector(*sizes)
     model.image_processor = _image_processor(folder, model.config.vision)
     model.template = _template(folder)
-    fill(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
-    if linear:
-        model.multi_modal_projector = _fold(model.multi_modal_projector)
+    _fill_hf(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
     return model
 
 
-def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: torch.dtype | None) -> Llava:
+def _fill_hf(model: Llava, tensors: dict[str, Stored], folder: Path, device: str, dtype: Dtype) -> None:
+    """Fill what of ``model`` is empty, and its projection: two layers in the files, with nothing between if linear."""
+    with torch.device("meta"):
+        sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
+        model.multi_modal_projector = MLPProjector(*sizes)
+    fill(model, tensors, folder, device, dtype)
+    if model.config.projector == "linear":
+        model.multi_modal_projector = _fold(model.multi_modal_projector)
+
+
+def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.PathLike | None) -> Llava:
+    """The base that the adapter names, with what was learnt added to its weights."""
+    config = lora.read_config(folder)
+    try:
+        base = folder / config.base if (folder / config.base).is_dir() else resolve_folder(config.base)
+    except UserError as error:
+        raise UserError(f"{folder / lora.CONFIG}: its base {error}") from None
+    if lora.is_adapter(base):
+        raise UserError(f"{folder}: its base {base} is an adapter too; merge that first (python -m minillava.merge)")
+    model = load(base, device, dtype, vision)
+    with torch.device("meta"):
+        lora.add_lora(model.language_model, config.rank, config.alpha)
+    _fill_hf(model, rename(list_tensors(folder), ADAPTER_NAMES), folder, device, dtype)
+    lora.merge_lora(model.language_model)
+    if (folder / TEMPLATE).exists():
+        model.template = _template(folder)
+    return model.eval()
+
+
+def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: Dtype) -> Llava:
     """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
     tokenizer = Tokenizer.from_pretrained(folder)
     vision = _parse(VisionConfig.from_dict, _vision_part(clip), clip)
@@ -112,13 +142,14 @@ def join(
     decoder: str | os.PathLike,
     projector: str = "linear",
     vision_feature_layer: int = -2,
+    dtype: Dtype = None,
 ) -> Llava:
     """A CLIP folder and a LLaMA folder -> a LLaVA whose projection has learnt nothing yet. Raises UserError.
 
     The decoder's tokenizer and embedding gain an <image> and a padding token where they have none.
     """
-    tower = load_vision(vision)
-    language_model, tokenizer = load_decoder(decoder)
+    tower = load_vision(vision, dtype=dtype)
+    language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
     with torch.device("meta"), Unfilled():
@@ -130,15 +161,7 @@ def join(
     return model
 
 
-def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
-    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh. Raises UserError."""
-    folder = resolve_folder(folder)
-    config = read_json_object(folder / "config.json")
-    _check_type(config, folder)
-    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder), _template(folder)
-
-
-def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None) -> VisionTower:
+def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
     """Read CLIP's vision tower, from a folder that holds it alone or both towers. Raises UserError."""
     folder = resolve_folder(folder)
     tower = _build(lambda c: VisionTower(VisionConfig.from_dict(c)), _vision_part(folder), folder)
@@ -147,9 +170,7 @@ def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: torch.dty
     return tower
 
 
-def load_decoder(
-    folder: str | os.PathLike, device: str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[Decoder, Tokenizer]:
+def load_decoder(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer. Raises UserError."""
     folder = resolve_folder(folder)
     config = read_json_object(folder / "config.json")
@@ -170,6 +191,25 @@ def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
     return clip, Tokenizer.from_pretrained(folder)
 
 
+def read_llava(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
+    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh. Raises UserError."""
+    folder = resolve_folder(folder)
+    config = read_json_object(folder / "config.json")
+    _check_type(config, folder)
+    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder), _template(folder)
+
+
+def read_vision(folder: str | os.PathLike) -> VisionConfig:
+    """The sizes of a CLIP folder's vision tower, from its config.json alone. Raises UserError."""
+    return _parse(VisionConfig.from_dict, _vision_part(Path(folder)), Path(folder))
+
+
+def read_decoder(folder: str | os.PathLike) -> DecoderConfig:
+    """The sizes of a LLaMA folder, from its config.json alone. Raises UserError."""
+    folder = Path(folder)
+    return _parse(DecoderConfig.from_dict, read_json_object(folder / "config.json"), folder)
+
+
 def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
     """Write a LLaVA folder that transformers opens. The folder is replaced as a whole or not at all."""
     replace_folder(folder, lambda new: write_llava(model, new, dtype))
@@ -178,18 +218,43 @@ def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = No
 def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write the files of a LLaVA folder as ``LlavaForConditionalGeneration`` has them."""
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _tensors_hf(model).items():
+        if lora.is_learnt(name):
+            raise ValueError("the model has LoRA beside its weights: merge_lora() it first, or write_adapter()")
         if name.startswith("language_model.") and not name.startswith("language_model.lm_head"):
             name = name.replace("language_model.", "language_model.model.", 1)
         tensors[name] = tensor
-    if model.config.projector == "linear":  # transformers knows two layers: ours, then one that changes nothing
+    _write(folder, model.config.to_dict(), tensors, model.tokenizer, dtype, _processor_files(model))
+
+
+def write_adapter(model: Llava, base: str | os.PathLike, folder: Path) -> None:
+    """Write what LoRA and the projection have learnt, as the peft library does, to be added to ``base``.
+
+    ``base`` is a hub id, or a folder, which is written down as it lies from here: the two can be moved together.
+    """
+    place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
+    tensors = {
+        ADAPTER_PREFIX + name: tensor.detach().cpu().contiguous()
+        for name, tensor in _tensors_hf(model).items()
+        if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
+    }
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    config = lora.config_of(model.language_model, place)
+    (folder / lora.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / TEMPLATE).write_text(chat_template(model.template), encoding="utf-8")
+
+
+def _tensors_hf(model: Llava) -> dict[str, Tensor]:
+    """The model's tensors; a linear projection as two layers, as transformers has them, the second changing nothing."""
+    tensors = model.state_dict()
+    if model.config.projector == "linear":
         size = model.config.decoder.hidden_size
         for kind in ("weight", "bias"):
             tensors[f"multi_modal_projector.linear_1.{kind}"] = tensors.pop(f"multi_modal_projector.{kind}")
         like = tensors["multi_modal_projector.linear_1.weight"]
         tensors["multi_modal_projector.linear_2.weight"] = torch.eye(size, dtype=like.dtype)
         tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(size, dtype=like.dtype)
-    _write(folder, model.config.to_dict(), tensors, model.tokenizer, dtype, _processor_files(model))
+    return tensors
 
 
 def write_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minillava.attention import CLOSED, attend, causal_mask
 from minillava.config import DecoderConfig
@@ -147,6 +148,7 @@ class Decoder(nn.Module):
         if config.head_dim % 2:
             raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions turn pairs")
         self.config = config
+        self.checkpointing = False  # in training, keep each block's input alone and compute the block again going back
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -170,7 +172,10 @@ class Decoder(nn.Module):
         rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:
-            x = layer(x, rope, mask, cache)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rope, mask, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, rope, mask, cache)
         if cache is not None:
             cache.length += length
         return self.norm(x)

@@ -1,64 +1,37 @@
 """ONE loop for all trainings: contrast, next token, stage 1, stage 2.
 
-A ``Task`` says what learns, from which data, by which loss and how it is saved; a ``Recipe`` says for how long and how
-fast. The rest (order, optimiser, schedule, accumulation, metrics, checkpoints, resuming) is the same for all, and here.
+A ``Task`` says what learns, from which data, by which loss and how it is saved; a ``Recipe`` (recipes.py) for how long,
+how fast and in how much memory. The rest (order, optimiser, schedule, accumulation, metrics, checkpoints, resuming) is
+the same for all, and here.
 """
 
 import ctypes
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minillava.checkpoint import recover_folder, replace_folder, write_clip, write_decoder, write_llava
+from minillava.checkpoint import recover_folder, replace_folder, write_adapter, write_clip, write_decoder, write_llava
 from minillava.contrastive import Clip, clip_loss
 from minillava.conversation import IGNORE
 from minillava.dataset import batch_order
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.llava import Llava, answer_loss, splice
+from minillava.lora import ALPHA, add_lora
 from minillava.plot import draw_loss
+from minillava.recipes import Recipe
 from minillava.tokenizer import Tokenizer
 
 STATE = "trainer_state.pt"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast. ``minutes`` is what it takes on two CPU cores, for the estimate shown; 0 is unknown."""
-
-    learning_rate: float
-    batch_size: int
-    epochs: float
-    warmup: float = 0.03  # share of the steps; paper, appendix
-    optimizer: str = "adamw"  # "adamw", or "muon" for the matrices inside the blocks
-    weight_decay: float = 0.0
-    accumulation: int = 1  # micro-batches a step; batch_size counts them all
-    save_every: int = 250  # steps
-    minutes: float = 0.0
-
-
-# From zero on two CPU cores. Muon learns shapes in far fewer steps than AdamW does.
-TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
-    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
-    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", minutes=10),
-    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),
-}
-# The paper's, section 4.2 and appendix: Adam without weight decay, cosine, 3 % warm-up.
-PAPER = {
-    "stage1": Recipe(learning_rate=2e-3, batch_size=128, epochs=1),
-    "stage2": Recipe(learning_rate=2e-5, batch_size=32, epochs=3),
-}
-PRESETS = {"toy": TOY, "paper": PAPER}
 
 
 @dataclass
@@ -101,17 +74,31 @@ def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
     return (embedding(word_ids.clamp(min=0)) * there).sum(dim=2) / there.sum(dim=2)
 
 
-def llava_task(model: Llava, dataset, stage: int) -> Task:
-    """Stage 1 trains W alone; stage 2 trains W and the decoder. The vision tower is frozen in both (paper, 4.2)."""
+def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
+    """Stage 1 trains W alone; stage 2 trains W and the decoder, or low-rank matrices beside the decoder's (``lora`` is
+    their rank). The vision tower is frozen in both (paper, 4.2)."""
     model.requires_grad_(False)
     model.multi_modal_projector.requires_grad_(True)
-    if stage == 2:
+    if stage == 2 and lora:
+        add_lora(model.language_model, lora, ALPHA * lora)
+    elif stage == 2:
         model.language_model.requires_grad_(True)
+
+
+def llava_task(model: Llava, dataset, stage: int, lora: int = 0, base: str | os.PathLike | None = None) -> Task:
+    """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved."""
+    choose_what_learns(model, stage, lora)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         return model(batch["input_ids"], batch.get("pixel_values"), labels=batch["labels"]).loss
 
-    return Task(f"stage{stage}", model, dataset, loss, lambda folder: write_llava(model, folder))
+    def write(folder: Path) -> None:
+        if lora:
+            write_adapter(model, base, folder)
+        else:
+            write_llava(model, folder)
+
+    return Task(f"stage{stage}", model, dataset, loss, write)
 
 
 def train(
@@ -126,12 +113,19 @@ def train(
 ) -> None:
     """Run a task and leave ``out`` (a checkpoint folder), ``out``.metrics.jsonl and ``out``.loss.png.
 
-    ``bfloat16`` runs the matrix products in bfloat16 over float32 weights; None means where the machine does it faster.
+    ``bfloat16`` runs the matrix products in bfloat16 over float32 weights; None means where the machine does it faster,
+    or the recipe is compact. A compact recipe holds frozen weights in bfloat16 too, and saves them so.
     With ``resume`` a run goes on from its last checkpoint, and ends with the weights it would have had without a break.
     Raises UserError where ``out`` is there already and ``resume`` is not asked for, or where it is another run's.
     """
     keep_memory()
     recover_folder(out)
+    if bfloat16 is None:
+        bfloat16 = recipe.compact or has_fast_bfloat16(device)
+    autocast = nullcontext()
+    if bfloat16:  # each weight is used once, so its bfloat16 copy need not be kept for a second time
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)
+    prepare(task.model, recipe.compact and bfloat16, recipe.checkpointing)
     model, dataset = task.model.to(device).train(), task.dataset
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = build_optimizers(trainable, recipe)
@@ -143,9 +137,6 @@ def train(
         step, metrics = _restore(out, trainable, optimizers, total, seed)
     elif out.exists():
         raise UserError(f"{out} is there already: --resume goes on with it, --out chooses another folder")
-    if bfloat16 is None:
-        bfloat16 = has_fast_bfloat16(device)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bfloat16 else nullcontext()
     log = out.with_name(f"{out.name}.metrics.jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
@@ -206,12 +197,27 @@ def _accumulate(task: Task, indices: list[int], epoch: int, parts: int, device: 
     return loss
 
 
+def prepare(model: nn.Module, compact: bool, checkpointing: bool) -> None:
+    """Set how much memory the model takes: the dtype of its weights, and what its decoder keeps for the way back.
+
+    What learns is float32: a step is often smaller than a bfloat16's last digit. What is frozen is bfloat16 if
+    ``compact``, else as it is.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad or compact:
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+    for part in model.modules():
+        if isinstance(part, Decoder):
+            part.checkpointing = checkpointing
+
+
 def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest (embeddings, norms, projections)."""
     matrices = [p for name, p in trainable.items() if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name]
     others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
+    fused = others[0].is_cuda or None  # PyTorch's choice for GPUs holds a copy of all that learns while it steps
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay)
+        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=fused)
     ]
     if matrices:
         optimizers.append(
@@ -313,9 +319,3 @@ def _restore(out: Path, trainable, optimizers, total: int, seed: int) -> tuple[i
     log = out.with_name(f"{out.name}.metrics.jsonl")
     lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one
     return state["step"], [json.loads(line) for line in lines]
-
-
-def adjust(recipe: Recipe, learning_rate: float | None, batch_size: int | None, accumulation: int | None) -> Recipe:
-    """A recipe with what the command line changes."""
-    changes = {"learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation}
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})

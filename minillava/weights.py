@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +24,12 @@ from minillava.config import read_json_object
 from minillava.errors import UserError
 
 WEIGHTS = "model.safetensors"
-KINDS = (WEIGHTS, "pytorch_model.bin")  # the first that is there is read; each may be shards with NAME.index.json
+ADAPTER = "adapter_model.safetensors"
+# The first that is there is read; each may be shards with NAME.index.json.
+KINDS = (WEIGHTS, "pytorch_model.bin", ADAPTER)
 SHARD_BYTES = 5 * 10**9  # at most so many in a file that we write
+STORED = "stored"
+Dtype = torch.dtype | Literal["stored"] | None  # of what is read; "stored" is each tensor's own, None is float32
 # Not weights: what each position's number is, and RoPE's angles, which follow from the config.
 CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
 
@@ -108,7 +113,7 @@ def fill(
     tensors: dict[str, Stored],
     folder: Path,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> None:
     """Give the parameters that ``module`` has on the meta device their values, in ``dtype`` (float32) on ``device``.
 
@@ -142,7 +147,8 @@ def fill(
                 raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
         if not value.is_floating_point():
             raise UserError(f"{first.file}: tensor {first.name} is of {value.dtype}, not of fractions")
-        copy = nn.Parameter(torch.empty(value.shape, dtype=dtype or torch.float32, device=device).copy_(value))
+        kind = value.dtype if dtype == STORED else dtype or torch.float32
+        copy = nn.Parameter(torch.empty(value.shape, dtype=kind, device=device).copy_(value))
         torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
 
 

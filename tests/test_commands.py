@@ -90,6 +90,21 @@ def test_a_drawn_scene_is_the_same_for_the_same_seed(trained):
     assert first == second and "▀" in first
 
 
+def test_lora_leaves_an_adapter_that_chat_reads(trained, tmp_path):
+    data = ("--data", trained / "data" / "instruct.json", "--image-folder", trained / "data", "--max-steps", "2")
+    stage_2 = ("train.py", "--stage", "2", "--lora", "4", *data)
+    done = run(*stage_2, "--model", trained / "stage1", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    adapter = tmp_path / "out" / "stage2"
+    assert (adapter / "adapter_model.safetensors").exists() and not (adapter / "model.safetensors").exists()
+    image = trained / "data" / "images" / "heldout" / "000000.png"
+    done = run("chat.py", "--model", adapter, "--image", image, "--prompt", "Where is this?")
+    assert done.returncode == 0 and done.stderr == ""
+    fails_with("merge it first", *stage_2, "--model", adapter, "--out", tmp_path / "other")
+    fails_with("--lora: stage 1", "train.py", "--stage", "1", "--lora", "4")
+    fails_with("no finished stage 1", "train.py", "--stage", "2", "--preset", "consumer", "--out", tmp_path / "other")
+
+
 def test_wrong_paths_are_named(trained, tmp_path):
     fails_with("nowhere: no such folder", "chat.py", "--model", tmp_path / "nowhere", "--prompt", "Hi")
     fails_with("none.png: no such picture", "chat.py", "--model", trained / "stage2", "--image", tmp_path / "none.png")

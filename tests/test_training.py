@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,6 +112,50 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world):
         gradients.append([p.grad for p in task.model.parameters() if p.grad is not None])
     for whole, summed in zip(*gradients):
         torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
+
+
+def gradients_and_kept_bytes(world, checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+    task = make(world, "stage2")
+    training.prepare(task.model, compact=False, checkpointing=checkpointing)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = task.loss(task.dataset.batch(list(range(4)), 0))
+    loss.backward()
+    gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
+    return gradients, sum(tensor.nbytes for tensor in kept.values())
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(world):
+    (plain, kept), (again, kept_less) = (gradients_and_kept_bytes(world, on) for on in (False, True))
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
+    assert kept_less < kept / 3
+
+
+def test_compact_holds_what_is_frozen_in_bfloat16_and_what_learns_in_float32(world, tmp_path):
+    compact = replace(RECIPE, compact=True)
+    before = {name: p.clone() for name, p in make(world, "stage1").model.state_dict().items()}
+    train(make(world, "stage1"), compact, tmp_path / "one", max_steps=3)
+    model = load(tmp_path / "one", dtype="stored")
+    for name, value in model.state_dict().items():
+        frozen = not name.startswith("multi_modal_projector")
+        assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert torch.equal(value.float(), before[name].bfloat16().float()) == frozen
+    task = make(world, "stage2")
+    task.model.load_state_dict(load(tmp_path / "one").state_dict())
+    train(task, compact, tmp_path / "two", max_steps=3)
+    for name, value in load(tmp_path / "two", dtype="stored").state_dict().items():
+        frozen = name.startswith("vision_tower")
+        assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert torch.equal(value.float(), model.state_dict()[name].float()) == frozen, name
+    train(make(world, "stage1"), compact, tmp_path / "float32", max_steps=1, bfloat16=False)
+    kinds = {p.dtype for p in load(tmp_path / "float32", dtype="stored").parameters()}
+    assert kinds == {torch.float32}
 
 
 def test_a_words_embedding_is_the_mean_of_its_words():

@@ -1,0 +1,27 @@
+"""``python -m minillava.merge ADAPTER OUT``: an adapter and the folder that it adds to, as one plain LLaVA folder."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from minillava.checkpoint import load, save
+from minillava.errors import UserError, run_program
+from minillava.lora import CONFIG, is_adapter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("adapter", type=Path, help="what a training with --lora left")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    arguments = parser.parse_args()
+    if not is_adapter(arguments.adapter):
+        raise UserError(f"{arguments.adapter / CONFIG}: no such file, so there is nothing to merge")
+    if arguments.out.exists():
+        raise UserError(f"{arguments.out} is there already")
+    save(load(arguments.adapter, dtype=getattr(torch, arguments.dtype)), arguments.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

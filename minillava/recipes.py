@@ -1,0 +1,109 @@
+"""The table of stages: how long and how fast each trains, what fits in memory, and the presets that gather them."""
+
+from dataclasses import dataclass, field, replace
+
+from minillava.config import DecoderConfig, VisionConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast, and in how much memory.
+
+    ``minutes`` is what it takes on two CPU cores, for the estimate shown; 0 is unknown.
+    """
+
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    warmup: float = 0.03  # share of the steps; paper, appendix
+    optimizer: str = "adamw"  # "adamw", or "muon" for the matrices inside the blocks
+    weight_decay: float = 0.0
+    accumulation: int = 1  # micro-batches a step; batch_size counts them all
+    checkpointing: bool = False  # keep the decoder's blocks' inputs alone, and compute the rest again on the way back
+    compact: bool = False  # hold what is frozen in bfloat16, and multiply in it; what learns stays float32
+    lora: int = 0  # rank of what the decoder's matrices learn; 0: they learn as a whole
+    length: int = 256  # tokens of a long row, visual ones too; --plan reckons with it
+    save_every: int = 250  # steps
+    minutes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe for each stage, and the towers that stages 1 and 2 start from: hub ids, and their sizes.
+
+    No ids mean the towers that are trained here.
+    """
+
+    recipes: dict[str, Recipe]
+    vision_id: str | None = None
+    decoder_id: str | None = None
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+# From zero on two CPU cores. Muon learns shapes in far fewer steps than AdamW does.
+TOY = {
+    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
+    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
+    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", minutes=10),
+    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
+    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),
+}
+# The paper's, section 4.2 and appendix: batch, rate and epochs of its two stages; Adam without weight decay, cosine,
+# 3 % warm-up, bfloat16, activation checkpointing. A long row is one as long as the authors' scripts allow
+# (model_max_length); a caption is far shorter.
+PAPER = {
+    "stage1": Recipe(2e-3, batch_size=128, epochs=1, checkpointing=True, compact=True, length=768),
+    "stage2": Recipe(2e-5, batch_size=32, epochs=3, checkpointing=True, compact=True, length=2048),
+}
+
+
+def in_pieces(stage1: int, stage2: int, lora: int = 0) -> dict[str, Recipe]:
+    """The paper's recipes, their batches cut into so many pieces that one card of 24 GB holds one."""
+    return {
+        "stage1": replace(PAPER["stage1"], accumulation=stage1),
+        "stage2": replace(PAPER["stage2"], accumulation=stage2, lora=lora),
+    }
+
+
+# Sizes as the config.json files of these checkpoints have them. The decoders have 64 rows more: <image> and a padding
+# token, filled up.
+CLIP_L = VisionConfig(1024, 4096, 24, 16, image_size=224, patch_size=14, projection_dim=768)
+CLIP_L_336 = replace(CLIP_L, image_size=336)
+TINYLLAMA = DecoderConfig(32064, 2048, 5632, 22, 32, 4, 64, max_position_embeddings=2048, rope_theta=10000.0)
+VICUNA_7B = DecoderConfig(32064, 4096, 11008, 32, 32, 32, 128, max_position_embeddings=2048, rope_theta=10000.0)
+
+PRESETS = {
+    "toy": Preset(TOY),
+    "paper": Preset(PAPER, "openai/clip-vit-large-patch14", "lmsys/vicuna-7b-v1.3", CLIP_L, VICUNA_7B),
+    "consumer": Preset(
+        in_pieces(8, 32),
+        "openai/clip-vit-large-patch14-336",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        CLIP_L_336,
+        TINYLLAMA,
+    ),
+    # Rank 128, and alpha twice that: the authors' scripts/v1_5/finetune_lora.sh. The learning rate stays the paper's,
+    # as in their scripts/finetune_lora.sh; the former has 2e-4.
+    "llava-7b": Preset(
+        in_pieces(16, 32, lora=128),
+        "openai/clip-vit-large-patch14-336",
+        "lmsys/vicuna-7b-v1.5",
+        CLIP_L_336,
+        replace(VICUNA_7B, max_position_embeddings=4096),
+    ),
+}
+
+
+def adjust(
+    recipe: Recipe,
+    learning_rate: float | None,
+    batch_size: int | None,
+    accumulation: int | None,
+    checkpointing: bool,
+    lora: int | None,
+) -> Recipe:
+    """A recipe with what the command line changes."""
+    changes = {"learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "lora": lora}
+    changes["checkpointing"] = checkpointing or None
+    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,146 @@
+"""``python tests/benchmarks/plan.py``: the memory that ``train.py --plan`` reckons, against what a training takes.
+
+Each shape is trained for two steps (the second finds the optimiser's state there) on random weights and rows, in a
+process of its own, and its largest resident memory (VmHWM) is measured, less what it held once all was imported. This
+is done twice. As trained, the loop has glibc keep what is freed, which leaves gaps; that is compared with the whole
+plan. With large blocks given back at once, what is resident are the tensors; that is compared with the plan less its
+reserve. With ``--device cuda`` only the latter, as PyTorch's allocator counts it. ``--json`` adds a line of JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from minillava import Llava, training  # noqa: E402
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
+from minillava.conversation import IGNORE  # noqa: E402
+from minillava.plan import Setting, plan  # noqa: E402
+from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe  # noqa: E402
+from minillava.training import llava_task, prepare, train  # noqa: E402
+
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks one by one, unless keep_memory forbids it
+CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
+SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)
+
+
+@dataclass
+class Shape:
+    vision: VisionConfig
+    decoder: DecoderConfig
+    stage: int
+    recipe: Recipe
+    length: int
+    bfloat16: bool
+
+    def setting(self, gpu: bool) -> Setting:
+        config = LlavaConfig(self.vision, self.decoder, image_token_id=self.decoder.vocab_size)
+        rows = self.recipe.batch_size // self.recipe.accumulation
+        labels = self.length - config.num_image_tokens
+        return Setting(config, self.stage, self.recipe, rows, self.length, labels, self.bfloat16, gpu)
+
+
+toy = PRESETS["toy"].recipes["stage2"]
+SHAPES = {
+    "picture-book, stage 2, Muon, float32": Shape(
+        VisionConfig(), DecoderConfig(), 2, replace(toy, batch_size=96), 256, bfloat16=False
+    ),
+    "135M, stage 1, float32": Shape(CLIP_B, SMOLLM2_135M, 1, Recipe(1e-3, 4, 1), 256, bfloat16=False),
+    "135M, stage 2, bfloat16": Shape(CLIP_B, SMOLLM2_135M, 2, Recipe(1e-4, 4, 1), 320, bfloat16=True),
+    "8 layers of 1.1B, LoRA 64, checkpointing": Shape(
+        CLIP_L_336,
+        replace(TINYLLAMA, num_hidden_layers=8),
+        2,
+        Recipe(1e-4, 2, 1, accumulation=2, checkpointing=True, compact=True, lora=64),
+        704,
+        bfloat16=True,
+    ),
+}
+
+
+class Rows:
+    """Random rows: a picture, then words that all bear loss."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+
+    def __len__(self) -> int:
+        return 1000
+
+    def batch(self, indices: list[int], epoch: int) -> dict[str, torch.Tensor]:
+        s, size = self.setting, self.setting.config.vision.image_size
+        ids = torch.randint(0, s.config.decoder.vocab_size, (len(indices), s.length))
+        ids[:, : -s.labels] = s.config.image_token_id
+        labels = ids.clone()
+        labels[:, : -s.labels] = IGNORE
+        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(len(indices), 3, size, size)}
+
+
+def resident(key: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def measure(shape: Shape, device: str, give_back: bool) -> int:
+    """Bytes that two steps take at most, in this process."""
+    if give_back:
+        training.keep_memory = lambda: None
+    setting, before = shape.setting(gpu=device == "cuda"), resident("VmRSS")
+    with torch.device("meta"):
+        model = Llava(setting.config)
+        task = llava_task(model, Rows(setting), shape.stage, shape.recipe.lora, base="base")
+    prepare(model, shape.recipe.compact and shape.bfloat16, shape.recipe.checkpointing)
+    model.to_empty(device=device)
+    if shape.decoder.tie_word_embeddings:
+        model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    with tempfile.TemporaryDirectory() as folder:
+        train(task, shape.recipe, Path(folder) / "out", max_steps=2, device=device, bfloat16=shape.bfloat16)
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", choices=SHAPES, help=argparse.SUPPRESS)  # these two a process of its own is told
+    parser.add_argument("--give-back", action="store_true", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.measure:
+        print(measure(SHAPES[a.measure], a.device, a.give_back))
+        return
+    rows = []
+    kinds = ("tensors",) if a.device == "cuda" else ("tensors", "as trained")
+    print(f"{'GiB':<50}" + "".join(f"{kind:>10}{'planned':>9}{'ratio':>7}" for kind in kinds))
+    for name, shape in SHAPES.items():
+        planned = plan(shape.setting(gpu=a.device == "cuda"))
+        rows.append({"shape": name, **asdict(planned)})
+        print(f"{name:<50}", end="", flush=True)
+        for kind in kinds:
+            command = [sys.executable, __file__, "--measure", name, "--device", a.device]
+            if kind == "tensors":
+                command.append("--give-back")
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=GIVE_BACK | os.environ)
+            measured = int(output.stdout.splitlines()[-1])
+            reckoned = planned.peak - (planned.reserve if kind == "tensors" else 0)
+            rows[-1][kind] = measured
+            print(f"{measured / 2**30:>10.2f}{reckoned / 2**30:>9.2f}{reckoned / measured:>7.2f}", end="", flush=True)
+        print()
+    if a.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

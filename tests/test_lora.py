@@ -1,0 +1,306 @@
+"""LoRA: the same as training W along its low rank, nothing else learning, and an adapter that is saved and merged."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minillava import Llava, load, save
+from minillava.checkpoint import replace_folder, write_adapter
+from minillava.conversation import IGNORE
+from minillava.errors import UserError
+from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
+from minillava.recipes import Recipe
+from minillava.training import llava_task, train
+from minillava.weights import ADAPTER
+
+ROOT = Path(__file__).parent.parent
+RANK, ALPHA = 3, 12.0
+
+
+class Rows:
+    """A data set of eight rows with a picture each, drawn from their numbers."""
+
+    def __init__(self, model: Llava):
+        self.config = model.config
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, indices: list[int], epoch: int) -> dict[str, torch.Tensor]:
+        image, patches, size = self.config.image_token_id, self.config.num_image_tokens, self.config.vision.image_size
+        ids, pixels = [], []
+        for index in indices:
+            rng = torch.Generator().manual_seed(index)
+            words = torch.randint(10, 60, (12,), generator=rng)
+            ids.append(torch.cat([words[:2], torch.full((patches,), image), words[2:]]))
+            pixels.append(torch.randn(3, size, size, generator=rng))
+        labels = torch.stack(ids).clone()
+        labels[:, : patches + 4] = IGNORE
+        return {"input_ids": torch.stack(ids), "labels": labels, "pixel_values": torch.stack(pixels)}
+
+
+def with_lora(model: Llava) -> Llava:
+    """Low-rank matrices that have learnt something: B is not zero."""
+    add_lora(model.language_model, RANK, ALPHA)
+    for part in model.modules():
+        if isinstance(part, LoraLinear):
+            nn.init.normal_(part.lora_B.weight, std=0.1)
+    return model.eval()
+
+
+def logits(model: Llava) -> torch.Tensor:
+    batch = Rows(model).batch([0, 1], 0)
+    with torch.no_grad():
+        return model(batch["input_ids"], batch["pixel_values"]).logits
+
+
+@pytest.fixture
+def base(tiny_model, tmp_path) -> Path:
+    save(tiny_model, tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapter(base, tmp_path) -> Path:
+    model = with_lora(load(base))
+    replace_folder(tmp_path / "adapter", lambda new: write_adapter(model, base, new))
+    return tmp_path / "adapter"
+
+
+def test_a_fresh_one_changes_nothing_and_starts_as_in_the_paper(tiny_model):
+    before = logits(tiny_model)
+    add_lora(tiny_model.language_model, RANK, ALPHA)
+    assert torch.equal(logits(tiny_model), before)
+    layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, LoraLinear)}
+    assert len(layers) == 7 * len(tiny_model.language_model.layers)  # all but the head; none in the vision tower
+    for name, layer in layers.items():
+        assert name.startswith("language_model.layers.") and not layer.lora_B.weight.any()
+        bound = layer.in_features**-0.5  # Kaiming's uniform, as in the authors' loralib
+        largest = layer.lora_A.weight.abs().max()
+        assert 0.8 * bound < largest <= bound
+
+
+def test_gradients_are_those_of_the_matrix_along_its_low_rank():
+    x, wanted = torch.randn(5, 8), torch.randn(5, 6)
+    layer = LoraLinear(nn.Linear(8, 6, bias=True), RANK, ALPHA)
+    nn.init.normal_(layer.lora_B.weight)
+    a, b, scale = layer.lora_A.weight, layer.lora_B.weight, ALPHA / RANK
+    whole = (layer.weight + scale * b @ a).detach().requires_grad_()
+    F.mse_loss(F.linear(x, whole, layer.bias), wanted).backward()
+    F.mse_loss(layer(x), wanted).backward()
+    torch.testing.assert_close(a.grad, scale * b.T @ whole.grad)
+    torch.testing.assert_close(b.grad, scale * whole.grad @ a.T)
+
+
+def test_learning_is_the_same_step_by_step_as_of_whole_matrices_moved_along_their_low_rank(tiny_model, base):
+    """The other side trains plain matrices: from the gradient of each whole one, A and B are moved by hand, and the
+    matrix is set to W + scale B A."""
+    ours, plain, rate, scale = with_lora(load(base)), load(base), 0.05, ALPHA / RANK
+    factors = {}
+    for name, layer in ours.named_modules():
+        if isinstance(layer, LoraLinear):
+            matrix = plain.get_submodule(name).weight
+            factors[matrix] = [matrix.detach().clone(), layer.lora_A.weight.clone(), layer.lora_B.weight.clone()]
+    plain.requires_grad_(False)
+    for matrix, (w, a, b) in factors.items():
+        matrix.requires_grad_(True).data.copy_(w + scale * b @ a)
+    learnt = [p for p in ours.language_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learnt, rate)
+    assert len(learnt) == 2 * len(factors)
+    losses = []
+    for step in range(6):
+        batch = Rows(ours).batch([step % 8, (step + 3) % 8], 0)
+        pair = [m(batch["input_ids"], batch["pixel_values"], labels=batch["labels"]).loss for m in (ours, plain)]
+        for loss in pair:
+            loss.backward()
+        losses.append([loss.item() for loss in pair])
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for matrix, factor in factors.items():
+                w, a, b = factor
+                factor[1], factor[2] = a - rate * scale * b.T @ matrix.grad, b - rate * scale * matrix.grad @ a.T
+                matrix.copy_(w + scale * factor[2] @ factor[1])
+                matrix.grad = None
+    for left, right in losses:
+        assert left == pytest.approx(right, abs=1e-5)
+    assert losses[0][0] - losses[-1][0] > 0.1  # and something is learnt
+    merge_lora(ours.language_model)
+    for name, matrix in plain.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_merged_and_unmerged_logits_agree(tiny_model):
+    before = logits(with_lora(tiny_model))
+    merge_lora(tiny_model.language_model)
+    assert not any(isinstance(part, LoraLinear) for part in tiny_model.modules())
+    assert not any("lora" in name for name in tiny_model.state_dict())
+    torch.testing.assert_close(logits(tiny_model), before, rtol=0, atol=1e-5)
+
+
+def test_low_rank_matrices_and_the_projection_alone_learn(base, tmp_path):
+    model = load(base)
+    task = llava_task(model, Rows(model), 2, RANK, base)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), tmp_path / "out", bfloat16=False)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name or name.startswith("multi_modal_projector.")}
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in moved)
+
+
+def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_path):
+    model = load(base)
+    task = llava_task(model, Rows(model), 2, RANK, base)
+    task.model.template = "chatml"
+    train(task, Recipe(1e-2, 4, 2), tmp_path / "out", bfloat16=False)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {ADAPTER, CONFIG, "chat_template.jinja", "trainer_state.pt"}
+    learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    identity = 4 * (32 * 32 + 32)  # the linear projection's second layer, which transformers wants
+    assert learnt < (tmp_path / "out" / ADAPTER).stat().st_size < learnt + identity + 5000
+    loaded = load(tmp_path / "out")
+    torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
+    assert loaded.template == "chatml" and not loaded.training
+    assert loaded.tokenizer.vocab_size == model.tokenizer.vocab_size
+
+
+def test_names_are_those_that_peft_gives_the_modules_of_transformers(tiny_model, adapter):
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(LlavaConfig(**tiny_model.config.to_dict()))
+    config = json.loads((adapter / CONFIG).read_text())
+    expected = {}
+    for name, module in theirs.named_modules():  # peft's rules: targets match as a whole, saved modules by their ending
+        if re.fullmatch(config["target_modules"], name):
+            expected[f"base_model.model.{name}.lora_A.weight"] = (RANK, module.in_features)
+            expected[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, RANK)
+        if any(name.endswith(saved) for saved in config["modules_to_save"]):
+            for part, tensor in module.state_dict().items():
+                expected[f"base_model.model.{name}.{part}"] = tuple(tensor.shape)
+    with safe_open(adapter / ADAPTER, "pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+    assert stored == expected and len(stored) == 2 * 7 * 2 + 4
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (RANK, ALPHA, "../base")
+
+
+def test_an_adapter_and_its_base_can_be_moved_together(base, adapter, tmp_path):
+    before = logits(load(adapter))
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (base, adapter):
+        shutil.move(folder, tmp_path / "elsewhere" / folder.name)
+    assert torch.equal(logits(load(tmp_path / "elsewhere" / "adapter")), before)
+    shutil.rmtree(tmp_path / "elsewhere" / "base")
+    with pytest.raises(UserError, match=r"\.\./base: no such folder"):
+        load(tmp_path / "elsewhere" / "adapter")
+
+
+def test_an_adapter_of_a_model_with_a_projection_of_two_layers(tiny_config, tokenizer, randomise, tmp_path):
+    tiny_config.projector = "mlp"
+    save(randomise(Llava(tiny_config, tokenizer)), tmp_path / "base")
+    model = with_lora(load(tmp_path / "base"))
+    randomise(model.multi_modal_projector)
+    replace_folder(tmp_path / "adapter", lambda new: write_adapter(model, tmp_path / "base", new))
+    torch.testing.assert_close(logits(load(tmp_path / "adapter")), logits(model), rtol=0, atol=1e-5)
+
+
+def test_merging_leaves_a_plain_folder(adapter, tmp_path):
+    command = [sys.executable, "-m", "minillava.merge", adapter, tmp_path / "plain"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not any("lora" in name for name in load_file(tmp_path / "plain" / "model.safetensors"))
+    torch.testing.assert_close(logits(load(tmp_path / "plain")), logits(load(adapter)), rtol=0, atol=1e-6)
+    for again in (command, [*command[:3], tmp_path / "plain", tmp_path / "twice"]):
+        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert "is there already" in done.stderr or "nothing to merge" in done.stderr
+
+
+def test_a_model_with_lora_beside_its_weights_is_not_saved_as_if_it_had_none(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="merge_lora"):
+        save(with_lora(tiny_model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(LAYER), r"layers\.1\.mlp\.up_proj\.lora_B\.weight is missing"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "tensor 'extra' is left over"),
+        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 2)}), r"lora_B\.weight has shape \(48, 2\), not"),
+        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 3, dtype=torch.int32)}), "not of fractions"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(adapter, change, message):
+    tensors = load_file(adapter / ADAPTER)
+    change(tensors)
+    save_file(tensors, adapter / ADAPTER)
+    with pytest.raises(UserError, match=message) as error:
+        load(adapter)
+    assert ADAPTER in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"use_rslora": True}, "use_rslora is True; only False is known"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"r": 0}, "r is 0, not a positive number"),
+        ({"r": 2.5}, "r is 2.5"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
+        ({"base_model_name_or_path": "../nowhere"}, "nowhere: no such folder"),
+        ({"base_model_name_or_path": "."}, "is an adapter too"),
+        ({"r": 10**12}, "lora_A.weight has shape"),
+    ],
+)
+def test_a_setting_that_would_be_computed_wrongly_is_named(adapter, values, message):
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(config | values))
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(adapter)
+    assert "\n" not in str(error.value)
+
+
+def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path):
+    recipe = Recipe(1e-2, 2, 2, save_every=3)
+
+    def make():
+        torch.manual_seed(0)
+        model = load(base)
+        return llava_task(model, Rows(model), 2, RANK, base)
+
+    train(make(), recipe, tmp_path / "whole")
+    task, calls = make(), []
+    fetch = task.dataset.batch
+
+    def broken(indices, epoch):
+        calls.append(indices)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return fetch(indices, epoch)
+
+    task.dataset.batch = broken
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(task, recipe, tmp_path / "broken")
+    train(make(), recipe, tmp_path / "broken", resume=True)
+    assert (tmp_path / "broken" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
+    other = load(base)
+    with pytest.raises(UserError, match=r"lora_A\.weight is missing or has another shape"):
+        task = llava_task(other, Rows(other), 2, RANK + 1, base)
+        train(task, recipe, tmp_path / "broken", resume=True)

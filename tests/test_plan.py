@@ -1,0 +1,180 @@
+"""The plan of a training's memory: counted against autograd itself, the optimisers and transformers."""
+
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minillava.config import LlavaConfig
+from minillava.llava import Llava
+from minillava.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
+from minillava.recipes import PRESETS, Recipe
+from minillava.training import build_optimizers, choose_what_learns, prepare
+
+ROOT = Path(__file__).parent.parent
+ROWS, LENGTH, LABELS = 3, 25, 11
+
+
+def setting_of(config: LlavaConfig, stage: int, bfloat16: bool = False, **recipe) -> Setting:
+    return Setting(config, stage, Recipe(1e-3, ROWS, 1, **recipe), ROWS, LENGTH, LABELS, bfloat16, gpu=False)
+
+
+def kept_by_autograd(s: Setting) -> int:
+    """Bytes that autograd holds between the forward pass and the way back, parameters left out."""
+    model = Llava(s.config)
+    choose_what_learns(model, s.stage, s.recipe.lora)
+    prepare(model, s.recipe.compact and s.bfloat16, s.recipe.checkpointing)
+    ids = torch.randint(10, 60, (ROWS, LENGTH))
+    ids[:, 2 : 2 + s.config.num_image_tokens] = s.config.image_token_id
+    labels = torch.full_like(ids, -100)
+    labels[:, -LABELS:] = ids[:, -LABELS:]
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor):
+        if (place := tensor.untyped_storage().data_ptr()) not in own:
+            saved[place] = tensor
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if s.bfloat16 else nullcontext()
+    size = s.config.vision.image_size
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        model(ids, torch.randn(ROWS, 3, size, size), labels=labels)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "recipe"),
+    [
+        (1, {}),
+        (1, {"compact": True}),
+        (2, {}),
+        (2, {"compact": True}),
+        (2, {"lora": 5}),
+        (2, {"lora": 5, "compact": True}),
+    ],
+)
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_activations_are_what_autograd_keeps(tiny_config, stage, recipe, bfloat16, checkpointing, projector):
+    """All but the tables of rotary angles, and what takes a few bytes a token: masks and the places of labels."""
+    tiny_config.projector = projector
+    s = setting_of(tiny_config, stage, bfloat16, checkpointing=checkpointing, **recipe)
+    small = 8 * LENGTH * tiny_config.decoder.head_dim + 16 * ROWS * LENGTH
+    assert 0 <= kept_by_autograd(s) - (kept_bytes(s) + plan(s).logits / 3) < small
+
+
+@pytest.mark.parametrize(("stage", "optimizer", "lora"), [(1, "adamw", 0), (2, "muon", 0), (2, "adamw", 3)])
+def test_weights_gradients_and_optimiser_are_what_one_step_leaves(tiny_config, stage, optimizer, lora):
+    s = setting_of(tiny_config, stage, bfloat16=True, compact=True, optimizer=optimizer, lora=lora)
+    model = Llava(tiny_config)
+    choose_what_learns(model, stage, lora)
+    prepare(model, compact=True, checkpointing=False)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in learning.values():
+        parameter.grad = torch.ones_like(parameter)
+    state = 0
+    for one in build_optimizers(learning, s.recipe):
+        one.step()
+        state += sum(t.nbytes for values in one.state.values() for t in values.values() if t.ndim)
+    planned = plan(s)
+    assert planned.weights == sum(p.nbytes for p in model.parameters())
+    assert planned.gradients == sum(p.grad.nbytes for p in learning.values())
+    assert planned.optimizer == state
+    assert (planned.parameters, planned.learning) == (
+        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in learning.values()),
+    )
+
+
+@pytest.mark.parametrize("name", ["consumer", "llava-7b"])
+def test_presets_have_the_sizes_that_transformers_counts(name):
+    from transformers import LlavaConfig as TheirConfig
+    from transformers import LlavaForConditionalGeneration
+
+    preset = PRESETS[name]
+    config = LlavaConfig(preset.vision, preset.decoder, projector="mlp", image_token_id=32000)
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(TheirConfig(**config.to_dict()))
+    planned = plan(Setting(config, 2, Recipe(1e-5, 1, 1), 1, 700, 100, True, True))
+    assert planned.parameters == sum(p.numel() for p in theirs.parameters())
+
+
+def test_the_paper_s_values_are_the_presets():
+    for name in ("paper", "consumer", "llava-7b"):
+        one, two = (PRESETS[name].recipes[stage] for stage in ("stage1", "stage2"))
+        assert (one.learning_rate, one.batch_size, one.epochs) == (2e-3, 128, 1)
+        assert (two.learning_rate, two.batch_size, two.epochs) == (2e-5, 32, 3)
+        for recipe in (one, two):
+            assert (recipe.warmup, recipe.weight_decay, recipe.optimizer) == (0.03, 0.0, "adamw")
+            assert recipe.checkpointing and recipe.compact and recipe.batch_size % recipe.accumulation == 0
+    assert PRESETS["llava-7b"].recipes["stage2"].lora and not PRESETS["consumer"].recipes["stage2"].lora
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "train.py", "--plan", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.mark.parametrize("preset", ["consumer", "llava-7b"])
+def test_presets_for_one_card_fit_it(preset, tmp_path):
+    for stage in ("1", "2"):
+        done = run("--preset", preset, "--stage", stage, "--out", tmp_path / "none")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1] == "fits in 24 GiB"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_told_the_nearest_setting_that_does(tiny_config):
+    recipe = Recipe(1e-3, 32, 1, length=60)
+
+    def told(recipe: Recipe, gib: float) -> str:
+        return describe(tiny_config, 2, recipe, bfloat16=True, gpu=False, memory=gib).splitlines()[-1]
+
+    peaks = [plan(set_up(tiny_config, 2, r, True, False)).peak / GIB for r in settings(recipe, 2)]
+    assert told(recipe, peaks[0] * 1.001).startswith("fits in")
+    for memory in (peak * 1.0001 for peak in peaks if peak < peaks[0]):
+        nearest = next(r for r, peak in zip(settings(recipe, 2), peaks) if peak <= memory)
+        line = told(recipe, memory)
+        assert line.startswith("does not fit in")
+        assert f"--accumulation {nearest.accumulation}" in line
+        assert ("--checkpointing" in line) == nearest.checkpointing
+        assert ("--lora" in line) == bool(nearest.lora)
+        assert told(nearest, memory).startswith("fits in")  # what it names does what it says
+    assert "nor does anything that can be set here" in told(recipe, min(peaks) * 0.999)
+
+
+def test_settings_go_from_what_costs_time_to_what_learns_something_else():
+    kinds = [(r.lora, r.checkpointing, r.accumulation) for r in settings(Recipe(1e-3, 6, 1, accumulation=2), 2)]
+    assert kinds == [(lora, c, n) for lora in (0, LORA_RANK) for c in (False, True) for n in (2, 4, 6)]
+    kinds = [(r.lora, r.checkpointing, r.accumulation) for r in settings(Recipe(1e-3, 4, 1, checkpointing=True), 1)]
+    assert kinds == [(0, True, n) for n in (1, 2, 4)]
+
+
+def test_full_fine_tuning_of_seven_billion_is_sent_to_lora(tmp_path):
+    done = run("--preset", "paper", "--stage", "2", "--out", tmp_path / "none")
+    assert done.returncode == 0 and "--lora 128" in done.stdout.splitlines()[-1]
+    assert "6,7" in done.stdout  # millions of parameters that learn
+
+
+def test_sizes_are_read_from_folders_without_their_weights(tmp_path):
+    folder = ROOT / "minillava" / "pretrained" / "llava"
+    (tmp_path / "model").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "model")
+    done = run("--stage", "2", "--model", tmp_path / "model", "--device", "cpu", "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    stored = load_file(folder / "model.safetensors")
+    count = sum(t.numel() for name, t in stored.items() if not name.startswith("multi_modal_projector.linear_2."))
+    assert done.stdout.startswith(f"stage 2: {count / 1e6:.1f} M parameters")
+    assert re.search(rf"^weights +{4 * count / GIB:.2f} GiB$", done.stdout, re.MULTILINE)
+    done = run("--stage", "2", "--out", tmp_path / "none", "--vision", tmp_path / "nowhere")
+    assert done.returncode == 2 and "nowhere/config.json: No such file" in done.stderr
+    assert run("--stage", "0").returncode == 2
