@@ -102,7 +102,9 @@ def test_rope_tables_are_cosine_and_sine_of_position_times_frequency():
 
 def test_rope_turns_each_pair_by_its_angle():
     x, positions, theta = torch.randn(1, 2, 3, 8), torch.tensor([[0, 5, 11]]), 100.0
-    turned = rotate(x, *rope_tables(positions, rope_frequencies(DecoderConfig(head_dim=8, rope_theta=theta))))
+    tables = rope_tables(positions, rope_frequencies(DecoderConfig(head_dim=8, rope_theta=theta)))
+    turned = rotate(x, *tables)
+    assert rotate(x.bfloat16(), *tables).dtype == torch.bfloat16
     for head in range(2):
         for t, position in enumerate((0, 5, 11)):
             for pair in range(4):
