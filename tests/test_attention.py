@@ -18,17 +18,20 @@ def test_causal_mask_is_closed_to_what_comes_later(length, past):
             assert mask[i, j] == (CLOSED if j > past + i else 0)
 
 
-def test_each_query_takes_the_values_in_proportion_to_its_scores():
-    q, k, v = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 5, 6), torch.randn(2, 3, 5, 6)
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_each_query_takes_the_values_in_proportion_to_its_scores(shared):
+    """``shared`` query heads in a row have one key head."""
+    q, k, v = torch.randn(2, 4, 4, 6), *torch.randn(2, 2, 4 // shared, 5, 6)
     sees = torch.rand(2, 1, 4, 5) < 0.6
     sees[..., 0] = True
     out = attend(q, k, v, torch.where(sees, 0.0, CLOSED))
     for b in range(2):
-        for h in range(3):
+        for h in range(4):
             for t in range(4):
-                keys = [s for s in range(5) if sees[b, 0, t, s]]
-                weights = [math.exp((q[b, h, t] * k[b, h, s]).sum().item() / math.sqrt(6)) for s in keys]
-                expected = sum(w / sum(weights) * v[b, h, s] for w, s in zip(weights, keys))
+                seen = [s for s in range(5) if sees[b, 0, t, s]]
+                keys, values = k[b, h // shared, seen], v[b, h // shared, seen]
+                weights = [math.exp((q[b, h, t] * key).sum().item() / math.sqrt(6)) for key in keys]
+                expected = sum(w / sum(weights) * value for w, value in zip(weights, values))
                 torch.testing.assert_close(out[b, h, t], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -191,6 +191,18 @@ def test_any_list_of_merges_gives_what_a_naive_count_gives(trained, tmp_path):
             assert ids == [tokens.index(token) for token in naive(list(text), merges)]
 
 
+def test_merges_make_no_added_token(trained, tmp_path):
+    """Or else people could write it."""
+    name = next("".join(merge) for merge in trained["model"]["merges"] if "▁" not in "".join(merge))
+    token = {**trained["added_tokens"][-1], "id": trained["model"]["vocab"][name], "content": name}
+    stored = {**trained, "added_tokens": [*trained["added_tokens"], token]}
+    plain, mine = (
+        Tokenizer.from_pretrained(write(tmp_path / n, tokenizer=t)) for n, t in (("a", trained), ("b", stored))
+    )
+    assert plain.encode(name, special=False)[-1:] == mine.encode(name)[-1:] == [token["id"]]
+    assert token["id"] not in mine.encode(name, special=False)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_text_in_parts_has_the_ids_of_the_whole(trained, tmp_path, form):
     """Parts end where nothing can be joined over the seam: at a special token, or at a character that is all bytes."""

@@ -184,6 +184,18 @@ def test_text_that_names_special_tokens_can_be_trained_on(tmp_path):
     assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(text, special=False)) == text
 
 
+def test_names_of_special_tokens_part_the_words_of_a_training_text():
+    assert set(train_bpe("ab<image>cd\n" * 3, 300)) == {(b"a", b"b"), (b"c", b"d")}
+
+
+def test_merges_are_stored_in_the_order_in_which_they_were_learnt(tmp_path):
+    for number, merges in enumerate(([(b"a", b"b"), (b"b", b"c")], [(b"b", b"c"), (b"a", b"b")])):
+        write_tokenizer(tmp_path / str(number), merges)
+        parts = [(b"ab", b"c"), (b"a", b"bc")][number]
+        tokenizer = Tokenizer.from_pretrained(tmp_path / str(number))
+        assert tuple(tokenizer.decode_bytes([index]) for index in tokenizer.encode("abc")) == parts
+
+
 def test_half_a_character_decodes_to_the_replacement_mark(tokenizer):
     half = next(index for index in range(tokenizer.vocab_size) if tokenizer.decode_bytes([index]) == b"\xf0")
     assert tokenizer.decode([half]) == "\ufffd"
