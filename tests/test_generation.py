@@ -195,6 +195,13 @@ def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
     assert "".join(streamed).strip() == model.chat(image, question, max_new_tokens=30) == expected != ""
 
 
+def test_an_answer_begins_with_its_first_word(model, monkeypatch):
+    ids = [model.tokenizer.encode(piece) for piece in (" ", "\n", " red", " fish", "###")]
+    steps = [torch.tensor([index]) for piece in ids for index in piece]
+    monkeypatch.setattr("minillava.llava.generate_ids", lambda *arguments: iter(steps))
+    assert "".join(model.stream(None, "What is it?", max_new_tokens=len(steps))) == "red fish"
+
+
 def test_chat_takes_a_path_as_it_takes_a_picture(model, picture, tmp_path):
     picture.save(tmp_path / "picture.png")
     by_path = model.chat(tmp_path / "picture.png", "What is it?", max_new_tokens=10)
