@@ -51,7 +51,8 @@ class Sheet:
         self.picture(x, y, image, width, height)
 
     def finished(self) -> Image.Image:
-        return self.image.resize(self.size, Image.Resampling.LANCZOS)
+        """The page, with a palette of 256 colours, which halves its file."""
+        return self.image.resize(self.size, Image.Resampling.LANCZOS).quantize()
 
 
 def shade(value: float) -> Colour:
