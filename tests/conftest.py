@@ -2,21 +2,31 @@
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 # Before anything imports transformers: no warnings by the thousand, no look-ups on the hub, no progress bars.
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+import judge
 import pytest
 import torch
 
-from minillava import Llava, Tokenizer
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.conversation import SYSTEM
-from minillava.tokenizer import train_bpe, write_tokenizer
+if TYPE_CHECKING:  # with --exercise, nothing of minillava may be imported before the stand-in: fixtures import it
+    from minillava import Llava, Tokenizer
+    from minillava.config import LlavaConfig
 
 torch.set_num_threads(1)  # the models are so small that threads only cost
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exercise", action="store_true", help="run the tests of a part on your exercises/PART.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--exercise"):
+        config.pluginmanager.register(judge.Judge(judge.named_parts(config.args)))
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +51,11 @@ def randomise_fixture():
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory) -> Tokenizer:
+def tokenizer(tmp_path_factory) -> "Tokenizer":
+    from minillava import Tokenizer
+    from minillava.conversation import SYSTEM
+    from minillava.tokenizer import train_bpe, write_tokenizer
+
     rng = random.Random(0)
     lines = [
         f"The {rng.choice(['small', 'big', 'tiny'])} {rng.choice(['red', 'blue', 'green'])} "
@@ -55,8 +69,10 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture
-def tiny_config(tokenizer) -> LlavaConfig:
+def tiny_config(tokenizer) -> "LlavaConfig":
     """Nine patches; sizes unlike one another, so that none can stand in for another."""
+    from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+
     vision = VisionConfig(
         hidden_size=24,
         intermediate_size=40,
@@ -83,6 +99,8 @@ def tiny_config(tokenizer) -> LlavaConfig:
 
 
 @pytest.fixture
-def tiny_model(tiny_config, tokenizer) -> Llava:
+def tiny_model(tiny_config, tokenizer) -> "Llava":
+    from minillava import Llava
+
     torch.manual_seed(1)
     return randomise(Llava(tiny_config, tokenizer))

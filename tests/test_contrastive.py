@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from minillava.checkpoint import load_clip, write_clip
 from minillava.config import TextConfig, VisionConfig
@@ -86,6 +86,28 @@ def test_pictures_that_share_a_text_are_not_pushed_apart():
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2) / 3 / 2, abs=1e-5)  # a text cannot know which of its two is meant
     assert image.grad.abs().max() < 1e-4 and text.grad.abs().max() < 1e-4
+
+
+def test_a_text_is_its_tokens_and_their_places(clip):
+    ids = torch.randint(clip.text_model.config.vocab_size, (2, 5))
+    embeddings = clip.text_model.embeddings
+    tokens, places = embeddings.token_embedding.weight, embeddings.position_embedding.weight
+    for row, of_row in zip(ids, embeddings(ids)):
+        assert torch.equal(of_row, torch.stack([tokens[index] + places[t] for t, index in enumerate(row)]))
+
+
+@torch.no_grad()
+def test_text_tower_is_transformers_clip(clip, tokenizer):
+    theirs = CLIPTextModel(CLIPTextConfig(**clip.text_model.config.to_dict())).eval()
+    theirs.load_state_dict(clip.text_model.state_dict())
+    ids = encoded(tokenizer, ["a red fish", "The small blue boat is at the top.", "a"])
+    torch.testing.assert_close(clip.text_model(ids), theirs(ids).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_temperature_begins_as_clips_does(clip):
+    """Radford et al. 2021, section 2.5: 0.07."""
+    fresh = Clip(clip.vision_model.config, clip.text_model.config)
+    assert fresh.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_both_towers_and_loss_are_transformers_clip(clip, tokenizer, tmp_path):

@@ -11,7 +11,7 @@ import tokenizers
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from minillava.conversation import TEMPLATES, chat_template, encode_conversation, image_goes_first, recognise
+from minillava.conversation import TEMPLATES, arrange, chat_template, encode_conversation, image_goes_first, recognise
 from minillava.errors import UserError
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
@@ -273,6 +273,13 @@ def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
         assert all(label in (-100, index) for index, label in zip(ids, labels))
 
 
+@pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
+def test_picture_goes_before_or_behind_the_question(written):
+    assert arrange(written, image_first=True) == "<image>\nWhat is this?"
+    assert arrange(written, image_first=False) == "What is this?\n<image>"
+    assert arrange(" What? ", image_first=True) == arrange(" What? ", image_first=False) == " What? "
+
+
 @pytest.mark.parametrize("template", ["v0", "brief"])
 @pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
 def test_picture_stands_where_the_coin_says(tokenizer, template, written):
@@ -341,6 +348,7 @@ def test_text_cannot_bring_in_special_tokens(tokenizer, mark, template):
         [{"from": "human", "value": None}],
         [{"from": "human", "value": ["What?"]}],
         [*talk("What?"), {"from": "gpt", "value": 5}],
+        talk("<image>\nWhat <image>?", "A fish."),
         talk("<image>\nWhat?", "A <image> fish."),
         talk("<image>\nWhat?", "A fish.", "And <image> here?", "A boat."),
         talk("What?", "A fish.", "<image>\nWhat?", "A boat."),

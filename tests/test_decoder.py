@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from minillava.attention import CLOSED
 from minillava.config import DecoderConfig
 from minillava.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate
 
@@ -87,6 +88,18 @@ def test_rms_norm_is_its_formula():
             torch.testing.assert_close(norm(x)[row, t], x[row, t] / rms * norm.weight)
 
 
+def test_rope_tables_are_cosine_and_sine_of_position_times_frequency():
+    positions, frequencies = torch.tensor([[0, 3], [7, 1]]), torch.tensor([1.0, 0.25, 0.01])
+    cos, sin = rope_tables(positions, frequencies)
+    assert cos.shape == sin.shape == (2, 1, 2, 6) and cos.dtype == sin.dtype == torch.float32
+    for row in range(2):
+        for t in range(2):
+            for i in range(6):
+                angle = positions[row, t].item() * frequencies[i % 3].item()
+                assert cos[row, 0, t, i].item() == pytest.approx(math.cos(angle), abs=1e-6)
+                assert sin[row, 0, t, i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+
+
 def test_rope_turns_each_pair_by_its_angle():
     x, positions, theta = torch.randn(1, 2, 3, 8), torch.tensor([[0, 5, 11]]), 100.0
     turned = rotate(x, *rope_tables(positions, rope_frequencies(DecoderConfig(head_dim=8, rope_theta=theta))))
@@ -142,6 +155,48 @@ def test_llama3_scaling_keeps_fast_pairs_slows_slow_ones_and_fades_between():
 def test_heads_that_cannot_be_shared_or_turned_raise(sizes):
     with pytest.raises(ValueError, match=str(next(iter(sizes.values())))):
         Decoder(DecoderConfig(**{**SMALL, **sizes}))
+
+
+def test_cache_gives_each_layer_its_own_past_and_present():
+    """The decoder alone moves ``length`` on, once all layers have written."""
+    cache = KVCache(CONFIGS["GQA"], 2, 6, torch.float32, torch.device("cpu"))
+    written = {layer: [] for layer in range(2)}
+    for length in (3, 1, 2):
+        for layer, pairs in written.items():
+            pairs.append((torch.randn(2, 2, length, 12), torch.randn(2, 2, length, 12)))
+            for got, expected in zip(cache.append(layer, *pairs[-1]), zip(*pairs)):
+                assert torch.equal(got, torch.cat(expected, dim=2))
+        cache.length += length
+
+
+@pytest.mark.parametrize("part", ["mlp", "self_attn", ""])
+@torch.no_grad()
+def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
+    ours, theirs = decoder.layers[1].get_submodule(part), as_llama(decoder).model.layers[1].get_submodule(part)
+    x = torch.randn(2, 7, 32)
+    if part == "mlp":
+        torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
+        return
+    mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, CLOSED, 0.0)
+    cos, sin = rope_tables(torch.arange(7)[None], rope_frequencies(decoder.config))
+    expected = theirs(x, position_embeddings=(cos.squeeze(1), sin.squeeze(1)), attention_mask=mask)
+    if part == "self_attn":
+        expected = expected[0]
+    torch.testing.assert_close(ours(x, (cos, sin), mask, None), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_mask_is_closed_to_what_comes_later_and_to_padding(past):
+    embeddings, padding = torch.zeros(2, 4, 8), torch.ones(2, past + 4)
+    padding[0, :2] = padding[1, -1] = 0
+    masks = (Decoder._mask(embeddings, padding, past), Decoder._mask(embeddings, None, past).expand(2, 1, 4, past + 4))
+    for row in range(2):
+        for i in range(4):
+            for j in range(past + 4):
+                later = j > past + i
+                assert masks[0][row, 0, i, j] == (CLOSED if later or padding[row, j] == 0 else 0)
+                assert masks[1][row, 0, i, j] == (CLOSED if later else 0)
+    assert Decoder._mask(embeddings[:, :1], None, past) is None  # the one new token sees all
 
 
 @pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)

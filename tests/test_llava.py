@@ -72,6 +72,27 @@ def test_text_alone_is_transformers_llava(model, tmp_path):
     torch.testing.assert_close(out.logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["default", "full"])
+@torch.no_grad()
+def test_visual_tokens_are_the_projection_of_the_chosen_features(tiny_model, strategy):
+    tiny_model.config.vision_feature_layer, tiny_model.config.vision_feature_select_strategy = 1, strategy
+    pixel_values = torch.randn(2, 3, 24, 24)
+    features = tiny_model.vision_tower.hidden_state(pixel_values, 1)
+    expected = tiny_model.multi_modal_projector(features if strategy == "full" else features[:, 1:])
+    assert torch.equal(tiny_model.encode_images(pixel_values), expected)
+
+
+@torch.no_grad()
+def test_words_are_embedded_and_placeholders_give_way(tiny_model):
+    """The placeholder's id need not have a row among the embeddings."""
+    tiny_model.config.image_token_id = image = len(tiny_model.language_model.embed_tokens.weight) + 5
+    ids, pixel_values = torch.tensor([[40, *[image] * PATCHES, 41]]), torch.randn(1, 3, 24, 24)
+    out = tiny_model.embed(ids, pixel_values)
+    assert torch.equal(out[:, [0, -1]], tiny_model.embed(ids[:, [0, -1]]))
+    assert torch.equal(out[:, [0, -1]], tiny_model.language_model.embed_tokens(torch.tensor([[40, 41]])))
+    assert torch.equal(out[:, 1:-1], tiny_model.encode_images(pixel_values))
+
+
 def test_splice_puts_visual_tokens_at_the_placeholders_in_order():
     input_ids = torch.tensor([[1, 9, 9, 2, 9, 9], [9, 9, 3, 4, 5, 6]])
     embeddings, visual = torch.randn(2, 6, 4), torch.randn(3, 2, 4)

@@ -30,6 +30,13 @@ def test_linear_projector_is_w_z_plus_b():
     torch.testing.assert_close(projector(z), torch.tensor(expected))
 
 
+def test_mlp_projector_has_the_tensors_of_llava_hf():
+    ours, theirs = MLPProjector(6, 10), their_projector(6, 10, "gelu")
+    assert {name: t.shape for name, t in ours.state_dict().items()} == {
+        name: t.shape for name, t in theirs.state_dict().items()
+    }
+
+
 def test_mlp_projector_is_transformers_projector():
     ours, z = MLPProjector(6, 10), torch.randn(2, 4, 6)
     theirs = their_projector(6, 10, "gelu")

@@ -14,6 +14,7 @@ from transformers import LlamaTokenizer
 
 from minillava.errors import UserError
 from minillava.generation import stream_text
+from minillava.sentencepiece_bpe import Where
 from minillava.tokenizer import Tokenizer
 
 
@@ -141,6 +142,28 @@ def test_a_text_of_any_length_takes_its_time_in_proportion(llama, llama_file):
         assert llama.encode(text) == theirs.encode(text)
 
 
+def test_a_character_is_its_token_or_its_bytes(trained, tmp_path):
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=trained))
+    vocab = trained["model"]["vocab"]
+    for text in family_texts(300, 5):
+        expected = []
+        for character in text:
+            names = [f"<0x{byte:02X}>" for byte in character.encode()]
+            expected += [vocab[character]] if character in vocab else [vocab[name] for name in names]
+        assert mine._model._characters(text) == expected
+
+
+@pytest.mark.parametrize("form", ["legacy", "without prefix", "doubled"])
+def test_a_text_is_normalised_as_tokenizers_normalises_it(trained, tmp_path, form):
+    stored = in_form(trained, form)
+    model = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))._model
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(stored)).normalizer
+    for text in family_texts(300, 6):
+        expected = theirs.normalize_str(text)
+        assert model.normalize(text, Where.START) == model.normalize(text, Where.AFTER_TOKEN) == expected
+        assert model.normalize(text, Where.INSIDE) == text.replace(" ", "▁")
+
+
 def naive(ids: list[str], merges: list[tuple[str, str]]) -> list[str]:
     """BPE by looking at every pair anew each time."""
     while possible := [(merges.index(pair), i) for i, pair in enumerate(pairwise(ids)) if pair in merges]:
@@ -164,7 +187,8 @@ def test_any_list_of_merges_gives_what_a_naive_count_gives(trained, tmp_path):
         mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
         for _ in range(50):
             text = "".join(rng.choices("abc", k=rng.randrange(12)))
-            assert mine.encode(text) == [tokens.index(token) for token in naive(list(text), merges)]
+            ids = mine._model._merge([tokens.index(character) for character in text])
+            assert ids == [tokens.index(token) for token in naive(list(text), merges)]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -13,7 +13,8 @@ from make_tokenizers import corpus, fuzzed, without_special
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillava.errors import UserError
-from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
+from minillava.sentencepiece_bpe import Where
+from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, _join, train_bpe, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,16 @@ def ascii_words(text: str) -> list[str]:
     words = re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text)
     assert "".join(words) == text
     return words
+
+
+def test_a_pair_is_joined_wherever_it_stands_from_the_left():
+    rng = random.Random(0)
+    for _ in range(300):
+        pieces = [rng.choice((b"a", b"b", b"ab")) for _ in range(rng.randrange(9))]
+        pair = rng.choice(((b"a", b"a"), (b"a", b"b"), (b"ab", b"a")))
+        expected = joined(pieces, pair)
+        _join(pieces, pair)
+        assert pieces == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -176,6 +187,55 @@ def test_text_that_names_special_tokens_can_be_trained_on(tmp_path):
 def test_half_a_character_decodes_to_the_replacement_mark(tokenizer):
     half = next(index for index in range(tokenizer.vocab_size) if tokenizer.decode_bytes([index]) == b"\xf0")
     assert tokenizer.decode([half]) == "\ufffd"
+
+
+class Recorder:
+    """A model that writes down what it is asked."""
+
+    adds_space = True
+
+    def __init__(self):
+        self.asked: list[tuple[str, Where]] = []
+
+    def normalize(self, text: str, where: Where) -> str:
+        return text.lower()
+
+    def encode(self, text: str, where: Where) -> list[int]:
+        self.asked.append((text, where))
+        return [ord(text[0])]
+
+
+def test_where_a_text_stands_depends_on_the_ids_before_it(folder):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    stop, tokenizer._model, tokenizer.bos_id = tokenizer.special["###"], Recorder(), 1
+    for after, where in (
+        ([], Where.START),
+        ([1], Where.START),
+        ([5, 1], Where.INSIDE),
+        ([1, 5], Where.INSIDE),
+        ([stop, 5], Where.INSIDE),
+        ([5, stop], Where.AFTER_TOKEN),
+        ([stop], Where.AFTER_TOKEN),
+    ):
+        tokenizer._model.asked.clear()
+        assert tokenizer.encode("Red###Fish######", after=after) == [ord("r"), stop, ord("f"), stop, stop]
+        assert tokenizer._model.asked == [("red", where), ("fish", Where.AFTER_TOKEN)], after
+        tokenizer._model.asked.clear()
+        assert tokenizer.encode("###Red", after=after) == [stop, ord("r")]
+        assert tokenizer._model.asked == [("red", Where.AFTER_TOKEN)]
+
+
+def test_the_space_that_a_model_puts_first_is_taken_off(folder):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    ids = {text: tokenizer.encode(text) for text in (" red", "  red", "red", "")}
+    assert [tokenizer.decode(ids[text]) for text in ids] == list(ids)
+    tokenizer._model = Recorder()
+    assert [tokenizer.decode(ids[text]) for text in ids] == ["red", " red", "red", ""]
+
+
+def test_an_id_without_a_token_has_no_bytes(tokenizer):
+    a, b = tokenizer.encode("a") + tokenizer.encode("b")
+    assert tokenizer.decode_bytes([a, tokenizer.vocab_size, b]) == b"ab"
 
 
 def test_saving_writes_the_files_that_were_read(folder, tokenizer, tmp_path):

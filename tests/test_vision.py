@@ -1,11 +1,14 @@
 """The vision tower computes what transformers' CLIPVisionModel computes, no more blocks of it than asked for."""
 
+import math
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from minillava.attention import CLOSED
 from minillava.config import VisionConfig
-from minillava.vision import VisionTower
+from minillava.vision import VisionTower, quick_gelu
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
 CONFIGS = {
@@ -25,10 +28,42 @@ def pictures(tower: VisionTower, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, tower.config.image_size, tower.config.image_size)
 
 
-def test_every_layer_is_transformers_clip(tower):
+def as_clip(tower: VisionTower) -> CLIPVisionModel:
     theirs = CLIPVisionModel(CLIPVisionConfig(**tower.config.to_dict())).eval()
     theirs.load_state_dict(tower.state_dict())
-    pixel_values = pictures(tower)
+    return theirs
+
+
+def test_quick_gelu_is_its_formula():
+    x = torch.linspace(-5, 5, 21)
+    torch.testing.assert_close(quick_gelu(x), torch.tensor([v / (1 + math.exp(-1.702 * v)) for v in x.tolist()]))
+
+
+@pytest.mark.parametrize("part", ["mlp", "self_attn", ""])
+@torch.no_grad()
+def test_a_block_and_what_it_is_made_of_are_transformers_clip(tower, part):
+    ours, theirs = (t.encoder.layers[1].get_submodule(part) for t in (tower, as_clip(tower)))
+    x = torch.randn(2, 5, 24)
+    mask = () if part == "mlp" else (torch.where(torch.rand(2, 1, 5, 5) < 0.3, CLOSED, 0.0),)
+    expected = theirs(x, *mask)
+    if part == "self_attn":
+        expected = expected[0]
+    torch.testing.assert_close(ours(x, *mask), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_encoder_is_as_many_blocks_as_asked_for_one_after_the_other(tower):
+    x = torch.randn(2, 5, 24)
+    expected = [x]
+    for block in tower.encoder.layers:
+        expected.append(block(expected[-1]))
+    for count in range(4):
+        assert torch.equal(tower.encoder(x, num_layers=count), expected[count])
+    assert torch.equal(tower.encoder(x), expected[3])
+
+
+def test_every_layer_is_transformers_clip(tower):
+    theirs, pixel_values = as_clip(tower), pictures(tower)
     with torch.no_grad():
         expected = theirs(pixel_values, output_hidden_states=True).hidden_states
         for layer in range(-4, 4):
@@ -36,9 +71,7 @@ def test_every_layer_is_transformers_clip(tower):
 
 
 def test_pooled_class_token_is_transformers_clip(tower):
-    theirs = CLIPVisionModel(CLIPVisionConfig(**tower.config.to_dict())).eval()
-    theirs.load_state_dict(tower.state_dict())
-    pixel_values = pictures(tower)
+    theirs, pixel_values = as_clip(tower), pictures(tower)
     with torch.no_grad():
         pooled = tower.post_layernorm(tower.hidden_state(pixel_values)[:, 0])
         torch.testing.assert_close(pooled, theirs(pixel_values).pooler_output, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,75 @@
+"""``python -m lessons.exercise decoder``: write ``exercises/decoder.py``, the decoder without what its lesson teaches.
+
+Fill in the bodies from the top of the list down, and have them judged: ``pytest tests/test_decoder.py --exercise``.
+``--solution`` prints the project's own.
+"""
+
+import argparse
+import ast
+import textwrap
+from pathlib import Path
+
+from lessons.parts import FOLDER, PARTS
+from lessons.source import definitions, first_line, text_of
+from minillava.errors import UserError, run_program
+
+SOURCES = Path(__file__).parents[1] / "minillava"
+
+
+def skeleton(part: str) -> str:
+    """The source of a part; each body in the table is its docstring, a hint and NotImplementedError."""
+    source = (SOURCES / f"{part}.py").read_text(encoding="utf-8")
+    found, lines = definitions(ast.parse(source)), source.splitlines()
+    for name in sorted(PARTS[part], key=lambda name: -found[name].lineno):  # from below, so that numbers stay true
+        function = found[name]
+        body = function.body if ast.get_docstring(function) is None else function.body[1:]
+        indent = " " * function.body[0].col_offset
+        start = body[0].lineno - 1
+        while not lines[start - 1].strip() or lines[start - 1].lstrip().startswith("#"):  # comments belong to the body
+            start -= 1
+        hint = textwrap.wrap(PARTS[part][name], 118 - len(indent))
+        lines[start : function.end_lineno] = [
+            *(f"{indent}# {line}" for line in hint),
+            f'{indent}raise NotImplementedError("{name} is yet to be written")',
+        ]
+    head = textwrap.wrap(f"The order to write them in: {', '.join(PARTS[part])}.", 118, break_long_words=False)
+    return "\n".join(
+        [
+            f"# Your own minillava/{part}.py: write what raises NotImplementedError. What stands already?",
+            f"#     pytest tests/test_{part}.py --exercise",
+            *(f"# {line}" for line in head),
+            *lines,
+            "",
+        ]
+    )
+
+
+def solution(part: str) -> str:
+    """The project's own bodies, each headed by the place where it stands."""
+    source = (SOURCES / f"{part}.py").read_text(encoding="utf-8")
+    found = definitions(ast.parse(source))
+    return "\n\n".join(
+        f"# {name}, minillava/{part}.py:{first_line(found[name])}\n{textwrap.dedent(text_of(source, found[name]))}"
+        for name in PARTS[part]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--solution", action="store_true", help="print the project's own bodies and write nothing")
+    parser.add_argument("--force", action="store_true", help="write the file anew, over what you wrote in it")
+    arguments = parser.parse_args()
+    if arguments.solution:
+        print(solution(arguments.part))
+        return
+    path = FOLDER / f"{arguments.part}.py"
+    if path.exists() and not arguments.force:
+        raise UserError(f"{path} is there already, with your work in it: --force writes it anew")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(skeleton(arguments.part), encoding="utf-8")
+    print(f"{path}: {len(PARTS[arguments.part])} bodies to write. Judge them: pytest tests/test_{path.name} --exercise")
+
+
+if __name__ == "__main__":
+    run_program(main)

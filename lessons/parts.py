@@ -1,0 +1,159 @@
+"""What a reader rebuilds. For each part, the bodies taken out of ``minillava/PART.py``, each with a hint.
+
+The order is the one to write them in: a body needs those above it, if any. ``tests/test_PART.py`` judges them.
+"""
+
+from pathlib import Path
+
+FOLDER = Path("exercises")
+
+PARTS: dict[str, dict[str, str]] = {
+    "attention": {
+        "causal_mask": "CLOSED above a diagonal, 0 on it and below. Without a past it is the main diagonal.",
+        "attend": "scores = q k^T / sqrt(d), (B, heads, T, S); add the mask; softmax over S, the keys; then times v.",
+    },
+    "vision": {
+        "quick_gelu": "The docstring is the formula.",
+        "Embeddings.forward": (
+            "The convolution gives (B, hidden, rows, columns): flatten rows and columns into patches, and put hidden "
+            "last. The class embedding (hidden,) becomes (B, 1, hidden) and goes first. Add a position to each."
+        ),
+        "Attention.forward": (
+            "Cut the last axis of q, k and v into heads, (B, T, heads * d) -> (B, heads, T, d); attend(); the heads "
+            "side by side again, (B, T, hidden); out_proj."
+        ),
+        "MLP.forward": "(B, T, hidden) -> (B, T, intermediate) -> (B, T, hidden), the activation in the middle.",
+        "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
+        "Encoder.forward": "The first num_layers blocks, one after the other; None is all of them.",
+        "VisionTower.hidden_state": (
+            "Embeddings, pre_layrnorm, then as many blocks as layer says: 2 is two of them, -1 all, -2 all but one. "
+            "Raise ValueError that names pixel_values for another shape, and one that names the layer for one too deep."
+        ),
+        "VisionTower.forward": "hidden_state() of the layer; the class token stands first.",
+    },
+    "projector": {
+        "MLPProjector.__init__": "linear_1 goes from vision_size to decoder_size, linear_2 stays there.",
+        "MLPProjector.forward": "(..., vision_size) -> (..., decoder_size): linear_1, GELU, linear_2.",
+    },
+    "decoder": {
+        "RMSNorm.forward": (
+            "rms(x) = sqrt(mean(x^2) + eps) over the last axis. In float32, whatever x is; the result has x's dtype."
+        ),
+        "rope_frequencies": (
+            "torch.arange counts the pairs; config.rope_theta is the base. For llama3: a pair turns frequency * "
+            "original_max_position_embeddings / 2 pi times in the first context. From high_freq_factor turns up the "
+            "frequency is kept, from low_freq_factor down it is divided by factor, and between it is a mixture."
+        ),
+        "rope_tables": (
+            "angle = position * frequency, (B, 1, T, head_dim / 2); each pair's angle stands twice, half a head apart."
+        ),
+        "rotate": (
+            "A pair (a, b) becomes (a cos - b sin, b cos + a sin). All at once: x * cos + swapped * sin, where swapped "
+            "is x with its halves exchanged and the new first half negative."
+        ),
+        "KVCache.append": (
+            "self.store is (layers, 2, B, kv_heads, capacity, head_dim); self.length, where the past ends, stays."
+        ),
+        "MLP.forward": "The module docstring has the formula.",
+        "Attention.forward": (
+            "q (B, heads, T, head_dim), k and v (B, kv_heads, T, head_dim). Turn q and k, not v. Then the cache, which "
+            "keeps kv_heads of them; then each key head stands beside itself, once for each query head that shares it."
+        ),
+        "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
+        "Decoder._mask": (
+            "causal_mask() with two axes before it; where attention_mask (B, past + T) is 0, CLOSED for all who look. "
+            "None if there is nothing to close: a single new token may see all."
+        ),
+        "Decoder.forward": (
+            "Positions (1 or B, T) go on from the cache's length; with an attention_mask they count its ones up to "
+            "here. Then the mask, the rope tables, the layers, the norm. Once all layers have written, the cache has "
+            "grown by T."
+        ),
+    },
+    "tokenizer": {
+        "_join": "A place where the pair stands becomes one piece; the next look is at the place after it.",
+        "train_bpe": (
+            "Count words first (regex.findall with SPLIT), and pairs within each word as often as the word occurs. Of "
+            "the commonest pairs take the first in byte order, join it in every word, count again."
+        ),
+        "Tokenizer.decode_bytes": "self._bytes maps ids to bytes.",
+        "Tokenizer.decode": (
+            "Bytes to text all at once: a character may span several tokens. self._model.adds_space says whether a "
+            "space was put first."
+        ),
+        "Tokenizer.encode": (
+            "self._plain.split(text, special) gives texts and ids of added tokens. Of each text, normalised by "
+            "self._model.normalize(text, where), self._normalized.split gives texts and ids again; self._model.encode "
+            "makes ids of what is text then. Keep count of ``where`` each stands: START, AFTER_TOKEN or INSIDE."
+        ),
+    },
+    "sentencepiece_bpe": {
+        "SentencePieceBPE._characters": "self._vocab has the ids of characters, self._byte_ids those of the 256 bytes.",
+        "SentencePieceBPE._merge": (
+            "self._merges maps (id, id) to (rank, joined id). Begin with a loop that looks at every pair anew each "
+            "time. It is right, but slow for long texts: keep the possible merges in a heap, and links to neighbours."
+        ),
+        "SentencePieceBPE.normalize": "Apply each of self._steps: (pattern, replacement, whether it adds the space).",
+        "SentencePieceBPE.encode": (
+            "With a scheme (not None), spaces become SPACE, and one is put first if there is none: at the START unless "
+            "the scheme is never, AFTER_TOKEN if it is always. With self._splits each SPACE begins a new word. A word "
+            "in self._whole is one token."
+        ),
+    },
+    "contrastive": {
+        "TextEmbeddings.forward": "(B, T) -> (B, T, hidden); the first T rows of the positions.",
+        "TextTower.forward": (
+            "Embeddings, encoder under a causal mask, then the hidden state at each row's first end token, normalised. "
+            "The end token is the last thing a row sees, so it has seen all of it."
+        ),
+        "contrastive_loss": (
+            "Similarities times exp(scale): (n, m). Along the rows, cross-entropy with match. Along the columns the "
+            "target is a distribution: each text's weight spread evenly over its pictures. The mean of the two."
+        ),
+        "Clip.text_features": "Tower, projection, length 1. In float32 from the projection on.",
+        "Clip.image_features": (
+            "hidden_state() is (B, 1 + patches, hidden), the class token at 0. Both kinds go through post_layernorm, "
+            "the projection and F.normalize."
+        ),
+        "clip_loss": "Two losses, added: pictures with captions, regions with phrases.",
+    },
+    "conversation": {
+        "image_goes_first": (
+            "hashlib.sha256 of the three numbers with spaces between them, and True where the first byte is even."
+        ),
+        "arrange": "The mark may stand anywhere in the question. A new line between it and the words.",
+        "encode_conversation": (
+            "The Template's docstring has the order. For each turn, hand parts (text, which marks count in it) to "
+            "_runs(): a mark is one id, IMAGE num_image_tokens of them, and the rest goes to tokenizer.encode(text, "
+            "special=False, after=input_ids). Extend input_ids and labels together; labels are the ids where it is "
+            "learnt and IGNORE elsewhere. _checked() refuses bad turns. At last the bos, where add_bos wants one."
+        ),
+    },
+    "llava": {
+        "splice": "Tensor.masked_scatter fills the places where a mask is True, in order. First compare the counts.",
+        "answer_loss": (
+            "hidden at i is for the label at i + 1. Select the places that bear loss, then lm_head, then cross-entropy."
+        ),
+        "Llava.encode_images": "The tower takes the layer and the strategy that the configuration names. Then W.",
+        "Llava.embed": (
+            "Words have rows in embed_tokens; the placeholder's id may be beyond them, so put another there. Then "
+            "splice(). Without pictures every id is a word's."
+        ),
+        "Llava.forward": "embed(), the language model, answer_loss() where there are labels.",
+    },
+    "generation": {
+        "sample": "torch.multinomial draws. Softmax in float32.",
+        "collect": (
+            "done (B,) says which rows have met a stop. What a row says that was done before this step becomes fill. "
+            "Ask for no step after the last row is done."
+        ),
+        "generate_ids": (
+            "One cache with room for all. The first pass reads the prompt, each later one the token drawn last: the "
+            "logits at the last position give the next. attention_mask grows by a column of ones a step."
+        ),
+        "stream_text": (
+            "An incremental UTF-8 decoder turns each token's bytes into whole characters. Hold back the longest end of "
+            "the text that is a beginning of the stop; what is before it can go out. At the end the rest goes out."
+        ),
+    },
+}

@@ -1,0 +1,137 @@
+"""``pytest tests/test_decoder.py --exercise``: the reader's file for the project's, and which of its bodies stand.
+
+The stand-in is what every import finds, in the tests and in the rest of minillava. A test speaks for one body: of those
+in the table that it reaches, the last. So a body is judged by tests that need it and what stands above it.
+"""
+
+import ast
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lessons.parts import FOLDER, PARTS
+from lessons.source import definitions
+
+ROOT = Path(__file__).parents[1]
+
+
+class StandIn(MetaPathFinder):
+    """Has every import of ``minillava.PART`` find another file. ``loaded`` is told of each module once it has run."""
+
+    def __init__(self, files: dict[str, Path], loaded: Callable[[str, ModuleType], None] | None = None):
+        assert "minillava" not in sys.modules, "whoever has imported a module keeps it: stand in before"
+        self.files, self.loaded = files, loaded
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, part = name.rpartition(".")
+        if package != "minillava" or part not in self.files:
+            return None
+        file = str(self.files[part])
+        return spec_from_file_location(name, file, loader=_Loader(name, file, self.loaded))
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, name: str, file: str, loaded: Callable[[str, ModuleType], None] | None):
+        super().__init__(name, file)
+        self.loaded = loaded
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        if self.loaded:
+            self.loaded(self.name.rpartition(".")[2], module)
+
+
+class Judge:
+    """A pytest plugin: stands the reader's files in, and notes for each body how the tests that speak for it end."""
+
+    def __init__(self, parts: list[str]):
+        """Raises pytest.UsageError for a file that is missing, is no Python, lacks a name or does not run."""
+        self.files = {part: FOLDER / f"{part}.py" for part in parts}
+        for part, file in self.files.items():
+            _check(part, file)
+        self.bodies = [(part, name) for part in PARTS if part in parts for name in PARTS[part]]
+        self.verdicts: dict[tuple[str, str], dict[str, bool]] = {body: {} for body in self.bodies}
+        self.reached: set[tuple[str, str]] = set()
+        self.failed = False
+        StandIn(self.files, self.watch)
+        for part, file in self.files.items():
+            try:
+                importlib.import_module(f"minillava.{part}")
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise pytest.UsageError(f"{file} does not run: {reason}") from None
+
+    def watch(self, part: str, module: ModuleType) -> None:
+        """Have each body of a freshly loaded part note when it is called."""
+        for name in PARTS[part]:
+            *path, last = name.split(".")
+            owner = functools.reduce(getattr, path, module)
+            body = vars(owner)[last]
+            noting = self._noting((part, name), body)
+            setattr(owner, last, staticmethod(noting) if isinstance(body, staticmethod) else noting)
+
+    def _noting(self, body: tuple[str, str], function: Callable) -> Callable:
+        @functools.wraps(function)
+        def noting(*arguments, **options):
+            self.reached.add(body)
+            return function(*arguments, **options)
+
+        return noting
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator:
+        self.reached, self.failed = set(), False
+        result = yield
+        if self.reached:
+            self.verdicts[max(self.reached, key=self.bodies.index)][item.nodeid] = not self.failed
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo) -> Iterator:
+        report = yield
+        self.failed = self.failed or report.failed
+        if call.excinfo is not None and call.excinfo.errisinstance(NotImplementedError):
+            report.longrepr = str(call.excinfo.value)  # no traceback for what is not there yet
+        return report
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section(", ".join(map(str, self.files.values())))
+        for (part, name), tests in self.verdicts.items():
+            failures = list(tests.values()).count(False)
+            if not tests:
+                verdict = "no test has come to it"
+            elif failures:
+                verdict = f"does not stand yet (tests that fail: {failures} of {len(tests)})"
+            else:
+                verdict = f"stands (tests: {len(tests)})"
+            terminalreporter.write_line(f"{part} {name}".ljust(50) + verdict)
+
+
+def named_parts(arguments: list[str]) -> list[str]:
+    """The parts whose tests are asked for. Raises pytest.UsageError where there is none."""
+    files = [Path(argument.split("::")[0]).stem for argument in arguments]
+    parts = [part for part in PARTS if f"test_{part}" in files]
+    if not parts:
+        raise pytest.UsageError(f"--exercise needs the tests of a part: pytest tests/test_PART.py, {', '.join(PARTS)}")
+    return parts
+
+
+def _check(part: str, file: Path) -> None:
+    if not file.exists():
+        raise pytest.UsageError(f"{file} is not there: python -m lessons.exercise {part} writes it")
+    try:
+        theirs = definitions(ast.parse(file.read_text(encoding="utf-8")))
+    except SyntaxError as error:
+        raise pytest.UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
+    ours = definitions(ast.parse((ROOT / "minillava" / f"{part}.py").read_text(encoding="utf-8")))
+    if missing := ours.keys() - theirs.keys():
+        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which minillava/{part}.py has")

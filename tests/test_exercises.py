@@ -1,0 +1,199 @@
+"""The exercises: made from the source as it is now, judged body by body, and no test passes on an untouched one."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mutations
+import pytest
+
+from lessons import exercise
+from lessons.parts import PARTS
+from lessons.source import definitions
+
+ROOT = Path(__file__).parents[1]
+# Judges one part after another, in forks of a process that imports what is slow to import once.
+JUDGE = """
+import json, sys
+from pathlib import Path
+import forks, judge
+
+for line in sys.stdin:
+    folder, part = json.loads(line)
+    arguments = ["--exercise", f"tests/test_{part}.py", f"--basetemp={folder}/tests"]
+    result = forks.run_pytest(arguments, lambda: setattr(judge, "FOLDER", Path(folder)))
+    print(json.dumps(result), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def judged() -> Iterator[Callable[[Path, str], tuple[int, str]]]:
+    """(folder, part) -> what ``pytest tests/test_PART.py --exercise`` ends with, and prints, for the file in there."""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-c", JUDGE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=paths, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def judge(folder: Path, part: str) -> tuple[int, str]:
+            print(json.dumps([str(folder), part]), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        yield judge
+
+
+def verdicts(printed: str, part: str) -> dict[str, str]:
+    """What the last section says of each body."""
+    found = dict(re.findall(rf"^{part} (\S+) +(.+)$", printed, re.MULTILINE))
+    assert found.keys() == PARTS[part].keys()
+    return found
+
+
+def source(part: str) -> str:
+    return (ROOT / "minillava" / f"{part}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_skeleton_is_the_source_but_for_the_bodies_in_the_table(part):
+    theirs, ours = ast.parse(exercise.skeleton(part)), ast.parse(source(part))
+    for tree in (theirs, ours):
+        for name in PARTS[part]:
+            function = definitions(tree)[name]
+            docstring = function.body[: ast.get_docstring(function) is not None]
+            left = function.body[len(docstring) :]
+            if tree is theirs:
+                assert ast.unparse(left) == f"raise NotImplementedError('{name} is yet to be written')"
+            function.body = docstring
+    assert ast.unparse(theirs) == ast.unparse(ours)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exercises")
+    for part in PARTS:
+        (folder / f"{part}.py").write_text(exercise.skeleton(part), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_test_that_comes_to_a_body_passes_on_an_untouched_skeleton(judged, untouched, part):
+    code, printed = judged(untouched, part)
+    told = verdicts(printed, part).values()
+    counts = [re.fullmatch(r"does not stand yet \(tests that fail: (\d+) of (\d+)\)", text) for text in told]
+    assert code == 1 and any(counts)
+    assert all(text == "no test has come to it" or count[1] == count[2] for text, count in zip(told, counts)), told
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_body_of_the_solution_is_judged_and_stands(judged, tmp_path, part):
+    (tmp_path / f"{part}.py").write_text(source(part), encoding="utf-8")
+    code, printed = judged(tmp_path, part)
+    assert code == 0, printed
+    assert all(re.fullmatch(r"stands \(tests: [1-9]\d*\)", text) for text in verdicts(printed, part).values()), printed
+
+
+def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
+    wrong = "does not stand yet (tests that fail: 1 of 1)"
+    for name, line, verdict in (("right", "* self.weight", "stands (tests: 1)"), ("wrong", "+ self.weight", wrong)):
+        written = (
+            (untouched / "decoder.py")
+            .read_text(encoding="utf-8")
+            .replace(
+                'raise NotImplementedError("RMSNorm.forward is yet to be written")',
+                f"return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() {line}",
+            )
+        )
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "decoder.py").write_text(written, encoding="utf-8")
+        code, printed = judged(tmp_path / name, "decoder")
+        told = verdicts(printed, "decoder")
+        assert code == 1 and told.pop("RMSNorm.forward") == verdict
+        assert not any(text.startswith("stands") for text in told.values())
+        assert "Traceback" not in printed and "rope_tables is yet to be written" in printed
+
+
+FAULTS = {
+    "is not there: python -m lessons.exercise projector writes it": None,
+    "line 2: ": "import torch\nclass MLPProjector(:\n",
+    "lacks LinearProjector, MLPProjector.__init__, MLPProjector.forward": "PROJECTORS = {}\nclass MLPProjector: pass\n",
+    "does not run: NameError: name 'nothing' is not defined": "nothing()\n",
+}
+
+
+def test_a_file_that_cannot_be_judged_gets_one_line(judged, tmp_path):
+    for words, text in FAULTS.items():
+        if text is not None:
+            (tmp_path / "projector.py").write_text(text if "nothing" not in text else source("projector") + text)
+        code, printed = judged(tmp_path, "projector")
+        assert code == 4 and words in printed, printed
+        assert len(printed.strip().splitlines()) == 1 and str(tmp_path / "projector.py") in printed
+
+
+def run_exercise(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["exercise", *arguments])
+    exercise.run_program(exercise.main)
+
+
+def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = Path("exercises/decoder.py")
+    run_exercise(monkeypatch, "decoder")
+    assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
+    file.write_text("my work")
+    with pytest.raises(SystemExit) as end:
+        run_exercise(monkeypatch, "decoder")
+    assert end.value.code == 2 and file.read_text() == "my work"
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"error: {file} is there already, with your work in it: --force writes it anew"
+    run_exercise(monkeypatch, "decoder", "--force")
+    assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
+
+
+def test_solution_shows_every_body_as_it_is_in_the_source(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for part in PARTS:
+        run_exercise(monkeypatch, "--solution", part)
+        shown, found = ast.parse(capsys.readouterr().out).body, definitions(ast.parse(source(part)))
+        shown, ours = ([ast.unparse(f).split() for f in fs] for fs in (shown, (found[name] for name in PARTS[part])))
+        assert shown == ours  # but for the docstrings' indentation
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_part_has_ten_faults_that_fit_the_source():
+    assert PARTS.keys() <= set(mutations.PARTS)
+    for part in mutations.PARTS:
+        faults = dict(mutations.mutants(part))
+        assert len(faults) == len(list(mutations.mutants(part))) >= 10
+        assert all(ast.unparse(ast.parse(text)) != ast.unparse(ast.parse(source(part))) for text in faults.values())
+
+
+def test_a_fault_that_does_not_fit_the_source_is_stale(tmp_path, monkeypatch):
+    (tmp_path / "minillava").mkdir()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "faults").symlink_to(ROOT / "tests" / "faults")
+    monkeypatch.setattr(mutations, "ROOT", tmp_path)
+    ours = source("projector")
+    for text in (ours.replace("F.gelu", "F.silu"), ours + ours):
+        (tmp_path / "minillava" / "projector.py").write_text(text)
+        with pytest.raises(ValueError, match=r"stale fault in projector\.txt: 'ReLU for GELU'"):
+            list(mutations.mutants("projector"))
+
+
+def test_mutations_names_the_tests_that_catch_faults_and_fails_where_none_does(monkeypatch, capsys):
+    command = [sys.executable, "tests/mutations.py", "projector"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *rows, _, total = done.stdout.splitlines()[2:]
+    assert len(rows) == len(list(mutations.mutants("projector")))
+    assert total.startswith(f"{len(rows)} of {len(rows)} faults caught")
+    assert all(re.fullmatch(r"\| projector \| .+ \| test_\w+(\[.*\])? \|", row) for row in rows)
+
+    monkeypatch.setattr(mutations, "caught_by", lambda part, source: None if "F.relu" in source else "test_x")
+    monkeypatch.setattr(sys, "argv", ["mutations.py", "projector"])
+    with pytest.raises(SystemExit) as end:
+        mutations.main()
+    assert end.value.code == 1 and "| projector | ReLU for GELU | **nothing** |" in capsys.readouterr().out
