@@ -160,7 +160,9 @@ class ConversationDataset:
 
     def word_ids(self, index: int) -> list[list[int]]:
         """The ids of each cell's words, in a picture told in words."""
-        return [self.tokenizer.encode(f" {cell}", special=False) for cell in self.rows[index]["words"]]
+        cells = self.rows[index]["words"]
+        ids = {cell: self.tokenizer.encode(f" {cell}", special=False) for cell in set(cells)}  # most are alike
+        return [ids[cell] for cell in cells]
 
 
 class RegionDataset:

@@ -104,8 +104,6 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        shared = self.config.num_attention_heads // self.config.num_key_value_heads  # query heads per key head
-        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 

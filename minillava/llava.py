@@ -139,11 +139,11 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Continue input_ids (B, T); returns the new tokens alone, (B, N), N at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids`` (default: the end token);
+        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids`` (default: the model's);
         shorter rows are filled up with the padding token.
         """
         if stop_ids is None:
-            stop_ids = [self.tokenizer.eos_id] if self.tokenizer and self.tokenizer.eos_id is not None else []
+            stop_ids = self.stop_ids if self.tokenizer else []
         fill = (self.tokenizer.pad_id if self.tokenizer else None) or 0
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)

@@ -47,8 +47,8 @@ class Recipe:
 
 # From zero on two CPU cores. Muon learns shapes in far fewer steps than AdamW does.
 TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.5, optimizer="muon", minutes=7),
-    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.9, optimizer="muon", minutes=3),
+    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
+    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
     "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", minutes=10),
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
     "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),

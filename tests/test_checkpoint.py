@@ -260,7 +260,9 @@ def test_processor_gives_our_pixels_and_our_ids(tiny_model, saved):
         turn = {"from": "human", "value": "<image>\nWhat is it?"}
         ids, _ = encode_conversation([turn], tiny_model.tokenizer, num_image_tokens=PATCHES)
         assert inputs["input_ids"].tolist() == [ids]
-        torch.testing.assert_close(inputs["pixel_values"][0], ImageProcessor.for_size(24)(image), msg=f"{width} x {height}")
+        torch.testing.assert_close(
+            inputs["pixel_values"][0], ImageProcessor.for_size(24)(image), msg=f"{width} x {height}"
+        )
 
 
 def test_chat_template_writes_further_turns_as_we_do(tiny_model, saved):

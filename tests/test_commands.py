@@ -34,7 +34,8 @@ def trained(tmp_path_factory) -> Path:
         assert f"{name}: training" in done.stdout
         steps = (out / f"{name}.metrics.jsonl").read_text().splitlines()
         losses = [json.loads(step)["loss"] for step in steps]
-        assert len(losses) == {"vision": 9, "stage1": 4}.get(name, 12) and (out / f"{name}.loss.png").exists()
+        assert len(losses) == {"vision": 8, "notes": 10, "stage1": 4}.get(name, 12)
+        assert (out / f"{name}.loss.png").exists()
         if name in ("vision", "notes"):
             assert sum(losses[-3:]) < sum(losses[:3])
     return out

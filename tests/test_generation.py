@@ -212,7 +212,9 @@ def test_history_is_what_was_said_before(model, picture):
     ]
     ids, _ = encode_conversation(turns, model.tokenizer, num_image_tokens=PATCHES)
     stops = [model.tokenizer.eos_id, *model.tokenizer.encode("###")]
-    out = model.generate(torch.tensor([ids]), ImageProcessor.for_size(24)(picture)[None], max_new_tokens=15, stop_ids=stops)
+    out = model.generate(
+        torch.tensor([ids]), ImageProcessor.for_size(24)(picture)[None], max_new_tokens=15, stop_ids=stops
+    )
     expected = model.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
     assert model.chat(picture, "Where is it?", history=history, max_new_tokens=15) == expected
     assert model.chat(picture, "Where is it?", max_new_tokens=15) != expected

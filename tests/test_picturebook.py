@@ -100,23 +100,36 @@ def where_from(scene, first, one, other, second):
     return "", f"{reason}, so the {first} is {side} the {second}"
 
 
-def counted(found, verb=""):
-    """ "i see one red fish in the centre, so I count one", or with " would" after each "I"."""
-    seen = ", ".join(f"one {t.colour} {t.kind} {PLACES[t.row, t.column]}" for t in found) or "none"
-    return "", f"i{verb} see {seen}, so I{verb} count {NUMBERS[len(found)]}"
+def aloud(found):
+    """ "one in the top left, two in the centre"."""
+    return ", ".join(f"{NUMBERS[i + 1]} {PLACES[t.row, t.column]}" for i, t in enumerate(found)) or "none"
+
+
+def counted(found):
+    return "", f"i see {aloud(found)}, so I count {NUMBERS[len(found)]}"
+
+
+def remaining(scene, gone):
+    left = NUMBERS[len([t for t in scene.things if t not in gone])]
+    return "", f"i see {aloud(scene.things)}, without {aloud(gone)}, so I would count {left}"
 
 
 def sailing(scene):
-    sea, boat = scene.setting == "sea", any(t.kind == "boat" for t in scene.things)
-    if sea != boat:
-        return "it", "no, there is the sea but no boat" if sea else "no, there is a boat but no sea"
-    return "it", "yes, there is the sea and a boat" if sea else "no, there is no boat and no sea"
+    boats = [PLACES[t.row, t.column] for t in scene.things if t.kind == "boat"]
+    if scene.setting != "sea":
+        return "", f"the sea is nowhere and a boat is {(*boats, 'nowhere')[0]}, so no"
+    return (
+        "",
+        f"the sea is here and a boat is {boats[0]}, so yes"
+        if boats
+        else "the sea is here and a boat is nowhere, so no",
+    )
 
 
 def first_met(scene):
     nearest = min(scene.things, key=lambda t: middle(t)[0])
     assert sum(t.column == nearest.column for t in scene.things) == 1
-    return "it", a(f"{nearest.colour} {nearest.kind}")
+    return "", f"{PLACES[nearest.row, nearest.column]} is {a(f'{nearest.colour} {nearest.kind}')}, so that comes first"
 
 
 def larger(scene, first, second):
@@ -138,9 +151,7 @@ QUESTIONS = {
     r"How big is the (.+)\?": lambda s, noun: (f"the {noun}", only(s, noun).size),
     rf"Is the (.+) {SIDE} or {SIDE} the (.+)\?": where_from,
     r"What is the setting\?|Where was this picture made\?": lambda s: ("it", SETTINGS[s.setting][1]),
-    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: counted(
-        [t for t in s.things if t not in every(s, nouns)], " would"
-    ),
+    r"If all the (.+) left, how many things would remain\?": lambda s, nouns: remaining(s, every(s, nouns)),
     r"Could one sail here, and why\?": sailing,
     r"Walking from left to right, what does one meet first\?": first_met,
     r"Which is larger, the (.+) or the (.+)\?": larger,
@@ -207,10 +218,9 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
     """One card for each thing, its four words in a circle from any of them on; or the list asked for."""
     cards = text.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
-    if match := re.fullmatch(r"Make a list (of|without) the (.+)\.", request):
-        named = every(scene, match[2])
-        found = [t for t in scene.things if (t in named) == (match[1] == "of")]
-        assert cards == ([f"{t.colour} {t.kind} {place[t]}" for t in found] or ["none"])
+    if match := re.fullmatch(r"Make a list of the (.+)\.", request):
+        found = every(scene, match[1])
+        assert cards == ([f"{place[t]} {t.colour} {t.kind}" for t in found] or ["none"])
         return
     for thing in scene.things:
         words = [thing.size, thing.colour, thing.kind, place[thing]]
@@ -499,7 +509,7 @@ def test_types_are_the_advertised_ones(told):
     types = {name: {row["type"] for row in read(told[0] / name)} for name in JSON_FILES}
     assert types["notes.json"] == {"notes"}
     assert types["words.json"] == {"caption", "conversation"} and types["captions.json"] == {"caption"}
-    assert types["instruct.json"] == {"conversation", "detail", "reasoning"}
+    assert types["instruct.json"] == {"conversation", "detail", "reasoning", "caption"}
     assert types["heldout.json"] == {*language.QUESTIONS, "detail", "caption"}
     assert types["unseen.json"] == {"existence", "colour", "kind", "position", "relation", "size"}
 

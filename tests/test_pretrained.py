@@ -27,7 +27,7 @@ def scores(tmp_path_factory) -> dict:
 def test_it_answers_questions_about_fresh_scenes(scores):
     assert scores["heldout"]["accuracy"] >= 0.88
     assert scores["heldout"]["by_type"]["setting"] >= 0.97
-    assert min(scores["heldout"]["by_type"].values()) >= 0.4
+    assert min(scores["heldout"]["by_type"].values()) >= 0.6
 
 
 def test_it_puts_colours_and_kinds_together_that_stage_2_never_showed(scores):
@@ -41,7 +41,7 @@ def test_it_needs_the_picture(scores):
 
 def test_it_describes_what_is_there(scores):
     heldout = scores["heldout"]
-    assert heldout["precision"] >= 0.93 and heldout["recall"] >= 0.8
+    assert heldout["precision"] >= 0.93 and heldout["recall"] >= 0.85
     assert heldout["blind_precision"] <= 0.1 and heldout["blind_recall"] <= 0.1
 
 

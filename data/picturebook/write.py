@@ -7,7 +7,8 @@ notes.json       pictures told as a raster of words, and notes of what is in the
                  place of "image", 64 texts in reading order. What the decoder learns first
 words.json       pictures told in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
-instruct.json    stage 2: conversations, detailed descriptions, reasoning; no row shows a pair of UNSEEN_PAIRS
+instruct.json    stage 2: conversations, detailed descriptions, reasoning, some captions as in stage 1; no row shows a
+                 pair of UNSEEN_PAIRS
 heldout.json     questions about scenes that are in no other file
 unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
 """
@@ -153,25 +154,30 @@ def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
 
 def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
     if rng.random() < 0.1:
-        turns, kind = [(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))], "caption"
+        turns, kind = [_brief(scene, rng)], "caption"
     else:
         turns, kind = _talk(scene, rng), "conversation"
     return _row(f"words-{index:06d}", scene, turns, words=language.words_by_patch(scene, GRID), type=kind)
 
 
+def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    return rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))
+
+
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """A conversation; in some a detailed description is asked for, at any time."""
-    if rng.random() < 0.8:
+    """A conversation; in some a detailed or a brief description is asked for, at any time."""
+    form = rng.random()
+    if form < 0.75:
         return language.conversation(scene, rng, LENGTH)
     detail = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
-    turns = [detail, *language.conversation(scene, rng, LENGTH - len(detail[1]))]
+    told = detail if form < 0.9 else _brief(scene, rng)
+    turns = [told, *language.conversation(scene, rng, LENGTH - len(told[1]))]
     rng.shuffle(turns)
     return turns
 
 
 def _caption(scene: Scene, index: int, rng: random.Random) -> dict:
-    turn = rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))
-    return _row(f"caption-{index:06d}", scene, [turn], image=_image_name("train", index), type="caption")
+    return _row(f"caption-{index:06d}", scene, [_brief(scene, rng)], image=_image_name("train", index), type="caption")
 
 
 def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
@@ -183,6 +189,8 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
             turns, kind = [(rng.choice(language.DETAIL_REQUESTS), language.description(scene))], "detail"
         elif form < 0.15 and (turn := language.reasoning(scene, rng)):
             turns, kind = [turn], "reasoning"
+        elif form < 0.2:
+            turns, kind = [_brief(scene, rng)], "caption"
         else:
             turns, kind = _talk(scene, rng), "conversation"
         turns = [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
@@ -201,7 +209,7 @@ def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[
         if index % 2 == 0:
             turn, kind = (rng.choice(language.DETAIL_REQUESTS), language.description(scene)), "detail"
         else:
-            turn, kind = (rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))), "caption"
+            turn, kind = _brief(scene, rng), "caption"
         yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
 
 

@@ -15,10 +15,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minillava.checkpoint import load, load_clip, load_decoder, load_vision, replace_folder, save, write_clip  # noqa: E402
-from minillava.config import LlavaConfig  # noqa: E402
+from minillava.checkpoint import join, load, load_clip, replace_folder, save, write_clip  # noqa: E402
 from minillava.evaluate import evaluate  # noqa: E402
-from minillava.llava import Llava  # noqa: E402
 from minillava.training import initialise  # noqa: E402
 
 
@@ -31,11 +29,7 @@ def random_vision(run: Path, folder: Path) -> None:
 
 def fresh_projection(run: Path, folder: Path) -> None:
     """The two towers with an untrained W: stage 2 without stage 1."""
-    vision = load_vision(run / "vision")
-    decoder, tokenizer = load_decoder(run / "decoder")
-    model = Llava(LlavaConfig(vision.config, decoder.config, image_token_id=tokenizer.image_id), tokenizer)
-    model.vision_tower, model.language_model = vision, decoder
-    save(model, folder)
+    save(join(run / "vision", run / "decoder"), folder)
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+"""Towers that transformers wrote, joined and trained by ``train.py``: transformers opens what comes out, and says the
+same about a picture."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from make_tokenizers import sentencepiece_file, write
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+)
+
+import chat
+import train
+from minillava import load, save
+from minillava.checkpoint import join
+from minillava.conversation import TEMPLATES, chat_template
+from minillava.errors import UserError
+
+VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # no more than its signs
+PICTURE_SIZE = 32
+
+
+@pytest.fixture
+def towers(tmp_path, randomise) -> tuple[Path, Path]:
+    """A CLIP folder whose pictures are squashed and normalised unlike CLIP's, and a LLaMA folder with SentencePiece's
+    tokenizer and Vicuna's chat template."""
+    vision, decoder = tmp_path / "clip", tmp_path / "vicuna"
+    layers = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes = {**layers, "image_size": PICTURE_SIZE, "patch_size": 8}
+    randomise(CLIPModel(CLIPConfig(vision_config=sizes, text_config=layers))).save_pretrained(vision)
+    square = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    mean = {"image_mean": [0.3, 0.4, 0.5], "image_std": [0.2, 0.3, 0.4]}
+    CLIPImageProcessorPil(size=square, crop_size=square, resample=2, **mean).save_pretrained(vision)
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "chat_template": VICUNA}
+    write(decoder, model=sentencepiece_file(), tokenizer_config={**config, "add_bos_token": True})
+    config = LlamaConfig(**layers, vocab_size=900, max_position_embeddings=1024)
+    language_model = randomise(LlamaForCausalLM(config))
+    with torch.no_grad():  # never a token of one byte: what is no UTF-8 looks different in each library
+        language_model.lm_head.weight[3:259] = 0
+    language_model.save_pretrained(decoder)
+    return vision, decoder
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    for name in ("a", "b"):
+        Image.effect_noise((50, 41), 90).convert("RGB").save(tmp_path / f"{name}.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "the cat sat on a mat"}]
+    rows = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("a", "b")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path / "rows.json"
+
+
+def run(monkeypatch, program, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    program.main()
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
+    towers, rows, projector, tmp_path, monkeypatch, capsys
+):
+    vision, decoder = towers
+    common = ["--data", rows, "--out", tmp_path / "out", "--batch-size", 2, "--dtype", "float32"]
+    given = ["--vision", vision, "--decoder", decoder, "--projector", projector]
+    run(monkeypatch, train, "--stage", 1, *given, *common, "--max-steps", 3)
+    run(monkeypatch, train, "--stage", 2, *common, "--max-steps", 3)
+    folder = tmp_path / "out" / "stage2"
+    ours, processor = load(folder), AutoProcessor.from_pretrained(folder)
+    theirs = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    assert ours.template == "v1" and ours.config.projector == projector
+    image = Image.open(tmp_path / "a.png")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
+    torch.testing.assert_close(inputs["pixel_values"][0], ours.image_processor(image), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        found, expected = ours(**inputs).logits, theirs(**inputs).logits
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    written = theirs.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    text = processor.decode(written, skip_special_tokens=True).strip()
+    capsys.readouterr()
+    run(monkeypatch, chat, "--model", folder, "--image", tmp_path / "a.png", "--prompt", "What is it?",
+        "--max-new-tokens", 20)  # fmt: skip
+    assert capsys.readouterr().out.strip() == text != ""
+
+
+def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
+    model = join(*towers)
+    assert (model.tokenizer.image_id, model.tokenizer.pad_id) == (900, 901)
+    assert model.config.decoder.vocab_size == 960  # a multiple of 64
+    assert model.template == "v1" and model.stop_ids == [2]
+    assert model.image_processor.image_mean == (0.3, 0.4, 0.5)
+
+
+def test_a_picture_processor_of_another_size_is_refused(towers):
+    vision, decoder = towers
+    square = {"height": 24, "width": 24}
+    CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(vision)
+    with pytest.raises(UserError, match=rf"{vision}: its image processor makes pictures of .*24.* reads 32 x 32"):
+        join(vision, decoder)
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json", "chat_template.jinja"])
+def test_the_chat_template_is_found_wherever_it_lies(towers, place):
+    vision, decoder = towers
+    text = chat_template("llama-2")
+    path = decoder / place
+    if place.endswith("jinja"):
+        path.write_text(text)
+    else:
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**stored, "chat_template": text}))
+    if place == "chat_template.json":  # older than the one in the tokenizer's file, and read first
+        assert "chat_template" in json.loads((decoder / "tokenizer_config.json").read_text())
+    assert join(vision, decoder).template == "llama-2"
+
+
+@pytest.mark.parametrize("text", ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}]])
+def test_an_unknown_chat_template_is_said(towers, capsys, text):
+    vision, decoder = towers
+    path = decoder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
+    assert join(vision, decoder).template == "v0"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{decoder}: its chat template is none of {', '.join(TEMPLATES)}")
+
+
+def test_a_template_given_takes_the_checkpoints_place(towers, rows, tmp_path, monkeypatch):
+    vision, decoder = towers
+    run(monkeypatch, train, "--stage", 1, "--vision", vision, "--decoder", decoder, "--template", "v0", "--data", rows,
+        "--out", tmp_path / "out", "--batch-size", 2, "--max-steps", 1)  # fmt: skip
+    assert load(tmp_path / "out" / "stage1").template == "v0"
+
+
+def test_a_model_saved_in_bfloat16_answers_in_it(towers, tmp_path, monkeypatch, capsys):
+    save(join(*towers), tmp_path / "model", torch.bfloat16)
+    run(monkeypatch, chat, "--model", tmp_path / "model", "--dtype", "bfloat16", "--prompt", "the cat", "--seed", 1,
+        "--max-new-tokens", 3)  # fmt: skip
+    assert capsys.readouterr().out.count("\n") == 1
