@@ -32,9 +32,12 @@ def world() -> Image.Image:
     return sheet
 
 
+DRAWN = (world, *figures_sight.FIGURES)
+
+
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
-    for figure in (world, *figures_sight.FIGURES):
+    for figure in DRAWN:
         figure().save(FIGURES / f"{figure.__name__}.png", optimize=True)
         print(FIGURES / f"{figure.__name__}.png")
 

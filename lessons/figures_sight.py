@@ -68,7 +68,7 @@ def _stage(
     sheet: Sheet, top: int, title: str, picture: Image.Image, row: list[tuple[str, str]], decoder_learns: bool
 ) -> None:
     """One panel. ``row`` is what the decoder reads, from first to last: (kind, text)."""
-    see, read, middle = top + 125, top + 245, top + 180  # the heights of the picture's way, the words' and the decoder's
+    see, read, middle = top + 125, top + 245, top + 180  # heights: the picture's way, the words' way, the decoder
     sheet.text(20, top + 24, title, 17, anchor="lm")
     sheet.picture(20, see - 40, picture, 80, 80)
     for line, text in enumerate(textwrap.wrap(" ".join(text for _, text in row), 32)):

@@ -24,7 +24,9 @@ class Sheet:
         """``anchor`` is Pillow's: "mm" has (x, y) in the middle of the text, "lm" at its left."""
         self.pen.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
 
-    def box(self, x1: float, y1: float, x2: float, y2: float, fill: Colour | None, outline: Colour | None = INK) -> None:
+    def box(
+        self, x1: float, y1: float, x2: float, y2: float, fill: Colour | None, outline: Colour | None = INK
+    ) -> None:
         corners = [value * SCALE for value in (x1, y1, x2, y2)]
         self.pen.rounded_rectangle(corners, 4 * SCALE, fill, outline, SCALE)
 
@@ -53,7 +55,7 @@ class Sheet:
     def finished(self) -> Image.Image:
         """The page, with a palette of 256 colours: its file is a third of what it would be."""
         page = self.image.resize(self.size, Image.Resampling.LANCZOS)
-        return page.quantize(method=Image.Quantize.MAXCOVERAGE)  # keeps colours that are rare on the page
+        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # rare colours count as much as common ones
 
 
 def shade(value: float) -> Colour:
