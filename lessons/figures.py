@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from data.picturebook.draw import PICTURE_SIZE, draw_scene
 from data.picturebook.language import captions
 from data.picturebook.scene import sample_scene
+from lessons import figures_sight
 
 FIGURES = Path(__file__).parent / "figures"
 ZOOM, COLUMNS, ROWS, GAP = 3, 4, 2, 12
@@ -31,9 +32,12 @@ def world() -> Image.Image:
     return sheet
 
 
+DRAWN = (world, *figures_sight.FIGURES)
+
+
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
-    for figure in (world,):
+    for figure in DRAWN:
         figure().save(FIGURES / f"{figure.__name__}.png", optimize=True)
         print(FIGURES / f"{figure.__name__}.png")
 

@@ -1,0 +1,73 @@
+"""A page to draw figures on with Pillow alone: text, boxes, arrows, pictures and tables of colour."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+INK, GREY = (40, 40, 48), (150, 150, 158)
+BLUE, VIOLET, GREEN, ORANGE = (205, 222, 247), (224, 208, 243), (203, 234, 203), (253, 222, 178)
+COLD, WARM = (35, 80, 170), (190, 40, 45)  # of the lowest and the highest value in a table
+SCALE = 2  # drawn so much larger and then shrunk, which smooths every line
+
+
+class Sheet:
+    """A white page of ``width`` x ``height`` pixels."""
+
+    def __init__(self, width: int, height: int):
+        self.size = width, height
+        self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+        self.pen = ImageDraw.Draw(self.image)
+
+    def text(self, x: float, y: float, text: str, size: int = 14, colour: Colour = INK, anchor: str = "mm") -> None:
+        """``anchor`` is Pillow's: "mm" has (x, y) in the middle of the text, "lm" at its left."""
+        self.pen.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
+
+    def box(
+        self, x1: float, y1: float, x2: float, y2: float, fill: Colour | None, outline: Colour | None = INK
+    ) -> None:
+        corners = [value * SCALE for value in (x1, y1, x2, y2)]
+        self.pen.rounded_rectangle(corners, 4 * SCALE, fill, outline, SCALE)
+
+    def line(self, *points: tuple[float, float], colour: Colour = INK, width: float = 1) -> None:
+        self.pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE))
+
+    def arrow(self, *points: tuple[float, float], colour: Colour = INK, width: float = 1.5) -> None:
+        """A line through ``points``; its last stretch is level or upright, and ends in a head."""
+        (x1, y1), (x2, y2) = points[-2:]
+        dx, dy = ((x2 > x1) - (x2 < x1)) * 8, ((y2 > y1) - (y2 < y1)) * 8
+        self.line(*points[:-1], (x2 - dx, y2 - dy), colour=colour, width=width)
+        head = (x2, y2), (x2 - dx - dy / 2, y2 - dy - dx / 2), (x2 - dx + dy / 2, y2 - dy + dx / 2)
+        self.pen.polygon([(x * SCALE, y * SCALE) for x, y in head], colour)
+
+    def picture(self, x: float, y: float, image: Image.Image, width: int, height: int) -> None:
+        """``image`` with its left upper corner at (x, y), its pixels as squares."""
+        image = image.convert("RGB").resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+        self.image.paste(image, (round(x * SCALE), round(y * SCALE)))
+
+    def table(self, x: float, y: float, values: Sequence[Sequence[float]], width: int, height: int, top: float) -> None:
+        """Rows of numbers as colours: -top blue, 0 white, top red, beyond them no further."""
+        image = Image.new("RGB", (len(values[0]), len(values)))
+        image.putdata([shade(value / top) for row in values for value in row])
+        self.picture(x, y, image, width, height)
+
+    def finished(self) -> Image.Image:
+        """The page, with a palette of 256 colours: its file is a third of what it would be."""
+        page = self.image.resize(self.size, Image.Resampling.LANCZOS)
+        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # rare colours count as much as common ones
+
+
+def shade(value: float) -> Colour:
+    """A colour for -1 (blue) .. 0 (white) .. 1 (red)."""
+    end, share = (COLD if value < 0 else WARM), min(abs(value), 1.0)
+    return tuple(round(255 + (channel - 255) * share) for channel in end)
+
+
+def text_width(text: str, size: int = 14) -> float:
+    """How many pixels wide ``Sheet.text`` writes ``text``."""
+    return _font(size).getlength(text) / SCALE
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size * SCALE)

@@ -1,0 +1,23 @@
+"""Each picture in lessons/figures is drawn by the function of its name, is small, and is shown on a page."""
+
+import pytest
+from PIL import Image
+
+from lessons import build, figures, figures_sight
+
+PAGES = [build.ROOT / "README.md", *build.lessons()]
+
+
+def test_every_figure_is_stored_and_shown():
+    names = {f"{figure.__name__}.png" for figure in figures.DRAWN}
+    assert names == {path.name for path in figures.FIGURES.iterdir()}
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in names:
+        assert f"figures/{name})" in pages, name
+        assert (figures.FIGURES / name).stat().st_size < 100_000, name
+
+
+@pytest.mark.parametrize("figure", figures_sight.FIGURES, ids=lambda figure: figure.__name__)
+def test_a_figure_is_drawn_as_large_as_it_is_stored(figure):
+    with Image.open(figures.FIGURES / f"{figure.__name__}.png") as stored:
+        assert figure().size == stored.size
