@@ -12,8 +12,9 @@ def draw_chart(
     sheet: Sheet, left: float, top: float, width: float, height: float, title: str, x_name: str, lines: list[Line]
 ) -> None:
     """``lines`` over axes that hold all of them and zero; a legend stands below the title. The box is that of the axes."""
-    x_step, (x_low, x_high) = _ticks([x for line in lines for x in line[2]])
+    x_step, (x_low, _) = _ticks([x for line in lines for x in line[2]])
     y_step, (y_low, y_high) = _ticks([y for line in lines for y in line[3]])
+    x_high = max(x for line in lines for x in line[2])
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + width * (x - x_low) / (x_high - x_low), top + height * (y_high - y) / (y_high - y_low)
@@ -22,7 +23,7 @@ def draw_chart(
         value = y_low + tick * y_step
         sheet.line(at(x_low, value), at(x_high, value), colour=(225, 225, 230))
         sheet.text(left - 8, at(0, value)[1], f"{value:g}", 11, anchor="rm")
-    for tick in range(round((x_high - x_low) / x_step) + 1):
+    for tick in range(math.floor((x_high - x_low) / x_step) + 1):
         sheet.text(at(x_low + tick * x_step, 0)[0], top + height + 12, f"{x_low + tick * x_step:g}", 11)
     sheet.text(left + width / 2, top + height + 30, x_name, 12)
     sheet.text(left, top - 16 - 18 * len(lines), title, 14, anchor="lm")

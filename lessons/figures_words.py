@@ -46,7 +46,7 @@ def rope_rotations() -> Image.Image:
     for place, pair in enumerate((0, 2, 4)):
         x, y, radius = 110 + 200 * place, 165, 70
         sheet.text(x, 30, f"pair {pair}", 14)
-        sheet.text(x, 50, f"{frequencies[pair]:.2g} radians a step", 12)
+        sheet.text(x, 50, f"{frequencies[pair]:.2g} rad a step", 12)
         query = torch.zeros(1, 1, 8, config.head_dim)
         query[..., pair] = 1.0
         turned = rotate(query, *rope_tables(torch.arange(8)[None], frequencies))[0, 0]
@@ -188,11 +188,11 @@ def stage_2() -> Image.Image:
 def looking() -> Image.Image:
     """Two pictures, a question about each, and where the decoder looks while it chooses each token of the answer."""
     model = load(PRETRAINED)
-    tokenizer, side = model.tokenizer, 104
-    sheet = Sheet(1000, 330)
+    tokenizer, side = model.tokenizer, 90
+    sheet = Sheet(880, 300)
     bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]
     for line, (scene, picture) in enumerate(bright[:2]):
-        y = 40 + 160 * line
+        y = 40 + 145 * line
         question, answer = language.position(scene, random.Random(0))
         turns = [{"from": "human", "value": f"<image>\n{question}"}]
         start = len(encode_conversation(turns, tokenizer)[0])
@@ -203,7 +203,7 @@ def looking() -> Image.Image:
         sheet.picture(20, y, picture, side, side)
         sheet.text(20, y - 16, question, 13, anchor="lm")
         for place, position in enumerate(range(start, start + 7)):
-            x = 160 + (side + 14) * place
+            x = 140 + (side + 14) * place
             seen = weights[position - 1]
             light = torch.nn.functional.interpolate((seen / seen.max()).view(1, 1, 8, 8), scale_factor=8)[0, 0]
             shown = torch.tensor(np.array(picture)) * (0.15 + 0.85 * light.unsqueeze(-1))
