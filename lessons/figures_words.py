@@ -1,0 +1,220 @@
+"""The figures of lessons 6 and 8 to 11: positions, the cache, the mask, what is learnt, and where the model looks."""
+
+import random
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.picturebook import language
+from lessons.chart import draw_chart
+from lessons.looking import attention_weights
+from lessons.sheet import BLUE, GREEN, GREY, INK, VIOLET, Colour, Sheet, text_width
+from lessons.small_world import (
+    captions,
+    conversations,
+    drawn_scenes,
+    fitted_projection,
+    joined_towers,
+    short_training,
+)
+from minillava.attention import CLOSED, causal_mask
+from minillava.checkpoint import load
+from minillava.config import DecoderConfig
+from minillava.conversation import IGNORE, encode_conversation
+from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
+from minillava.evaluate import PRETRAINED
+from minillava.tokenizer import Tokenizer
+from minillava.training import TOY
+
+DEEP_BLUE, DEEP_GREEN, RED = (40, 90, 200), (30, 140, 70), (200, 60, 60)
+TALK = [
+    {"from": "human", "value": "<image>\nWhat colour is the fish?"},
+    {"from": "gpt", "value": "The fish is red."},
+    {"from": "human", "value": "Is there a boat?"},
+    {"from": "gpt", "value": "The boat is nowhere, so no."},
+]
+
+
+def rope_rotations() -> Image.Image:
+    """Three pairs of one query at positions 0 to 7, and a query times a key like it at growing distance."""
+    config = DecoderConfig()
+    frequencies = rope_frequencies(config)
+    sheet = Sheet(1000, 300)
+    for place, pair in enumerate((0, 2, 4)):
+        x, y, radius = 110 + 200 * place, 165, 70
+        sheet.text(x, 30, f"pair {pair}", 14)
+        sheet.text(x, 50, f"{frequencies[pair]:.2g} rad a step", 12)
+        query = torch.zeros(1, 1, 8, config.head_dim)
+        query[..., pair] = 1.0
+        turned = rotate(query, *rope_tables(torch.arange(8)[None], frequencies))[0, 0]
+        for position in range(8):
+            a, b = turned[position, pair].item(), turned[position, pair + config.head_dim // 2].item()
+            colour = tuple(round(225 + (c - 225) * (position + 2) / 9) for c in DEEP_BLUE)
+            sheet.line((x, y), (x + radius * a, y - radius * b), colour=colour, width=2)
+            if position in (0, 7) or frequencies[pair] > 0.1:  # else the numbers would lie on one another
+                sheet.text(x + (radius + 12) * a, y - (radius + 12) * b, str(position), 11)
+    query, distances = torch.ones(1, 1, 1, config.head_dim), torch.arange(201)
+    moved = rotate(query.expand(1, 1, 201, -1), *rope_tables(distances[None], frequencies))
+    products = (moved * query).sum(dim=-1)[0, 0]
+    line = ("every pair is (1, 1)", DEEP_BLUE, distances.tolist(), products.tolist())
+    draw_chart(sheet, 690, 70, 280, 170, "A query times a key like it", "distance in tokens", [line])
+    return sheet.finished()
+
+
+@torch.no_grad()
+def kv_cache() -> Image.Image:
+    """What one more token costs: in time, with the cache and without, and in memory."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig()).eval()
+    lengths = list(range(64, 1025, 96))
+    embeddings = torch.randn(1, lengths[-1], decoder.config.hidden_size)
+    cache = KVCache(decoder.config, 1, lengths[-1], torch.float32, torch.device("cpu"))
+
+    def milliseconds(length: int, kept: KVCache | None) -> float:
+        """Of the token after ``length - 1`` others; the fastest of five."""
+        took = []
+        for _ in range(5):
+            start = time.perf_counter()
+            if kept is None:
+                decoder(embeddings[:, :length])
+            else:
+                kept.length = length - 1
+                decoder(embeddings[:, length - 1 : length], cache=kept)
+            took.append(time.perf_counter() - start)
+        return min(took) * 1000
+
+    sheet = Sheet(1000, 340)
+    times = [
+        ("without the cache: all tokens again", RED, lengths, [milliseconds(n, None) for n in lengths]),
+        ("with it: the new one alone", DEEP_BLUE, lengths, [milliseconds(n, cache) for n in lengths]),
+    ]
+    draw_chart(sheet, 60, 90, 400, 200, "Milliseconds for one more token, the shipped sizes", "tokens so far", times)
+    sizes, tokens = [], [0, 8192]
+    for heads, colour in ((32, RED), (8, DEEP_BLUE), (1, DEEP_GREEN)):
+        config = DecoderConfig(num_hidden_layers=32, num_key_value_heads=heads, head_dim=128)
+        one = KVCache(config, 1, 1, torch.float16, torch.device("meta")).store.nbytes
+        name = f"{heads} key head{'s' if heads > 1 else ''}"
+        sizes.append((name, colour, tokens, [n * one / 2**30 for n in tokens]))
+    draw_chart(sheet, 560, 90, 400, 200, "GiB of cache: 32 layers, heads of 128, float16", "tokens so far", sizes)
+    return sheet.finished()
+
+
+def loss_tokens() -> Image.Image:
+    """A conversation as tokens: what bears loss is green, the picture violet, what is only read blue."""
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    ids, labels = encode_conversation(TALK, tokenizer, num_image_tokens=6)
+    sheet, x, y = Sheet(1000, 330), 20.0, 20.0
+    for index, label in zip(ids, labels):
+        text = tokenizer.decode([index])
+        shown = _shown(tokenizer, index)
+        width = text_width(shown) + 10
+        if x + width > 980:
+            x, y = 20.0, y + 30
+        sheet.box(x, y, x + width, y + 24, _colour(index, label, tokenizer), None)
+        sheet.text(x + width / 2, y + 12, shown)
+        x += width + 4
+        if text.endswith("\n"):
+            x, y = 20.0, y + 30
+    for place, (colour, name) in enumerate(((GREEN, "bears loss"), (VIOLET, "picture"), (BLUE, "read only"))):
+        sheet.box(20 + 150 * place, 295, 44 + 150 * place, 315, colour, None)
+        sheet.text(52 + 150 * place, 305, name, anchor="lm")
+    return sheet.finished()
+
+
+def _colour(index: int, label: int, tokenizer: Tokenizer) -> Colour:
+    if label != IGNORE:
+        return GREEN
+    return VIOLET if index == tokenizer.image_id else BLUE
+
+
+def mask_of_a_row() -> Image.Image:
+    """Who sees whom in a row with a picture, and which positions predict a token that bears loss."""
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    ids, labels = encode_conversation(TALK[:2], tokenizer, template="brief", num_image_tokens=9)
+    is_open = (causal_mask(len(ids)) > CLOSED).tolist()
+    cell = 18
+    side = cell * len(ids)
+    sheet = Sheet(side + 400, side + 60)
+    left, top = 150, 40
+    sheet.text(left + side / 2, 20, "is seen", 13)
+    sheet.text(left - 10, 20, "sees", 13, anchor="rm")
+    sheet.text(left + side + 20, 20, "and predicts", 13, anchor="lm")
+    for row, index in enumerate(ids):
+        y = top + cell * row
+        sheet.text(left - 10, y + cell / 2, _shown(tokenizer, index), 12, anchor="rm")
+        for column in range(len(ids)):
+            colour = _colour(ids[column], labels[column], tokenizer) if is_open[row][column] else (247, 247, 249)
+            x = left + cell * column
+            sheet.box(x + 1, y + 1, x + cell - 1, y + cell - 1, colour, None)
+        if row + 1 < len(ids) and labels[row + 1] != IGNORE:
+            shown = _shown(tokenizer, ids[row + 1])
+            sheet.box(left + side + 16, y + 1, left + side + 28 + text_width(shown, 12), y + cell - 1, GREEN, None)
+            sheet.text(left + side + 22, y + cell / 2, shown, 12, anchor="lm")
+    return sheet.finished()
+
+
+def stage_1() -> Image.Image:
+    """The loss of W alone over sixty steps, at three learning rates."""
+    batches = [captions(joined_towers(), 16, seed) for seed in range(60)]
+    lines = []
+    for rate, colour in ((5e-3, DEEP_BLUE), (5e-4, DEEP_GREEN), (2e-5, RED)):
+        model = joined_towers()
+        recipe = replace(TOY["stage1"], learning_rate=rate)
+        losses = short_training(model, [model.multi_modal_projector], batches, recipe, len(batches))
+        lines.append((f"rate {rate:g}", colour, range(1, 61), losses))
+    sheet = Sheet(700, 360)
+    draw_chart(sheet, 60, 90, 600, 220, "Stage 1: nats per token of the caption", "step, 16 captions each", lines)
+    return sheet.finished()
+
+
+def stage_2() -> Image.Image:
+    """The loss of W and the decoder over forty steps, with a W that fits and with a fresh one."""
+    batches = [conversations(joined_towers(), 8, seed) for seed in range(40)]
+    lines = []
+    for name, colour in (("after a fitted W", DEEP_BLUE), ("from a fresh W", RED)):
+        model = joined_towers()
+        if colour == DEEP_BLUE:
+            model.multi_modal_projector = fitted_projection(model, *drawn_scenes(300, seed=2000))
+        parts = [model.multi_modal_projector, model.language_model]
+        lines.append((name, colour, range(1, 41), short_training(model, parts, batches, TOY["stage2"], len(batches))))
+    sheet = Sheet(700, 360)
+    draw_chart(sheet, 60, 90, 600, 220, "Stage 2: nats per token of the answers", "step, 8 conversations each", lines)
+    return sheet.finished()
+
+
+def looking() -> Image.Image:
+    """Two pictures, a question about each, and where the decoder looks while it chooses each token of the answer."""
+    model = load(PRETRAINED)
+    tokenizer, side = model.tokenizer, 90
+    sheet = Sheet(880, 300)
+    bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]
+    for line, (scene, picture) in enumerate(bright[:2]):
+        y = 40 + 145 * line
+        question, answer = language.position(scene, random.Random(0))
+        turns = [{"from": "human", "value": f"<image>\n{question}"}]
+        start = len(encode_conversation(turns, tokenizer)[0])
+        ids, _ = encode_conversation([*turns, {"from": "gpt", "value": answer}], tokenizer)
+        row = torch.tensor([ids])
+        embeddings = model.embed(row, model.image_processor(picture)[None])
+        weights = attention_weights(model.language_model, embeddings).mean(dim=(0, 1))[:, row[0] == tokenizer.image_id]
+        sheet.picture(20, y, picture, side, side)
+        sheet.text(20, y - 16, question, 13, anchor="lm")
+        for place, position in enumerate(range(start, start + 7)):
+            x = 140 + (side + 14) * place
+            seen = weights[position - 1]
+            light = torch.nn.functional.interpolate((seen / seen.max()).view(1, 1, 8, 8), scale_factor=8)[0, 0]
+            shown = torch.tensor(np.array(picture)) * (0.15 + 0.85 * light.unsqueeze(-1))
+            sheet.picture(x, y, Image.fromarray(shown.byte().numpy()), side, side)
+            sheet.text(x + side / 2, y + side + 14, _shown(tokenizer, ids[position]), 13)
+    return sheet.finished()
+
+
+def _shown(tokenizer: Tokenizer, index: int) -> str:
+    """A token with its spaces and new lines to be seen."""
+    return tokenizer.decode([index]).replace(" ", "·").replace("\n", "\\n")
+
+
+FIGURES = (rope_rotations, kv_cache, loss_tokens, mask_of_a_row, stage_1, stage_2, looking)

@@ -1,0 +1,108 @@
+"""A world small enough for a lesson: a few scenes with pictures, batches of rows about them, and a training of seconds."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.picturebook import language
+from data.picturebook.draw import draw_scene
+from data.picturebook.scene import Scene, sample_scene
+from minillava.checkpoint import join
+from minillava.conversation import encode_conversation, image_goes_first
+from minillava.dataset import pad, pad_rows
+from minillava.llava import Llava
+from minillava.training import Recipe, build_optimizers, mean_of_words, schedule
+
+PRETRAINED = Path(__file__).parents[1] / "minillava" / "pretrained"
+
+
+def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:
+    """``count`` scenes and a picture of each; the same seed gives the same ones."""
+    rng = random.Random(seed)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    return scenes, [draw_scene(scene, rng) for scene in scenes]
+
+
+def small_batch(
+    model: Llava, pictures: list[Image.Image], talks: list[list[tuple[str, str]]], template: str
+) -> dict[str, Tensor]:
+    """Questions and answers about each picture -> input_ids and labels (B, T), pixel_values (B, 3, H, W)."""
+    rows = []
+    for index, talk in enumerate(talks):
+        turns = [{"from": speaker, "value": text} for pair in talk for speaker, text in zip(("human", "gpt"), pair)]
+        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+        first = image_goes_first(seed=0, epoch=0, row=index)
+        rows.append(encode_conversation(turns, model.tokenizer, template, model.config.num_image_tokens, first))
+    pixel_values = torch.stack([model.image_processor(picture) for picture in pictures])
+    return pad_rows(rows, model.tokenizer) | {"pixel_values": pixel_values}
+
+
+def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
+    """A batch as stage 1 has them: a brief request and a caption for each of ``count`` pictures."""
+    scenes, pictures = drawn_scenes(count, seed)
+    rng = random.Random(seed)
+    talks = [[(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))] for scene in scenes]
+    return small_batch(model, pictures, talks, "brief")
+
+
+def conversations(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
+    """A batch as stage 2 has them, with conversations of a few turns."""
+    scenes, pictures = drawn_scenes(count, seed)
+    rng = random.Random(seed)
+    return small_batch(model, pictures, [language.conversation(scene, rng, 120) for scene in scenes], "v0")
+
+
+def joined_towers() -> Llava:
+    """The shipped towers, with a projection between them that has learnt nothing; the same one each time."""
+    torch.manual_seed(0)
+    return join(PRETRAINED / "vision", PRETRAINED / "decoder")
+
+
+def short_training(
+    model: Llava, parts: list[nn.Module], batches: Iterable[dict[str, Tensor]], recipe: Recipe, steps: int
+) -> list[float]:
+    """Train ``parts`` of a model, one step a batch; the loss of each step, in nats."""
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+    optimizers = build_optimizers({name: p for name, p in model.named_parameters() if p.requires_grad}, recipe)
+    losses = []
+    for step, batch in zip(range(steps), batches):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * schedule(step, steps, recipe)
+            optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def features_and_words(model: Llava, scenes: list[Scene], pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
+    """For every patch of every picture, what the tower gives W, (patches, vision hidden), and the mean embedding of the
+    words for what is there, (patches, decoder hidden)."""
+    config, tokenizer = model.config, model.tokenizer
+    pixel_values = torch.stack([model.image_processor(picture) for picture in pictures])
+    grid = config.vision.image_size // config.vision.patch_size
+    cells = [cell for scene in scenes for cell in language.words_by_patch(scene, grid)]
+    word_ids = pad([tokenizer.encode(f" {cell}", special=False) for cell in cells], -1)  # (patches, longest)
+    with torch.no_grad():
+        features = model.vision_tower(pixel_values, config.vision_feature_layer).flatten(0, 1)
+        return features, mean_of_words(model.language_model.embed_tokens, word_ids[:, None])[:, 0]
+
+
+def fitted_projection(model: Llava, scenes: list[Scene], pictures: list[Image.Image]) -> nn.Linear:
+    """The W and b that bring the tower's features closest to the words for what each patch shows (least squares)."""
+    features, words = features_and_words(model, scenes, pictures)
+    ones = torch.ones(len(features), 1)
+    solution = torch.linalg.lstsq(torch.cat([features, ones], dim=1), words).solution  # (vision hidden + 1, hidden)
+    projection = nn.Linear(features.shape[1], words.shape[1])
+    projection.weight.data, projection.bias.data = solution[:-1].T.contiguous(), solution[-1]
+    return projection
