@@ -267,7 +267,7 @@ def plan(a: argparse.Namespace) -> None:
         raise UserError("--plan: stage 0 trains the picture-book's small towers; plan stage 1 or 2")
     preset, trained = PRESETS[a.preset], a.out / "stage1"
     if a.model or (a.stage == 2 and trained.exists()):
-        config, _, _ = read_llava(a.model or trained)
+        config = read_llava(a.model or trained)
     else:
         vision = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
         decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minillava.checkpoint import read_llava
+from minillava.checkpoint import read_outline
 from minillava.conversation import IGNORE, TEMPLATES
 from minillava.dataset import check_row, encode_row
 from minillava.errors import UserError, run_program
@@ -167,7 +167,7 @@ def main() -> None:
     folder = arguments.image_folder or arguments.file.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    config, tokenizer, template = read_llava(arguments.model)
+    config, tokenizer, template = read_outline(arguments.model)
     report = read_file(arguments.file, tokenizer, config.num_image_tokens, arguments.template or template)
     open_pictures(report, folder)
     print(describe(report, config.decoder.max_position_embeddings, arguments.all))

@@ -191,22 +191,29 @@ def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
     return clip, Tokenizer.from_pretrained(folder)
 
 
-def read_llava(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
-    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh. Raises UserError."""
+def read_llava(folder: str | os.PathLike) -> LlavaConfig:
+    """The sizes of a llava-hf folder, from its config.json alone. Raises UserError, as do the three below."""
     folder = resolve_folder(folder)
     config = read_json_object(folder / "config.json")
     _check_type(config, folder)
-    return _parse(LlavaConfig.from_dict, config, folder), Tokenizer.from_pretrained(folder), _template(folder)
+    return _parse(LlavaConfig.from_dict, config, folder)
+
+
+def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
+    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh."""
+    folder = resolve_folder(folder)
+    return read_llava(folder), Tokenizer.from_pretrained(folder), _template(folder)
 
 
 def read_vision(folder: str | os.PathLike) -> VisionConfig:
-    """The sizes of a CLIP folder's vision tower, from its config.json alone. Raises UserError."""
-    return _parse(VisionConfig.from_dict, _vision_part(Path(folder)), Path(folder))
+    """The sizes of a CLIP folder's vision tower."""
+    folder = resolve_folder(folder)
+    return _parse(VisionConfig.from_dict, _vision_part(folder), folder)
 
 
 def read_decoder(folder: str | os.PathLike) -> DecoderConfig:
-    """The sizes of a LLaMA folder, from its config.json alone. Raises UserError."""
-    folder = Path(folder)
+    """The sizes of a LLaMA folder."""
+    folder = resolve_folder(folder)
     return _parse(DecoderConfig.from_dict, read_json_object(folder / "config.json"), folder)
 
 
