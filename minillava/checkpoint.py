@@ -193,7 +193,7 @@ def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
 
 def read_llava(folder: str | os.PathLike) -> LlavaConfig:
     """The sizes of a llava-hf folder, from its config.json alone. Raises UserError, as do the three below."""
-    folder = resolve_folder(folder)
+    folder = Path(folder)
     config = read_json_object(folder / "config.json")
     _check_type(config, folder)
     return _parse(LlavaConfig.from_dict, config, folder)
@@ -207,13 +207,13 @@ def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str
 
 def read_vision(folder: str | os.PathLike) -> VisionConfig:
     """The sizes of a CLIP folder's vision tower."""
-    folder = resolve_folder(folder)
+    folder = Path(folder)
     return _parse(VisionConfig.from_dict, _vision_part(folder), folder)
 
 
 def read_decoder(folder: str | os.PathLike) -> DecoderConfig:
     """The sizes of a LLaMA folder."""
-    folder = resolve_folder(folder)
+    folder = Path(folder)
     return _parse(DecoderConfig.from_dict, read_json_object(folder / "config.json"), folder)
 
 
