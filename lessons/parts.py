@@ -159,4 +159,16 @@ PARTS: dict[str, dict[str, str]] = {
             "the text that is a beginning of the stop; what is before it can go out. At the end the rest goes out."
         ),
     },
+    "lora": {
+        "LoraLinear.forward": "The layer's own result, and beside it x through lora_A, then lora_B, times self.scale.",
+        "LoraLinear.merged": (
+            "Add up in float32, and go back to W's dtype. nn.Linear on the device meta has no memory of its own: give "
+            "it a weight, an nn.Parameter, and the layer's own bias."
+        ),
+        "add_lora": (
+            "decoder.layers holds the blocks; in each, named_children() of self_attn and of mlp are linear layers. "
+            "setattr() puts a LoraLinear in the place of each."
+        ),
+        "merge_lora": "merged() for each LoraLinear, wherever in the decoder it stands.",
+    },
 }

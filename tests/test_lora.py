@@ -148,6 +148,20 @@ def test_merged_and_unmerged_logits_agree(tiny_model):
     torch.testing.assert_close(logits(tiny_model), before, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_merged_layer_adds_up_in_float32_and_keeps_its_dtype_and_bias(bias):
+    layer = LoraLinear(nn.Linear(48, 40, bias, dtype=torch.bfloat16), RANK, ALPHA)
+    nn.init.normal_(layer.lora_B.weight)
+    plain, (out, size) = layer.merged(), layer.weight.shape
+    assert type(plain) is nn.Linear and (plain.in_features, plain.out_features) == (size, out)
+    assert plain.weight.dtype == torch.bfloat16 and plain.bias is layer.bias
+    product = torch.zeros(out, size, dtype=torch.float64)
+    for r in range(RANK):
+        product += torch.outer(layer.lora_B.weight[:, r].double(), layer.lora_A.weight[r].double())
+    whole = layer.weight.double() + ALPHA / RANK * product
+    assert (plain.weight != whole.bfloat16()).sum() <= 2  # float32 may fall just beyond the middle of two numbers
+
+
 def test_low_rank_matrices_and_the_projection_alone_learn(base, tmp_path):
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
