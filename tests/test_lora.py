@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,16 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minillava import Llava, load, save
+from minillava import Llava, load, merge, save
 from minillava.checkpoint import replace_folder, write_adapter
 from minillava.conversation import IGNORE
-from minillava.errors import UserError
+from minillava.errors import UserError, run_program
 from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
 from minillava.recipes import Recipe
 from minillava.training import llava_task, train
 from minillava.weights import ADAPTER
 
-ROOT = Path(__file__).parent.parent
 RANK, ALPHA = 3, 12.0
 
 
@@ -228,16 +226,24 @@ def test_an_adapter_of_a_model_with_a_projection_of_two_layers(tiny_config, toke
     torch.testing.assert_close(logits(load(tmp_path / "adapter")), logits(model), rtol=0, atol=1e-5)
 
 
-def test_merging_leaves_a_plain_folder(adapter, tmp_path):
-    command = [sys.executable, "-m", "minillava.merge", adapter, tmp_path / "plain"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_merging_leaves_a_plain_folder(adapter, tmp_path, monkeypatch, capsys):
+    def run(*arguments: Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["merge", *map(str, arguments)])
+        run_program(merge.main)
+
+    run(adapter, tmp_path / "plain")
+    assert capsys.readouterr().err == ""
     assert not any("lora" in name for name in load_file(tmp_path / "plain" / "model.safetensors"))
     torch.testing.assert_close(logits(load(tmp_path / "plain")), logits(load(adapter)), rtol=0, atol=1e-6)
-    for again in (command, [*command[:3], tmp_path / "plain", tmp_path / "twice"]):
-        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-        assert "is there already" in done.stderr or "nothing to merge" in done.stderr
+    for again, words in (
+        ((adapter, tmp_path / "plain"), "is there already"),
+        ((tmp_path / "plain", tmp_path / "twice"), "nothing to merge"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run(*again)
+        [line] = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and words in line
+    assert not (tmp_path / "twice").exists()
 
 
 def test_a_model_with_lora_beside_its_weights_is_not_saved_as_if_it_had_none(tiny_model, tmp_path):

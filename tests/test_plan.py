@@ -2,8 +2,8 @@
 
 import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train
 from minillava.config import LlavaConfig
+from minillava.errors import run_program
 from minillava.llava import Llava
 from minillava.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
 from minillava.recipes import PRESETS, Recipe
@@ -118,18 +120,28 @@ def test_the_paper_s_values_are_the_presets():
     assert PRESETS["llava-7b"].recipes["stage2"].lora and not PRESETS["consumer"].recipes["stage2"].lora
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "train.py", "--plan", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Arguments of ``train.py --plan`` -> exit code, what it prints, and what of errors."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--plan", *map(str, arguments)])
+        code = 0
+        try:
+            run_program(train.main)
+        except SystemExit as end:
+            code = end.code
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("preset", ["consumer", "llava-7b"])
-def test_presets_for_one_card_fit_it(preset, tmp_path):
+def test_presets_for_one_card_fit_it(run, preset, tmp_path):
     for stage in ("1", "2"):
-        done = run("--preset", preset, "--stage", stage, "--out", tmp_path / "none")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.splitlines()[-1] == "fits in 24 GiB"
+        code, printed, errors = run("--preset", preset, "--stage", stage, "--out", tmp_path / "none")
+        assert (code, errors) == (0, "")
+        assert printed.splitlines()[-1] == "fits in 24 GiB"
     assert not list(tmp_path.iterdir())
 
 
@@ -159,22 +171,23 @@ def test_settings_go_from_what_costs_time_to_what_learns_something_else():
     assert kinds == [(0, True, n) for n in (1, 2, 4)]
 
 
-def test_full_fine_tuning_of_seven_billion_is_sent_to_lora(tmp_path):
-    done = run("--preset", "paper", "--stage", "2", "--out", tmp_path / "none")
-    assert done.returncode == 0 and "--lora 128" in done.stdout.splitlines()[-1]
-    assert "6,7" in done.stdout  # millions of parameters that learn
+def test_full_fine_tuning_of_seven_billion_is_sent_to_lora(run, tmp_path):
+    code, printed, _ = run("--preset", "paper", "--stage", "2", "--out", tmp_path / "none")
+    assert code == 0 and "--lora 128" in printed.splitlines()[-1]
+    assert re.search(r"of which 6,7\d\d\.\d M learn", printed)
 
 
-def test_sizes_are_read_from_folders_without_their_weights(tmp_path):
+def test_sizes_are_read_from_folders_without_their_weights(run, tmp_path):
     folder = ROOT / "minillava" / "pretrained" / "llava"
     (tmp_path / "model").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "model")
-    done = run("--stage", "2", "--model", tmp_path / "model", "--device", "cpu", "--dtype", "float32")
-    assert done.returncode == 0, done.stderr
+    code, printed, errors = run("--stage", "2", "--model", tmp_path / "model", "--device", "cpu", "--dtype", "float32")
+    assert code == 0, errors
     stored = load_file(folder / "model.safetensors")
     count = sum(t.numel() for name, t in stored.items() if not name.startswith("multi_modal_projector.linear_2."))
-    assert done.stdout.startswith(f"stage 2: {count / 1e6:.1f} M parameters")
-    assert re.search(rf"^weights +{4 * count / GIB:.2f} GiB$", done.stdout, re.MULTILINE)
-    done = run("--stage", "2", "--out", tmp_path / "none", "--vision", tmp_path / "nowhere")
-    assert done.returncode == 2 and "nowhere/config.json: No such file" in done.stderr
-    assert run("--stage", "0").returncode == 2
+    assert printed.startswith(f"stage 2: {count / 1e6:.1f} M parameters")
+    assert re.search(rf"^weights +{4 * count / GIB:.2f} GiB$", printed, re.MULTILINE)
+    code, _, errors = run("--stage", "2", "--out", tmp_path / "none", "--vision", tmp_path / "nowhere")
+    assert code == 2 and "nowhere/config.json: No such file" in errors
+    code, _, errors = run("--stage", "0")
+    assert code == 2 and "--plan: stage 0" in errors
