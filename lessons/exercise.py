@@ -9,7 +9,7 @@ import ast
 import textwrap
 from pathlib import Path
 
-from lessons.parts import FOLDER, PARTS
+from lessons.parts import FOLDER, PARTS, TO_WRITE
 from lessons.source import definitions, first_line, text_of
 from minillava.errors import UserError, run_program
 
@@ -30,7 +30,7 @@ def skeleton(part: str) -> str:
         hint = textwrap.wrap(PARTS[part][name], 118 - len(indent))
         lines[start : function.end_lineno] = [
             *(f"{indent}# {line}" for line in hint),
-            f'{indent}raise NotImplementedError("{name} is yet to be written")',
+            f'{indent}raise NotImplementedError("{name} {TO_WRITE}")',
         ]
     head = textwrap.wrap(f"The order to write them in: {', '.join(PARTS[part])}.", 118, break_long_words=False)
     return "\n".join(
@@ -56,18 +56,23 @@ def solution(part: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--solution", action="store_true", help="print the project's own bodies and write nothing")
     parser.add_argument("--force", action="store_true", help="write the file anew, over what you wrote in it")
     arguments = parser.parse_args()
+    if arguments.part not in PARTS:
+        raise UserError(f"{arguments.part!r} is none of the parts: {', '.join(PARTS)}")
     if arguments.solution:
         print(solution(arguments.part))
         return
     path = FOLDER / f"{arguments.part}.py"
     if path.exists() and not arguments.force:
         raise UserError(f"{path} is there already, with your work in it: --force writes it anew")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(skeleton(arguments.part), encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(skeleton(arguments.part), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
     print(f"{path}: {len(PARTS[arguments.part])} bodies to write. Judge them: pytest tests/test_{path.name} --exercise")
 
 

@@ -6,6 +6,7 @@ The order is the one to write them in: a body needs those above it, if any. ``te
 from pathlib import Path
 
 FOLDER = Path("exercises")
+TO_WRITE = "is yet to be written"  # what a body that was taken out says when it is called
 
 PARTS: dict[str, dict[str, str]] = {
     "attention": {
@@ -35,7 +36,7 @@ PARTS: dict[str, dict[str, str]] = {
         "VisionTower.forward": "hidden_state() of the layer; the class token stands first.",
     },
     "projector": {
-        "MLPProjector.__init__": "linear_1 goes from vision_size to decoder_size, linear_2 stays there.",
+        "MLPProjector.__init__": "super().__init__() first. linear_1 goes from vision_size to decoder_size, linear_2 stays there.",
         "MLPProjector.forward": "(..., vision_size) -> (..., decoder_size): linear_1, GELU, linear_2.",
     },
     "decoder": {

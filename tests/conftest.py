@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--exercise"):
         config.pluginmanager.register(judge.Judge(judge.named_parts(config.args)))
+        config.option.reportchars = ""  # what stands is the last to be told, not a list of the tests that failed
+        if config.option.tbstyle == "auto":
+            config.option.tbstyle = "short"
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,15 @@
 
 The stand-in is what every import finds, in the tests and in the rest of minillava. A test speaks for one body: of those
 in the table that it reaches, the last. So a body is judged by tests that need it and what stands above it.
+
+A test that comes to a body that is yet to be written fails, but is counted apart: what is shown at length are the
+failures of what has been written.
 """
 
 import ast
 import functools
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
@@ -17,10 +21,11 @@ from types import ModuleType
 
 import pytest
 
-from lessons.parts import FOLDER, PARTS
+from lessons.parts import FOLDER, PARTS, TO_WRITE
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
+SECONDS = 60  # after which a test is taken to have no end; the slowest takes two
 
 
 class StandIn(MetaPathFinder):
@@ -56,8 +61,8 @@ class Judge:
     def __init__(self, parts: list[str]):
         """Raises pytest.UsageError for a file that is missing, is no Python, lacks a name or does not run."""
         self.files = {part: FOLDER / f"{part}.py" for part in parts}
-        for part, file in self.files.items():
-            _check(part, file)
+        self.to_write = {(part, name) for part, file in self.files.items() for name in _check(part, file)}
+        signal.signal(signal.SIGALRM, _ring)
         self.bodies = [(part, name) for part in PARTS if part in parts for name in PARTS[part]]
         self.verdicts: dict[tuple[str, str], dict[str, bool]] = {body: {} for body in self.bodies}
         self.reached: set[tuple[str, str]] = set()
@@ -82,6 +87,7 @@ class Judge:
     def _noting(self, body: tuple[str, str], function: Callable) -> Callable:
         @functools.wraps(function)
         def noting(*arguments, **options):
+            __tracebackhide__ = True
             self.reached.add(body)
             return function(*arguments, **options)
 
@@ -90,27 +96,37 @@ class Judge:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator:
         self.reached, self.failed = set(), False
+        signal.alarm(SECONDS)
         result = yield
+        signal.alarm(0)
         if self.reached:
             self.verdicts[max(self.reached, key=self.bodies.index)][item.nodeid] = not self.failed
         return result
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, call: pytest.CallInfo) -> Iterator:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Iterator:
         report = yield
         self.failed = self.failed or report.failed
-        if call.excinfo is not None and call.excinfo.errisinstance(NotImplementedError):
-            report.longrepr = str(call.excinfo.value)  # no traceback for what is not there yet
+        error = call.excinfo and call.excinfo.value
+        report.to_write = isinstance(error, NotImplementedError) and str(error).endswith(TO_WRITE)
+        if isinstance(error, TimeoutError):
+            item.session.shouldstop = f"{item.name} has come to no end in {SECONDS} s"
         return report
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        return ("to be written", "-", "TO BE WRITTEN") if report.to_write else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(", ".join(map(str, self.files.values())))
         for (part, name), tests in self.verdicts.items():
             failures = list(tests.values()).count(False)
-            if not tests:
-                verdict = "no test has come to it"
+            counts = f" (tests that fail: {failures} of {len(tests)})" if tests else ""
+            if (part, name) in self.to_write:
+                verdict = TO_WRITE + counts
+            elif not tests:
+                verdict = "no test has come to it yet"
             elif failures:
-                verdict = f"does not stand yet (tests that fail: {failures} of {len(tests)})"
+                verdict = "does not stand" + counts
             else:
                 verdict = f"stands (tests: {len(tests)})"
             terminalreporter.write_line(f"{part} {name}".ljust(50) + verdict)
@@ -125,13 +141,21 @@ def named_parts(arguments: list[str]) -> list[str]:
     return parts
 
 
-def _check(part: str, file: Path) -> None:
+def _ring(*_: object) -> None:
+    raise TimeoutError(f"no end in {SECONDS} s")
+
+
+def _check(part: str, file: Path) -> set[str]:
+    """The names of bodies in the table that are yet to be written."""
     if not file.exists():
         raise pytest.UsageError(f"{file} is not there: python -m lessons.exercise {part} writes it")
     try:
         theirs = definitions(ast.parse(file.read_text(encoding="utf-8")))
     except SyntaxError as error:
         raise pytest.UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"{file} cannot be read: {error}") from None
     ours = definitions(ast.parse((ROOT / "minillava" / f"{part}.py").read_text(encoding="utf-8")))
     if missing := ours.keys() - theirs.keys():
         raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which minillava/{part}.py has")
+    return {name for name in PARTS[part] if TO_WRITE in ast.unparse(theirs[name])}

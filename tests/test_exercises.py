@@ -24,9 +24,12 @@ from pathlib import Path
 import forks, judge
 from mutations import caught_by
 
-def judged(part, folder):
+def judged(part, folder, seconds):
+    def prepare():
+        judge.FOLDER, judge.SECONDS = Path(folder), seconds
+
     arguments = ["--exercise", "--tb=native", f"tests/test_{part}.py", f"--basetemp={folder}/tests"]
-    return forks.run_pytest(arguments, lambda: setattr(judge, "FOLDER", Path(folder)))
+    return forks.run_pytest(arguments, prepare)
 
 for line in sys.stdin:
     name, *arguments = json.loads(line)
@@ -36,12 +39,12 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def work() -> Iterator[Callable]:
-    """Calls one of the worker's functions: ("judged", part, folder) or ("caught_by", part, source)."""
+    """Calls one of the worker's functions: ("judged", part, folder, seconds) or ("caught_by", part, source)."""
     paths, pipe = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}, subprocess.PIPE
     command = [sys.executable, "-c", WORKER]
     with subprocess.Popen(command, cwd=ROOT, env=paths, stdin=pipe, stdout=pipe, text=True) as process:
 
-        def call(*arguments: str):
+        def call(*arguments: str | int):
             print(json.dumps(arguments), file=process.stdin, flush=True)
             return json.loads(process.stdout.readline())
 
@@ -49,9 +52,9 @@ def work() -> Iterator[Callable]:
 
 
 @pytest.fixture
-def judged(work) -> Callable[[Path, str], tuple[int, str]]:
+def judged(work) -> Callable[..., tuple[int, str]]:
     """(folder, part) -> what ``pytest tests/test_PART.py --exercise`` ends with, and prints, for the file in there."""
-    return lambda folder, part: work("judged", part, str(folder))
+    return lambda folder, part, seconds=60: work("judged", part, str(folder), seconds)
 
 
 def verdicts(printed: str, part: str) -> dict[str, str]:
@@ -91,9 +94,9 @@ def untouched(tmp_path_factory) -> Path:
 def test_no_test_that_comes_to_a_body_passes_on_an_untouched_skeleton(judged, untouched, part):
     code, printed = judged(untouched, part)
     told = verdicts(printed, part).values()
-    counts = [re.fullmatch(r"does not stand yet \(tests that fail: (\d+) of (\d+)\)", text) for text in told]
+    counts = [re.fullmatch(r"is yet to be written \(tests that fail: (\d+) of (\d+)\)", text) for text in told]
     assert code == 1 and any(counts)
-    assert all(text == "no test has come to it" or count[1] == count[2] for text, count in zip(told, counts)), told
+    assert all(text == "is yet to be written" or count[1] == count[2] for text, count in zip(told, counts)), told
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -105,7 +108,7 @@ def test_every_body_of_the_solution_is_judged_and_stands(judged, tmp_path, part)
 
 
 def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
-    wrong = "does not stand yet (tests that fail: 1 of 1)"
+    wrong = "does not stand (tests that fail: 1 of 1)"
     for name, line, verdict in (("right", "* self.weight", "stands (tests: 1)"), ("wrong", "+ self.weight", wrong)):
         written = (
             (untouched / "decoder.py")
@@ -120,13 +123,24 @@ def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
         code, printed = judged(tmp_path / name, "decoder")
         told = verdicts(printed, "decoder")
         assert code == 1 and told.pop("RMSNorm.forward") == verdict
-        assert not any(text.startswith("stands") for text in told.values())
-        assert "raise NotImplementedError" not in printed and "\nrope_tables is yet to be written\n" in printed
+        assert all(text.startswith("is yet to be written") for text in told.values())
+        assert printed.count("Traceback") == (name == "wrong")  # none for what is not there yet
+        counts = printed.splitlines()[-1]
+        assert re.search(r" \d\d to be written in ", counts) and ("1 failed, " in counts) == (name == "wrong")
+
+
+def test_a_body_without_an_end_ends_the_run(judged, tmp_path):
+    loop = source("projector").replace("return self.linear_2", "while True:\n            self.linear_2")
+    (tmp_path / "projector.py").write_text(loop, encoding="utf-8")
+    code, printed = judged(tmp_path, "projector", seconds=2)
+    assert code != 0 and re.search(r"! test_\S+ has come to no end in 2 s", printed)
+    assert verdicts(printed, "projector")["MLPProjector.forward"].startswith("does not stand")
 
 
 FAULTS = {
     "is not there: python -m lessons.exercise projector writes it": None,
     "line 2: ": "import torch\nclass MLPProjector(:\n",
+    "cannot be read: 'utf-8' codec": "\xff",
     "lacks LinearProjector, MLPProjector.__init__, MLPProjector.forward": "PROJECTORS = {}\nclass MLPProjector: pass\n",
     "does not run: NameError: name 'nothing' is not defined": "nothing()\n",
 }
@@ -135,7 +149,8 @@ FAULTS = {
 def test_a_file_that_cannot_be_judged_gets_one_line(judged, tmp_path):
     for words, text in FAULTS.items():
         if text is not None:
-            (tmp_path / "projector.py").write_text(text if "nothing" not in text else source("projector") + text)
+            text = source("projector") + text if "nothing" in text else text
+            (tmp_path / "projector.py").write_text(text, encoding="latin-1")
         code, printed = judged(tmp_path, "projector")
         assert code == 4 and words in printed, printed
         assert len(printed.strip().splitlines()) == 1 and str(tmp_path / "projector.py") in printed
@@ -159,6 +174,16 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
     assert line == f"error: {file} is there already, with your work in it: --force writes it anew"
     run_exercise(monkeypatch, "decoder", "--force")
     assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
+
+
+def test_a_part_that_is_none_and_a_place_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("exercises").write_text("a file")
+    for part, words in (("optimiser", "'optimiser' is none of the parts: attention, "), ("lora", "lora.py cannot be")):
+        with pytest.raises(SystemExit) as end:
+            run_exercise(monkeypatch, part)
+        [line] = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and words in line
 
 
 def test_solution_shows_every_body_as_it_is_in_the_source(tmp_path, monkeypatch, capsys):
