@@ -36,7 +36,9 @@ PARTS: dict[str, dict[str, str]] = {
         "VisionTower.forward": "hidden_state() of the layer; the class token stands first.",
     },
     "projector": {
-        "MLPProjector.__init__": "super().__init__() first. linear_1 goes from vision_size to decoder_size, linear_2 stays there.",
+        "MLPProjector.__init__": (
+            "super().__init__() first. linear_1 goes from vision_size to decoder_size, linear_2 stays there."
+        ),
         "MLPProjector.forward": "(..., vision_size) -> (..., decoder_size): linear_1, GELU, linear_2.",
     },
     "decoder": {

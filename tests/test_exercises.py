@@ -132,8 +132,8 @@ def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
 def test_a_body_without_an_end_ends_the_run(judged, tmp_path):
     loop = source("projector").replace("return self.linear_2", "while True:\n            self.linear_2")
     (tmp_path / "projector.py").write_text(loop, encoding="utf-8")
-    code, printed = judged(tmp_path, "projector", seconds=2)
-    assert code != 0 and re.search(r"! test_\S+ has come to no end in 2 s", printed)
+    code, printed = judged(tmp_path, "projector", seconds=1)
+    assert code != 0 and re.search(r"test_\S+ has come to no end in 1 s", printed)
     assert verdicts(printed, "projector")["MLPProjector.forward"].startswith("does not stand")
 
 
@@ -199,9 +199,9 @@ def test_solution_shows_every_body_as_it_is_in_the_source(tmp_path, monkeypatch,
 def test_every_part_has_ten_faults_that_fit_the_source():
     assert PARTS.keys() <= set(mutations.PARTS)
     for part in mutations.PARTS:
-        faults = dict(mutations.mutants(part))
-        assert len(faults) == len(list(mutations.mutants(part))) >= 10
-        assert all(ast.unparse(ast.parse(text)) != ast.unparse(ast.parse(source(part))) for text in faults.values())
+        faults, ours = list(mutations.mutants(part)), ast.dump(ast.parse(source(part)))
+        assert len(dict(faults)) == len(faults) >= 10  # no name twice
+        assert all(ast.dump(ast.parse(text)) != ours for _, text in faults)
 
 
 def test_a_fault_that_does_not_fit_the_source_is_stale(tmp_path, monkeypatch):
