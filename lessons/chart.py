@@ -11,7 +11,7 @@ Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # what the legend s
 def draw_chart(
     sheet: Sheet, left: float, top: float, width: float, height: float, title: str, x_name: str, lines: list[Line]
 ) -> None:
-    """``lines`` over axes that hold all of them and zero; a legend stands below the title. The box is that of the axes."""
+    """``lines`` over axes that hold all of them and zero, in the box given; a legend below the title."""
     x_step, (x_low, _) = _ticks([x for line in lines for x in line[2]])
     y_step, (y_low, y_high) = _ticks([y for line in lines for y in line[3]])
     x_high = max(x for line in lines for x in line[2])
@@ -36,7 +36,7 @@ def draw_chart(
 
 
 def _ticks(values: list[float]) -> tuple[float, tuple[float, float]]:
-    """A step of 1, 2 or 5 times a power of ten that cuts the values' range, zero included, into about five; its ends."""
+    """A step of 1, 2 or 5 times a power of ten that cuts the range of values and zero into about five; its ends."""
     low, high = min(0.0, *values), max(0.0, *values)
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))

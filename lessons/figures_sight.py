@@ -4,16 +4,15 @@ import json
 import random
 import re
 import textwrap
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.picturebook.draw import draw_scene
 from data.picturebook.language import BRIEF_REQUESTS, captions, colour, region
-from data.picturebook.scene import Scene, sample_scene
+from data.picturebook.scene import Scene
 from lessons.sheet import BLUE, GREEN, GREY, ORANGE, VIOLET, Sheet, shade, text_width
+from lessons.small_world import PRETRAINED, drawn_scenes
 from minillava.byte_characters import to_bytes
 from minillava.checkpoint import load, load_clip
 from minillava.contrastive import Clip
@@ -23,7 +22,6 @@ from minillava.image import ImageProcessor
 from minillava.tokenizer import _join
 from minillava.training import initialise
 
-PRETRAINED = Path(__file__).parents[1] / "minillava" / "pretrained"
 SEVERAL = 41  # the seed of a scene of several things
 FROZEN, RED = (232, 232, 236), (200, 60, 60)
 READ, SEEN = (60, 105, 185), (130, 85, 180)  # the ways of words and of visual tokens
@@ -32,9 +30,8 @@ KINDS = {"words": BLUE, "picture": VIOLET, "answer": GREEN}  # of what stands in
 
 def drawn(seed: int) -> tuple[Scene, Image.Image]:
     """A scene and its picture; the same seed gives the same ones."""
-    rng = random.Random(seed)
-    scene = sample_scene(rng)
-    return scene, draw_scene(scene, rng)
+    (scene,), (picture,) = drawn_scenes(1, seed)
+    return scene, picture
 
 
 def cut(picture: Image.Image) -> list[Image.Image]:

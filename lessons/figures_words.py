@@ -11,7 +11,7 @@ from PIL import Image
 from data.picturebook import language
 from lessons.chart import draw_chart
 from lessons.looking import attention_weights
-from lessons.sheet import BLUE, GREEN, GREY, INK, VIOLET, Colour, Sheet, text_width
+from lessons.sheet import BLUE, GREEN, VIOLET, Colour, Sheet, text_width
 from lessons.small_world import (
     captions,
     conversations,
@@ -26,8 +26,8 @@ from minillava.config import DecoderConfig
 from minillava.conversation import IGNORE, encode_conversation
 from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
 from minillava.evaluate import PRETRAINED
+from minillava.recipes import TOY
 from minillava.tokenizer import Tokenizer
-from minillava.training import TOY
 
 DEEP_BLUE, DEEP_GREEN, RED = (40, 90, 200), (30, 140, 70), (200, 60, 60)
 TALK = [

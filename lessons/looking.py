@@ -11,7 +11,7 @@ from minillava.decoder import Decoder, rope_frequencies, rope_tables, rotate
 def attention_weights(decoder: Decoder, embeddings: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) while the decoder reads embeddings (1, T, hidden): (layers, query heads, T, T).
 
-    The decoder itself keeps no weights. What its q_proj and k_proj give is caught on the way, and the rest is done anew.
+    The decoder keeps no weights. What its q_proj and k_proj give is caught on the way, and the rest is done anew.
     """
     caught: dict[nn.Module, Tensor] = {}
     parts = [part for block in decoder.layers for part in (block.self_attn.q_proj, block.self_attn.k_proj)]

@@ -1,4 +1,4 @@
-"""A world small enough for a lesson: a few scenes with pictures, batches of rows about them, and a training of seconds."""
+"""A world small enough for a lesson: a few scenes with pictures, rows about them, and a training of seconds."""
 
 import random
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ from minillava.checkpoint import join
 from minillava.conversation import encode_conversation, image_goes_first
 from minillava.dataset import pad, pad_rows
 from minillava.llava import Llava
-from minillava.training import Recipe, build_optimizers, mean_of_words, schedule
+from minillava.recipes import Recipe
+from minillava.training import build_optimizers, mean_of_words, schedule
 
 PRETRAINED = Path(__file__).parents[1] / "minillava" / "pretrained"
 
