@@ -2,7 +2,9 @@
 
 import random
 import textwrap
+from dataclasses import replace
 
+import torch
 from PIL import Image
 
 from data.contexts import Box, Context
@@ -12,6 +14,11 @@ from data.picturebook.scene import sample_scene
 from data.teachers import Request
 from data.teachers.scripted import Scripted
 from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.llava import Llava
+from minillava.plan import GIB, plan, set_up
+from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
+from minillava.weights import Unfilled
 
 RED = (200, 60, 60)
 
@@ -22,7 +29,7 @@ def context() -> Image.Image:
     scene = sample_scene(rng)
     picture = draw_scene(scene, rng)
     boxes = tuple(Box(thing.kind, tuple(round(side, 3) for side in thing.box)) for thing in scene.things)
-    known = Context("1", "1.png", tuple(language.captions(scene)[2:4]), boxes)
+    known = Context("1", "1.png", tuple(language.captions(scene)[1:4]), boxes)
     sheet, side = Sheet(1000, 560), 280
     sheet.text(20, 20, "the picture, with its boxes", 15, anchor="lm")
     sheet.picture(20, 40, picture, side, side)
@@ -30,8 +37,8 @@ def context() -> Image.Image:
         x1, y1, x2, y2 = (20 + side * value if at % 2 == 0 else 40 + side * value for at, value in enumerate(box.bbox))
         sheet.box(x1, y1, x2, y2, None, RED)
         sheet.text(x1 + 4, y1 + 10, box.category, 12, RED, anchor="lm")
-    sheet.text(360, 20, "the context: all that the teacher gets (two of its five captions)", 15, anchor="lm")
-    _paragraph(sheet, 360, 40, 980, known.text(), GREY, 82)
+    sheet.text(360, 20, "the context: all that the teacher gets (three of its five captions)", 15, anchor="lm")
+    _paragraph(sheet, 360, 40, 980, known.text(), GREY, 95)
     # All five captions tell the scene in full; the teacher rebuilds it from them.
     whole = Context("1", "1.png", tuple(language.captions(scene)), boxes)
     for kind, colour, x, width, request in (
@@ -40,7 +47,7 @@ def context() -> Image.Image:
         ("reasoning", VIOLET, 700, 280, None),
     ):
         reply = Scripted().reply(Request(kind, whole, request, seed=4)).replace("\n===\n", "\n")
-        lines = reply.splitlines()[:4]
+        lines = reply.splitlines()[:8]
         if request:
             lines = [f"Question: {request}", f"Answer: {lines[0]}"]
         sheet.text(x, 350, kind, 15, anchor="lm")
@@ -56,4 +63,64 @@ def _paragraph(sheet: Sheet, left: float, top: float, right: float, text: str, f
         sheet.text(left + 10, top + 17 + 18 * number, line, 13, anchor="lm")
 
 
-FIGURES = (context,)
+def parameters() -> Image.Image:
+    """Three models, each as a bar that is cut into its parts in proportion to their parameters."""
+    sheet, left = Sheet(1000, 240), 260
+    models = {
+        "the picture-book's": (VisionConfig(), replace(DecoderConfig(), vocab_size=589), "linear"),
+        "CLIP-L and TinyLlama-1.1B": (CLIP_L_336, TINYLLAMA, "linear"),
+        "LLaVA-1.5-7B": (CLIP_L_336, VICUNA_7B, "mlp"),
+    }
+    parts = (("vision tower", BLUE), ("projection", ORANGE), ("decoder", GREEN))
+    for number, (part, colour) in enumerate(parts):
+        sheet.box(left + 150 * number, 14, left + 150 * number + 16, 30, colour)
+        sheet.text(left + 150 * number + 22, 22, part, 13, anchor="lm")
+    for line, (name, sizes) in enumerate(models.items()):
+        with torch.device("meta"), Unfilled():
+            model = Llava(LlavaConfig(*sizes))
+        counts = [sum(p.numel() for p in part.parameters()) for part in model.children()]
+        x, y = float(left), 48 + 64 * line
+        sheet.text(20, y + 12, name, anchor="lm")
+        sheet.text(20, y + 31, " + ".join(f"{count / 1e6:,.4g}" for count in counts) + " million", 12, GREY, "lm")
+        for count, (_, colour) in zip(counts, parts):
+            width = 720 * count / sum(counts)
+            sheet.box(x, y, x + width, y + 42, colour)
+            x += width
+    return sheet.finished()
+
+
+def memory() -> Image.Image:
+    """What the plan reckons for each preset and stage, by its use, in GiB."""
+    uses = {
+        "weights": (BLUE, "weights"),
+        "optimizer": (GREEN, "optimiser"),
+        "gradients": (ORANGE, "gradients"),
+        "activations": (VIOLET, "activations"),
+        "logits": ((250, 200, 210), "logits"),
+        "reserve": ((232, 232, 236), "reserve"),
+    }
+    sheet, left, wide = Sheet(1000, 420), 190, 4.5
+    for number, (colour, name) in enumerate(uses.values()):
+        sheet.box(left + 125 * number, 14, left + 125 * number + 16, 30, colour)
+        sheet.text(left + 125 * number + 22, 22, name, 13, anchor="lm")
+    for card in (24, 80):
+        sheet.line((left + wide * card, 42), (left + wide * card, 390), colour=RED)
+        sheet.text(left + wide * card, 402, f"a card of {card} GiB", 12, RED)
+    rows = [(preset, stage) for preset in ("consumer", "llava-7b", "paper") for stage in (1, 2)]
+    for line, (preset, stage) in enumerate(rows):
+        chosen = PRESETS[preset]
+        config = LlavaConfig(chosen.vision, chosen.decoder)
+        found = plan(set_up(config, stage, chosen.recipes[f"stage{stage}"], bfloat16=True, gpu=True))
+        x, y = float(left), 52 + 56 * line
+        sheet.text(20, y + 9, f"{preset}, stage {stage}", anchor="lm")
+        sheet.text(20, y + 28, f"{found.peak / GIB:.1f} GiB at once", 12, GREY, "lm")
+        for use, (colour, _) in uses.items():
+            width = wide * getattr(found, use) / GIB
+            sheet.box(x, y, x + width, y + 36, colour)
+            x += width
+        peak = left + wide * found.peak / GIB
+        sheet.line((peak, y - 5), (peak, y + 41), colour=INK, width=3)
+    return sheet.finished()
+
+
+FIGURES = (context, parameters, memory)
