@@ -14,7 +14,10 @@ from data.picturebook.scene import sample_scene
 from data.teachers import Request
 from data.teachers.scripted import Scripted
 from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
+from lessons.small_world import drawn_scenes, features_and_words, fitted_projection
+from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.evaluate import PRETRAINED
 from minillava.llava import Llava
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
@@ -123,4 +126,27 @@ def memory() -> Image.Image:
     return sheet.finished()
 
 
-FIGURES = (context, parameters, memory)
+def layers() -> Image.Image:
+    """How much of the words for a patch the best matrix reads off each layer, on pictures that it has not seen."""
+    model, shares = load(PRETRAINED), []
+    learnt, tried = drawn_scenes(48, 1), drawn_scenes(16, 2)
+    for layer in range(model.config.vision.num_hidden_layers + 1):
+        model.config.vision_feature_layer = layer
+        projection = fitted_projection(model, *learnt)
+        features, words = features_and_words(model, *tried)
+        with torch.no_grad():
+            missing = (projection(features) - words).square().sum()
+        shares.append(1 - (missing / (words - words.mean(dim=0)).square().sum()).item())
+    sheet = Sheet(1000, 330)
+    for layer, share in enumerate(shares):
+        x, height = 70 + 155 * layer, 230 * share
+        sheet.box(x, 270 - height, x + 90, 270, BLUE if layer == len(shares) - 2 else (232, 232, 236))
+        sheet.text(x + 45, 258 - height, f"{share:.0%}", 13)
+        sheet.text(x + 45, 286, f"after block {layer}" if layer else "embeddings", 13)
+        if layer == len(shares) - 2:
+            sheet.text(x + 45, 306, "which W reads", 12, GREY)
+    sheet.line((50, 270), (950, 270))
+    return sheet.finished()
+
+
+FIGURES = (context, parameters, memory, layers)
