@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from lessons import build, figures, figures_sight
+from lessons import build, figures
 
 PAGES = [build.ROOT / "README.md", *build.lessons()]
 
@@ -17,7 +17,7 @@ def test_every_figure_is_stored_and_shown():
         assert (figures.FIGURES / name).stat().st_size < 100_000, name
 
 
-@pytest.mark.parametrize("figure", figures_sight.FIGURES, ids=lambda figure: figure.__name__)
+@pytest.mark.parametrize("figure", figures.DRAWN, ids=lambda figure: figure.__name__)
 def test_a_figure_is_drawn_as_large_as_it_is_stored(figure):
     with Image.open(figures.FIGURES / f"{figure.__name__}.png") as stored:
         assert figure().size == stored.size

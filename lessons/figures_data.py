@@ -1,0 +1,152 @@
+"""The figures of lessons 2, 12, 13 and 14: contexts, sizes, memory, and scores by type of question."""
+
+import random
+import textwrap
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from data.contexts import Box, Context
+from data.picturebook import language
+from data.picturebook.draw import draw_scene
+from data.picturebook.scene import sample_scene
+from data.teachers import Request
+from data.teachers.scripted import Scripted
+from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
+from lessons.small_world import drawn_scenes, features_and_words, fitted_projection
+from minillava.checkpoint import load
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.evaluate import PRETRAINED
+from minillava.llava import Llava
+from minillava.plan import GIB, plan, set_up
+from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
+from minillava.weights import Unfilled
+
+RED = (200, 60, 60)
+
+
+def context() -> Image.Image:
+    """A picture with its boxes, its context, and the scripted teacher's three kinds of reply."""
+    rng = random.Random(41)
+    scene = sample_scene(rng)
+    picture = draw_scene(scene, rng)
+    boxes = tuple(Box(thing.kind, tuple(round(side, 3) for side in thing.box)) for thing in scene.things)
+    known = Context("1", "1.png", tuple(language.captions(scene)[1:4]), boxes)
+    sheet, side = Sheet(1000, 560), 280
+    sheet.text(20, 20, "the picture, with its boxes", 15, anchor="lm")
+    sheet.picture(20, 40, picture, side, side)
+    for box in boxes:
+        x1, y1, x2, y2 = (20 + side * value if at % 2 == 0 else 40 + side * value for at, value in enumerate(box.bbox))
+        sheet.box(x1, y1, x2, y2, None, RED)
+        sheet.text(x1 + 4, y1 + 10, box.category, 12, RED, anchor="lm")
+    sheet.text(360, 20, "the context: all that the teacher gets (three of its five captions)", 15, anchor="lm")
+    _paragraph(sheet, 360, 40, 980, known.text(), GREY, 95)
+    # All five captions tell the scene in full; the teacher rebuilds it from them.
+    whole = Context("1", "1.png", tuple(language.captions(scene)), boxes)
+    for kind, colour, x, width, request in (
+        ("conversation", BLUE, 20, 350, None),
+        ("detail", GREEN, 390, 290, language.DETAIL_REQUESTS[0]),
+        ("reasoning", VIOLET, 700, 280, None),
+    ):
+        reply = Scripted().reply(Request(kind, whole, request, seed=4)).replace("\n===\n", "\n")
+        lines = reply.splitlines()[:8]
+        if request:
+            lines = [f"Question: {request}", f"Answer: {lines[0]}"]
+        sheet.text(x, 350, kind, 15, anchor="lm")
+        _paragraph(sheet, x, 370, x + width, "\n".join(lines), colour, width // 7)
+    return sheet.finished()
+
+
+def _paragraph(sheet: Sheet, left: float, top: float, right: float, text: str, fill, columns: int) -> None:
+    """Text in a box that is as high as it needs; ``fill`` grey is an outline alone."""
+    lines = [line for part in text.split("\n") for line in (textwrap.wrap(part, columns) or [""])]
+    sheet.box(left, top, right, top + 18 * len(lines) + 16, None if fill == GREY else fill)
+    for number, line in enumerate(lines):
+        sheet.text(left + 10, top + 17 + 18 * number, line, 13, anchor="lm")
+
+
+def parameters() -> Image.Image:
+    """Three models, each as a bar that is cut into its parts in proportion to their parameters."""
+    sheet, left = Sheet(1000, 240), 260
+    models = {
+        "the picture-book's": (VisionConfig(), replace(DecoderConfig(), vocab_size=589), "linear"),
+        "CLIP-L and TinyLlama-1.1B": (CLIP_L_336, TINYLLAMA, "linear"),
+        "LLaVA-1.5-7B": (CLIP_L_336, VICUNA_7B, "mlp"),
+    }
+    parts = (("vision tower", BLUE), ("projection", ORANGE), ("decoder", GREEN))
+    for number, (part, colour) in enumerate(parts):
+        sheet.box(left + 150 * number, 14, left + 150 * number + 16, 30, colour)
+        sheet.text(left + 150 * number + 22, 22, part, 13, anchor="lm")
+    for line, (name, sizes) in enumerate(models.items()):
+        with torch.device("meta"), Unfilled():
+            model = Llava(LlavaConfig(*sizes))
+        counts = [sum(p.numel() for p in part.parameters()) for part in model.children()]
+        x, y = float(left), 48 + 64 * line
+        sheet.text(20, y + 12, name, anchor="lm")
+        sheet.text(20, y + 31, " + ".join(f"{count / 1e6:,.4g}" for count in counts) + " million", 12, GREY, "lm")
+        for count, (_, colour) in zip(counts, parts):
+            width = 720 * count / sum(counts)
+            sheet.box(x, y, x + width, y + 42, colour)
+            x += width
+    return sheet.finished()
+
+
+def memory() -> Image.Image:
+    """What the plan reckons for each preset and stage, by its use, in GiB."""
+    uses = {
+        "weights": (BLUE, "weights"),
+        "optimizer": (GREEN, "optimiser"),
+        "gradients": (ORANGE, "gradients"),
+        "activations": (VIOLET, "activations"),
+        "logits": ((250, 200, 210), "logits"),
+        "reserve": ((232, 232, 236), "reserve"),
+    }
+    sheet, left, wide = Sheet(1000, 420), 190, 4.5
+    for number, (colour, name) in enumerate(uses.values()):
+        sheet.box(left + 125 * number, 14, left + 125 * number + 16, 30, colour)
+        sheet.text(left + 125 * number + 22, 22, name, 13, anchor="lm")
+    for card in (24, 80):
+        sheet.line((left + wide * card, 42), (left + wide * card, 390), colour=RED)
+        sheet.text(left + wide * card, 402, f"a card of {card} GiB", 12, RED)
+    rows = [(preset, stage) for preset in ("consumer", "llava-7b", "paper") for stage in (1, 2)]
+    for line, (preset, stage) in enumerate(rows):
+        chosen = PRESETS[preset]
+        config = LlavaConfig(chosen.vision, chosen.decoder)
+        found = plan(set_up(config, stage, chosen.recipes[f"stage{stage}"], bfloat16=True, gpu=True))
+        x, y = float(left), 52 + 56 * line
+        sheet.text(20, y + 9, f"{preset}, stage {stage}", anchor="lm")
+        sheet.text(20, y + 28, f"{found.peak / GIB:.1f} GiB at once", 12, GREY, "lm")
+        for use, (colour, _) in uses.items():
+            width = wide * getattr(found, use) / GIB
+            sheet.box(x, y, x + width, y + 36, colour)
+            x += width
+        peak = left + wide * found.peak / GIB
+        sheet.line((peak, y - 5), (peak, y + 41), colour=INK, width=3)
+    return sheet.finished()
+
+
+def layers() -> Image.Image:
+    """How much of the words for a patch the best matrix reads off each layer, on pictures that it has not seen."""
+    model, shares = load(PRETRAINED), []
+    learnt, tried = drawn_scenes(48, 1), drawn_scenes(16, 2)
+    for layer in range(model.config.vision.num_hidden_layers + 1):
+        model.config.vision_feature_layer = layer
+        projection = fitted_projection(model, *learnt)
+        features, words = features_and_words(model, *tried)
+        with torch.no_grad():
+            missing = (projection(features) - words).square().sum()
+        shares.append(1 - (missing / (words - words.mean(dim=0)).square().sum()).item())
+    sheet = Sheet(1000, 330)
+    for layer, share in enumerate(shares):
+        x, height = 70 + 155 * layer, 230 * share
+        sheet.box(x, 270 - height, x + 90, 270, BLUE if layer == len(shares) - 2 else (232, 232, 236))
+        sheet.text(x + 45, 258 - height, f"{share:.0%}", 13)
+        sheet.text(x + 45, 286, f"after block {layer}" if layer else "embeddings", 13)
+        if layer == len(shares) - 2:
+            sheet.text(x + 45, 306, "which W reads", 12, GREY)
+    sheet.line((50, 270), (950, 270))
+    return sheet.finished()
+
+
+FIGURES = (context, parameters, memory, layers)
