@@ -160,7 +160,7 @@ def test_an_endpoint_in_trouble_makes_no_difference(undisturbed, contexts, tmp_p
 
     out = tmp_path / "out.json"
     with Endpoint(behave) as endpoint:
-        build(monkeypatch, contexts, out, endpoint.url, timeout=2, concurrency=16)
+        build(monkeypatch, contexts, out, endpoint.url, timeout=5, concurrency=16)
         assert len(endpoint.asked) == 2 * REQUESTS and once_each(endpoint)
     assert out.read_bytes() == undisturbed
 
@@ -169,7 +169,7 @@ def test_retry_after_is_honoured(contexts, tmp_path, monkeypatch):
     with Endpoint(lambda prompt, times: "ok" if times else "limited") as endpoint:
         build(monkeypatch, contexts, tmp_path / "out.json", endpoint.url, limit=1, mix="0:0:1")
     (first, *_), (second, *_) = endpoint.asked
-    assert 1 <= second - first < 3  # without it the package waits half a second
+    assert second - first >= 1  # without it the package waits half a second
 
 
 def test_a_killed_build_goes_on_without_asking_twice(start, undisturbed, contexts, tmp_path, monkeypatch):
@@ -199,7 +199,7 @@ def test_an_interrupt_waits_for_the_replies_under_way(start, undisturbed, contex
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith("stopping") and process.poll() is None
         endpoint.release.set()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
         assert len(entries(out)) == 5 and not out.exists()
         build(monkeypatch, contexts, out, endpoint.url)
@@ -214,7 +214,7 @@ def test_a_second_interrupt_ends_at_once(start, contexts, tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith("stopping")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 130 and "Traceback" not in errors
 
 

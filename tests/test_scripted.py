@@ -48,9 +48,9 @@ def turns_of(text: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """950 scenes, and their contexts as they stand in a file."""
+    """1050 scenes, and their contexts as they stand in a file."""
     rng = random.Random(0)
-    scenes = [sample_scene(rng) for _ in range(950)]
+    scenes = [sample_scene(rng) for _ in range(1050)]
     path = tmp_path_factory.mktemp("world") / "contexts.jsonl"
     path.write_text("".join(json.dumps(write._context(scene, i)) + "\n" for i, scene in enumerate(scenes)))
     return list(zip(scenes, read_contexts(path)))

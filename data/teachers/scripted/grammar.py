@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data.picturebook.language import with_article
-from data.teachers.scripted.words import ANIMALS, DOING, FINITE, OTHER_NAMES, PEOPLE, STATES, USES, listed, plural
+from data.teachers.scripted.words import ANIMALS, DOING, FINITE, FOODS, OTHER_NAMES, PEOPLE, STATES, USES, listed, plural
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ONE = frozenset(("a", "an", "one", "the", "this", "another"))
@@ -38,6 +38,13 @@ SINGULAR = (
 )
 PLURAL = frozenset(map(plural, SINGULAR))
 NOUNS = SINGULAR | PLURAL
+OPENERS = NOUNS | {word for name in (*USES, *FOODS) for word in name.split()} | listed(  # no names, if with a capital
+    "young old large small big little tall long elderly smiling colorful city street school train double there"
+)
+THING_FOR = listed(  # after these "shopping" is no action: "a shopping cart"
+    """cart carts bag bags lot pool board boards room area stick sticks pole rod machine gear suit suits trunks shorts
+    shoes boots outfit rink zoo strip pin chair utensils station tower wheel glass glasses"""
+)
 HUMAN = PEOPLE | {plural(noun) for noun in PEOPLE}
 LIVING = HUMAN | ANIMALS | {plural(noun) for noun in ANIMALS}
 
@@ -72,6 +79,8 @@ class Clause:
     def definite(self) -> str:
         """ "the man in red", "the two dogs", "the people"."""
         words = self.subject.split()
+        if words[1:3] in (["lot", "of"], ["number", "of"]):
+            words = [words[0], *words[3:]]
         if words[0] in UNCOUNTED or words[0] in ("a", "an", "another", "one"):
             words[0] = "the"
         elif words[0] not in ("the", "this", "these"):
@@ -81,6 +90,8 @@ class Clause:
 
 def clause_of(words: list[str]) -> Clause | None:
     """ "A man in red (is) riding a wave." as a clause; None for whatever else a caption may be."""
+    if not all(re.match(r"[\w,]", word) for word in words):
+        return None
     lower = [word.lower() for word in words]
     if lower[:2] in (["there", "is"], ["there", "are"]):
         words, lower = words[2:], lower[2:]
@@ -89,8 +100,12 @@ def clause_of(words: list[str]) -> Clause | None:
         return None
     noun, end = lower[head], head + 1
     many = lower[0] in MANY or (noun in PLURAL and not (noun in SINGULAR and lower[0] in ONE))  # "sheep" is both
+    if lower[0] in ("all", "both", "each", "every", "most", "no"):
+        return None
     if herd := next((word for word in lower[:head] if word in HERDS), None):
         many = HERDS[herd]
+    elif many and lower[0] in ("a", "an"):  # "a women"
+        return None
     if lower[end : end + 1] == ["and"]:
         second = _head(lower[end + 1 :])
         if second is None:
@@ -108,10 +123,10 @@ def clause_of(words: list[str]) -> Clause | None:
         verb += 1
     while verb < len(lower) and re.fullmatch(r"\w+ly|just|all|each|both|together|also", lower[verb]):
         verb += 1
-    if verb >= len(lower) or lower[verb] not in DOING | STATES:
+    if not (_acts(lower, verb) or lower[verb : verb + 1] and lower[verb] in STATES):
         return None
     start = verb - 1 if lower[verb - 1].endswith("ly") else verb
-    if not {".", "!", "?", ";", ":", "is", "are"}.isdisjoint(lower[verb:]):
+    if not {"is", "are"}.isdisjoint(lower[verb:]) or ("and", "another") in pairwise(lower[verb:]):
         return None
     subject = _join(words[: min(end, start)])
     if lower[0] in HERDS or (noun in SINGULAR and not many and lower[0] not in ONE | MANY | POSSESSIVES):
@@ -125,9 +140,11 @@ def _head(words: list[str]) -> int | None:
         after = words[i + 1] if i + 1 < len(words) else ","
         if (word in HERDS and after == "of") or (word == "of" and i and words[i - 1] in HERDS):
             continue
+        if word not in LIVING and not LIVING.isdisjoint(words[:i]):  # a "girl bottle" is two things
+            return None
         if word in NOUNS and (after in PREPOSITIONS | DOING | STATES | FINITE | {","} or after.endswith("ly")):
             return i
-        acting = word in DOING and i and words[i - 1] not in ONE | MANY  # not "a smiling man"
+        acting = i and _acts(words, i) and words[i - 1] not in ONE | MANY  # not "a smiling man"
         if acting or word in PREPOSITIONS | FINITE | PICTURES | {",", "."}:
             return None
     return None
@@ -141,9 +158,14 @@ def _after_attribute(words: list[str], start: int) -> int:
             return start
         if words[i] in ("is", "are"):
             return i
-        if words[i] in DOING and words[i - 1] not in ONE | MANY | PREPOSITIONS | COLOURS | POSSESSIVES:
+        if _acts(words, i) and words[i - 1] not in ONE | MANY | PREPOSITIONS | COLOURS | POSSESSIVES:
             return i
     return start
+
+
+def _acts(words: list[str], i: int) -> bool:
+    """Whether the word there is "riding" and the like, and does not belong to a thing's name."""
+    return words[i : i + 1] != [] and words[i] in DOING and THING_FOR.isdisjoint(words[i + 1 : i + 2])
 
 
 def _join(words: list[str]) -> str:
@@ -151,10 +173,15 @@ def _join(words: list[str]) -> str:
 
 
 def has_hidden_verb(words: list[str]) -> bool:
-    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s where "a" wants a noun without it."""
+    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s where "a" wants a noun without it, or
+    after a noun without it."""
+    before = words[0]
     for word, after in pairwise(words[1:7]):
-        if words[0] not in ("a", "an") or word in PREPOSITIONS | DOING:
+        if word in PREPOSITIONS | DOING:
             return False
+        before, last = word, before
+        if words[0] not in ("a", "an") and (last not in SINGULAR or word in PLURAL):
+            continue
         if re.search(r"[^sui]s$", word) and after in ONE | MANY | PREPOSITIONS - {"of", "with"}:
             return True
     return False

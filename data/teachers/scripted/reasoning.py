@@ -205,6 +205,7 @@ def weather(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
         if any(word in caption.words for caption in view.captions) and not view.pretended:
             question = rng.choice(("What can one guess about the weather?", "What may it be like to be outside there?"))
             yield question, f"{capital(seen)}, so {guess}: {why}."
+            return
 
 
 def lifting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -224,7 +225,8 @@ def lifting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def bustle(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Whether it is busy or calm: by how many people there are, and what the only one does."""
     question = rng.choice(("Does the scene look busy or calm?", "Is this more likely a busy moment or a calm one?"))
-    calm = [clause for clause in _clauses(view) if clause.verb in CALM and clause.alive]
+    clauses = [caption.clause for caption in view.captions if caption.clause]
+    calm = [clause for clause in clauses if clause.noun in HUMAN and all(c.verb in CALM for c in clauses)]
     if view.people and view.people.crowded:
         yield question, "Rather busy. There are several people, and where many come together a lot is usually going on."
     elif view.people and view.people.single and calm:

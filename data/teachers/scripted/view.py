@@ -136,6 +136,7 @@ class View:
     def __init__(self, context: Context):
         self.captions = telling.read(context.captions)
         self.pretended = any(telling.PRETENDED.search(text) for text in context.captions)
+        self.repeated = any(telling.REPEATED.search(text) for text in context.captions)
         self._words = [words_of(text.lower()) for text in context.captions]
         self.told = frozenset(word for words in self._words for word in words)
         boxes = defaultdict(list)
@@ -169,7 +170,7 @@ class View:
         speaks of more than one."""
         number = len(boxes)
         counted = number <= MOST_COUNTED and not any(box.crowd for box in boxes)
-        counted = counted and category.split()[-1] not in MASS | PAIRS
+        counted = counted and not (self.repeated and number > 1) and category.split()[-1] not in MASS | PAIRS
         names = _names(category)
         several = {plural(name) for name in names}
         told_many = False
