@@ -26,6 +26,7 @@ from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
 from minillava.dataset import ConversationDataset
 from minillava.errors import UserError, run_program
+from minillava.image import ImageProcessor
 
 PICTURES = 20  # with the paper's mix: 15 conversations, 6 descriptions, 20 of reasoning
 REQUESTS = 41
@@ -436,7 +437,7 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenize
     assert files[0].read_bytes() == files[1].read_bytes()
     printed = capsys.readouterr().out
     assert "refused" not in printed and "dropped" not in printed
-    dataset = ConversationDataset(files[0], tmp_path, tokenizer, image_size=24, num_image_tokens=9)
+    dataset = ConversationDataset(files[0], tmp_path, tokenizer, ImageProcessor.for_size(24), num_image_tokens=9)
     pictures = 30 + len(photographs.splitlines())
     kinds = Counter(row["type"] for row in dataset.rows)
     assert kinds["reasoning"] == pictures and all(

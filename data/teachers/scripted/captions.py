@@ -78,7 +78,8 @@ class Caption:
         words = self.words
         if len(words) < 2 or words[0] in ("this", "these") or words[0] not in ONE | MANY | PLURAL:
             return None
-        leading = PREPOSITIONS | ONE | MANY | POSSESSIVES | COLOURS  # after them, "wave" and "watch" are nouns
+        # after these, "wave" and "watch" are nouns
+        leading = (PREPOSITIONS | ONE | MANY | POSSESSIVES | COLOURS) - {"one", "another"}
         verbs = FINITE.intersection(word for before, word in pairwise(words) if before not in leading)
         if verbs or not {".", "!", "?", ";", ":"}.isdisjoint(words) or has_hidden_verb(words):
             return None
@@ -152,8 +153,8 @@ def _rank(caption: Caption, captions: list[Caption]) -> float:
 
 
 def _tidy(text: str) -> str:
-    """No end mark, no space before marks, no capitals throughout, no "w/" and "&", "an elephant", and "A man" for a bare
-    "Man"; empty where no word means anything by itself."""
+    """No end mark, no space before marks, no capitals throughout, no "w/" and "&", "an elephant", and "A man" for a
+    bare "Man"; empty where no word means anything by itself."""
     text = re.sub(r"\s+([,.;!?])", r"\1", " ".join(text.split())).rstrip(" .,;:-")
     text = re.sub(r"\bw/ ?", "with ", re.sub(r"\bw/o\b", "without", text)).replace(" & ", " and ")
     text = text.lower() if text.isupper() else text

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data.picturebook.language import with_article
-from data.teachers.scripted.words import ANIMALS, DOING, FINITE, FOODS, OTHER_NAMES, PEOPLE, STATES, USES, listed, plural
+from data.teachers.scripted.words import (
+    ANIMALS,
+    DOING,
+    FINITE,
+    FOODS,
+    OTHER_NAMES,
+    PEOPLE,
+    STATES,
+    USES,
+    listed,
+    plural,
+)
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {str(number): word for number, word in enumerate(NUMBERS, 2)}
 ONE = frozenset(("a", "an", "one", "the", "this", "another"))
 UNCOUNTED = frozenset(("some", "several", "many", "multiple", "various", "numerous"))
 MANY = frozenset((*NUMBERS, *UNCOUNTED, "few", "these"))
@@ -38,20 +50,26 @@ SINGULAR = (
 )
 PLURAL = frozenset(map(plural, SINGULAR))
 NOUNS = SINGULAR | PLURAL
-OPENERS = NOUNS | {word for name in (*USES, *FOODS) for word in name.split()} | listed(  # no names, if with a capital
-    "young old large small big little tall long elderly smiling colorful city street school train double there"
+OPENERS = (
+    NOUNS
+    | {word for name in (*USES, *FOODS) for word in name.split()}
+    | listed(  # no names, if with a capital
+        "young old large small big little tall long elderly smiling colorful city street school train double there"
+    )
 )
 THING_FOR = listed(  # after these "shopping" is no action: "a shopping cart"
     """cart carts bag bags lot pool board boards room area stick sticks pole rod machine gear suit suits trunks shorts
     shoes boots outfit rink zoo strip pin chair utensils station tower wheel glass glasses"""
 )
+ENDERS = PREPOSITIONS | DOING | STATES | FINITE | {",", "."}  # after them a noun phrase is over
+NO_NOUNS = COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING | HERDS.keys()
 HUMAN = PEOPLE | {plural(noun) for noun in PEOPLE}
 LIVING = HUMAN | ANIMALS | {plural(noun) for noun in ANIMALS}
 
 
 def words_of(text: str) -> list[str]:
-    """Words and marks: "A man, riding" -> A, man, ",", riding."""
-    return re.findall(r"[\w'’-]+|[^\w\s]", text)
+    """Words and marks: "2 men, riding" -> two, men, ",", riding."""
+    return [DIGITS.get(word, word) for word in re.findall(r"[\w'’-]+|[^\w\s]", text)]
 
 
 @dataclass(frozen=True)
@@ -123,9 +141,9 @@ def clause_of(words: list[str]) -> Clause | None:
         verb += 1
     while verb < len(lower) and re.fullmatch(r"\w+ly|just|all|each|both|together|also", lower[verb]):
         verb += 1
-    if not (_acts(lower, verb) or lower[verb : verb + 1] and lower[verb] in STATES):
+    if not _acts(lower, verb) and STATES.isdisjoint(lower[verb : verb + 1]):
         return None
-    start = verb - 1 if lower[verb - 1].endswith("ly") else verb
+    start = verb - 1 if verb > end and lower[verb - 1].endswith("ly") else verb  # a "family" is no adverb
     if not {"is", "are"}.isdisjoint(lower[verb:]) or ("and", "another") in pairwise(lower[verb:]):
         return None
     subject = _join(words[: min(end, start)])
@@ -142,7 +160,7 @@ def _head(words: list[str]) -> int | None:
             continue
         if word not in LIVING and not LIVING.isdisjoint(words[:i]):  # a "girl bottle" is two things
             return None
-        if word in NOUNS and (after in PREPOSITIONS | DOING | STATES | FINITE | {","} or after.endswith("ly")):
+        if word in NOUNS and (after in ENDERS or after.endswith("ly")):
             return i
         acting = i and _acts(words, i) and words[i - 1] not in ONE | MANY  # not "a smiling man"
         if acting or word in PREPOSITIONS | FINITE | PICTURES | {",", "."}:
@@ -193,10 +211,7 @@ def colours_of(words: list[str]) -> list[tuple[str, str]]:
     found = []
     for i, noun in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else "."
-        closed = after in PREPOSITIONS | DOING | STATES | FINITE | {",", "."}
-        if i == 0 or words[i - 1] not in COLOURS or not closed or not noun.isalpha():
-            continue
-        if noun in COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING | HERDS.keys():
+        if i == 0 or words[i - 1] not in COLOURS or after not in ENDERS or not noun.isalpha() or noun in NO_NOUNS:
             continue
         start = i - 1
         while start > 0 and words[start - 1] in COLOURS | SHADES | {"and", ","}:
