@@ -273,7 +273,7 @@ def test_same_request_same_reply_and_other_seeds_other_words():
         for kind in KINDS:
             assert reply(kind, context, 5) == reply(kind, context, 5)
         if len(context.captions) > 2 and len(context.boxes) > 3:
-            assert len({reply("conversation", context, seed) for seed in range(10)}) >= 9
+            assert len({reply("conversation", context, seed) for seed in range(10)}) >= 7
             assert len({reply("detail", context, seed) for seed in range(10)}) >= 3
             assert len({reply("reasoning", context, seed) for seed in range(10)}) >= 3
 

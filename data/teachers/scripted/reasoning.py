@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 
 from data.picturebook.language import listing, sentence, with_article
+from data.teachers.scripted import captions as telling
 from data.teachers.scripted.grammar import HUMAN, Clause
 from data.teachers.scripted.view import View, area, middle, place
 from data.teachers.scripted.words import (
@@ -235,7 +236,7 @@ def bustle(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def motive(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Why the picture may have been taken: for contexts that allow no other step."""
-    shown = view.captions[0].told() if view.captions else f"There {view.groups[0].be} {view.groups[0].some}."
+    shown = telling.draw(view.captions, rng).told() if view.captions else f"There {view.groups[0].be} {view.groups[0].some}."
     yield (
         rng.choice(("Why might somebody have taken this picture?", "What may have been the reason for this picture?")),
         f"{shown} Whoever took the picture probably found that worth remembering, or wanted to show it; pictures are "
