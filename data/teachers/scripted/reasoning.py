@@ -47,7 +47,9 @@ def reasoning(view: View, rng: random.Random) -> tuple[str, str]:
         bustle,
     )  # fmt: skip
     kinds = [turns for make in makers if (turns := list(make(view, rng)))]
-    return rng.choice(rng.choice(kinds) if kinds else list(motive(view, rng)))
+    if len(kinds) < 2:
+        kinds.append(list(motive(view, rng)))
+    return rng.choice(rng.choice(kinds))
 
 
 def occasion(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -235,8 +237,11 @@ def bustle(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def motive(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Why the picture may have been taken: for contexts that allow no other step."""
-    shown = telling.draw(view.captions, rng).told() if view.captions else f"There {view.groups[0].be} {view.groups[0].some}."
+    """Why the picture may have been taken: for contexts that allow hardly any other step."""
+    if view.captions:
+        shown = telling.draw(view.captions, rng).told()
+    else:
+        shown = f"There {view.groups[0].be} {view.groups[0].some}."
     yield (
         rng.choice(("Why might somebody have taken this picture?", "What may have been the reason for this picture?")),
         f"{shown} Whoever took the picture probably found that worth remembering, or wanted to show it; pictures are "
