@@ -448,6 +448,17 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenize
         assert ids.count(tokenizer.image_id) == 9 and any(label >= 0 for label in labels)
 
 
+def test_a_journal_of_other_rules_is_refused(contexts, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    argv = ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    instruct.main()
+    instruct.main()
+    monkeypatch.setattr(instruct, "rules", lambda: b"others")
+    with pytest.raises(UserError, match=r"other prompts;"):
+        instruct.main()
+
+
 def test_tokens_are_counted_as_words_short_numbers_and_marks():
     assert count_tokens("A dog's bed, at [0.125, 0.2500].") == 18
     assert count_tokens("") == count_tokens(" \n") == 0
