@@ -124,6 +124,7 @@ def test_the_seed_alone_draws_the_lots():
     assert plan(0) == plan(0) != plan(1)
     described = [job for job in plan(0) if job.kind == "detail"]
     assert {job.question for job in described} == set(language.DETAIL_REQUESTS)
+    assert {job.id for job in described} != {job.id for job in plan(1) if job.kind == "detail"}
     assert all(job.question is None for job in plan(0) if job.kind != "detail")
     seeds = {job.request(seed, attempt).seed for job in plan(0) for seed in (0, 1) for attempt in (0, 1)}
     assert len(seeds) == 4 * len(plan(0))
