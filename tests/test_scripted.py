@@ -453,6 +453,23 @@ def test_things_that_are_shown_several_times_are_not_counted():
         assert not any("four people" in answer for answer in asked.values())
 
 
+@pytest.mark.parametrize(
+    "caption, word",
+    [
+        ("A bird cage in a room", "animal"),
+        ("A dog bed on the floor", "animal"),
+        ("A plate of snow peas", "weather"),
+        ("A man in a rain coat", "weather"),
+        ("Two eggs, sunny side up", "weather"),
+    ],
+)
+def test_what_only_gives_something_its_name_is_not_taken_to_be_there(caption, word):
+    for text, there in ((caption, False), ("A bird in a snowy street", True)):
+        context = Context("1", "1.jpg", (text,), ())
+        asked = " ".join([*answers_of(context), *answers_of(context, "reasoning")])
+        assert (word in asked) == there
+
+
 def test_no_question_is_told_where_there_is_another_caption():
     for seed in range(20):
         assert "?" not in reply("detail", Context("1", "1.jpg", ("Is this a ship?", "A ship."), ()), seed)

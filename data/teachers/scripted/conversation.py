@@ -180,6 +180,8 @@ def animal(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     if view.pretended or len(kinds) != 1 or not told.isdisjoint(("teddy", "hot", "animal", "animals")):
         return
     (kind,) = kinds
+    if not boxed and not view.tells(kind, plural(kind)):  # "a bird cage"
+        return
     shown = boxed[0].some if boxed else plural(kind) if plural(kind) in told else with_article(kind)
     yield rng.choice(("What kind of animal can be seen?", "Which animal is in the picture?")), f"One can see {shown}."
 

@@ -33,6 +33,10 @@ WEATHER = {  # word -> (what is seen, what it suggests, why)
     "rainy": ("it is rainy", "everything outside is probably wet", "rain leaves little dry"),
     "sunny": ("it is sunny", "it may well be warm", "sunshine warms whatever it falls on"),
 }
+OUTSIDE = listed(  # "snow peas" and an egg's "sunny side" are no weather
+    """covered day days afternoon morning evening night weather sky skies slope slopes hill hills hillside mountain
+    mountains street road path trail field park beach area ground landscape forest terrain"""
+)
 CALM = frozenset(("sitting", "sleeping", "reading", "lying", "laying", "resting"))
 UNEQUAL = listed(
     """baby small little tiny big large giant adult young older mother father calf child children kid kids boy girl son
@@ -205,7 +209,7 @@ def next_moment(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def weather(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     for word, (seen, guess, why) in WEATHER.items():
-        if any(word in caption.words for caption in view.captions) and not view.pretended:
+        if view.tells(word, before=OUTSIDE) and not view.pretended:
             question = rng.choice(("What can one guess about the weather?", "What may it be like to be outside there?"))
             yield question, f"{capital(seen)}, so {guess}: {why}."
             return

@@ -7,12 +7,13 @@ box does not reach past 60 % of the width. Where that leaves doubt, no place is 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from data.contexts import Box, Context
 from data.picturebook.language import NUMBERS, with_article
 from data.teachers.scripted import captions as telling
+from data.teachers.scripted.grammar import ENDERS, words_of
 from data.teachers.scripted.grammar import NUMBERS as TOLD_NUMBERS
-from data.teachers.scripted.grammar import words_of
 from data.teachers.scripted.words import MASS, OTHER_NAMES, PAIRS, PLACES_FOR, SHORTER, plural
 
 MOST_COUNTED = 5  # of one category; more are "several"
@@ -158,6 +159,12 @@ class View:
     @cached_property
     def singles(self) -> list[Group]:
         return [group for group in self.groups if group.single]
+
+    def tells(self, *nouns: str, before: frozenset[str] = frozenset()) -> bool:
+        """Whether a caption has one of the nouns where it ends its phrase, as "rain" does not in "a rain coat", or
+        stands before a word of ``before``."""
+        after = ENDERS | before
+        return any(word in nouns and next_ in after for line in self._words for word, next_ in pairwise([*line, "."]))
 
     def mentions(self, group: Group) -> int:
         """How many of the captions that are told have a word for it."""
