@@ -191,16 +191,14 @@ def _join(words: list[str]) -> str:
 
 
 def has_hidden_verb(words: list[str]) -> bool:
-    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s where "a" wants a noun without it, or
-    after a noun without it."""
-    before = words[0]
-    for word, after in pairwise(words[1:7]):
+    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s after a noun without it, or after "a"."""
+    for before, word, after in zip(words, words[1:7], words[2:]):
         if word in PREPOSITIONS | DOING:
             return False
-        before, last = word, before
-        if words[0] not in ("a", "an") and (last not in SINGULAR or word in PLURAL):
+        follows = before in SINGULAR and word not in PLURAL
+        if not re.search(r"[^sui]s$", word) or not (follows or words[0] in ("a", "an")):
             continue
-        if re.search(r"[^sui]s$", word) and after in ONE | MANY | PREPOSITIONS - {"of", "with"}:
+        if (follows and before in LIVING - PLURAL) or after in ONE | MANY | PREPOSITIONS - {"of", "with"}:
             return True
     return False
 

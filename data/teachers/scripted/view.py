@@ -184,13 +184,16 @@ class View:
         for words in self._words:
             named = [i for i, word in enumerate(words) if word in names | several]
             told = [i for i in named if i + 1 not in named]  # "male surfer" is one
+            least = 0  # that the caption speaks of: "a woman and two children" are three
             for i in told:
                 before = words[max(0, i - 4) : i]
-                counted = counted and not any(w in TOLD_NUMBERS and w != NUMBERS[number] for w in before)
+                numbers = [TOLD_NUMBERS.index(w) + 2 for w in before if w in TOLD_NUMBERS]
+                least += max(numbers, default=2 if words[i] in several - names else 1)
+                counted = counted and not any(told_number != number for told_number in numbers)
                 large = A_LOT if number > 2 else A_LOT | SOME
                 counted = counted and (words[i] not in several or large.isdisjoint(before))
             told_many |= any(words[i] in several or words[i] in ("couple", "family") for i in told)
-            counted = counted and (number > 1 or len(told) < 2)
+            counted = counted and least <= number
         return counted and (number > 1 or not told_many), told_many
 
 
