@@ -126,6 +126,7 @@ def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
         raise UserError(f"{out}: is there already")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder")
+    next(read_captions(path))  # the wrong file is told before spaCy is loaded
     name, chunk = find_chunker()
     print(f"noun phrases are found by {name}", file=sys.stderr)
     captions = (caption for _, caption in read_captions(path))

@@ -31,7 +31,7 @@ from data.replies import Malformed, names_its_source, parse
 from data.rows import conversation, write_rows
 from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply
-from data.teachers.scripted import Scripted
+from data.teachers.scripted import Scripted, rules
 from minillava.errors import UserError, run_program
 
 
@@ -155,9 +155,7 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
         print(f"refused: {len(refused)} of {len(jobs)} rows, without a usable reply", *refused, sep="\n")
     if dropped:
         empty = len(jobs) - len(refused) - len(rows)
-        print(
-            f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows"
-        )
+        print(f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows")
     if not rows:
         raise UserError(f"{out}: not written, for no reply can be used")
     try:
@@ -190,10 +188,10 @@ def set_up(contexts: list[Context], mix: tuple[int, ...], a: argparse.Namespace)
     seen = hashlib.sha256()
     for context in contexts:
         seen.update(ascii(context).encode())
-    told = ascii([messages(kind, contexts[0]) for kind in KINDS])
+    told = rules() if a.teacher == "scripted" else ascii([messages(kind, contexts[0]) for kind in KINDS]).encode()
     return {
         "contexts": seen.hexdigest(),
-        "prompts": hashlib.sha256(told.encode()).hexdigest(),
+        "prompts": hashlib.sha256(told).hexdigest(),
         "teacher": a.teacher if a.teacher == "scripted" else f"{a.teacher} {a.model}",
         "mix": list(mix),
         "seed": a.seed,

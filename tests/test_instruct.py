@@ -26,6 +26,7 @@ from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
 from minillava.dataset import ConversationDataset
 from minillava.errors import UserError, run_program
+from minillava.image import ImageProcessor
 
 PICTURES = 20  # with the paper's mix: 15 conversations, 6 descriptions, 20 of reasoning
 REQUESTS = 41
@@ -123,6 +124,7 @@ def test_the_seed_alone_draws_the_lots():
     assert plan(0) == plan(0) != plan(1)
     described = [job for job in plan(0) if job.kind == "detail"]
     assert {job.question for job in described} == set(language.DETAIL_REQUESTS)
+    assert {job.id for job in described} != {job.id for job in plan(1) if job.kind == "detail"}
     assert all(job.question is None for job in plan(0) if job.kind != "detail")
     seeds = {job.request(seed, attempt).seed for job in plan(0) for seed in (0, 1) for attempt in (0, 1)}
     assert len(seeds) == 4 * len(plan(0))
@@ -160,7 +162,7 @@ def test_an_endpoint_in_trouble_makes_no_difference(undisturbed, contexts, tmp_p
 
     out = tmp_path / "out.json"
     with Endpoint(behave) as endpoint:
-        build(monkeypatch, contexts, out, endpoint.url, timeout=2, concurrency=16)
+        build(monkeypatch, contexts, out, endpoint.url, timeout=5, concurrency=16)
         assert len(endpoint.asked) == 2 * REQUESTS and once_each(endpoint)
     assert out.read_bytes() == undisturbed
 
@@ -169,7 +171,7 @@ def test_retry_after_is_honoured(contexts, tmp_path, monkeypatch):
     with Endpoint(lambda prompt, times: "ok" if times else "limited") as endpoint:
         build(monkeypatch, contexts, tmp_path / "out.json", endpoint.url, limit=1, mix="0:0:1")
     (first, *_), (second, *_) = endpoint.asked
-    assert 1 <= second - first < 3  # without it the package waits half a second
+    assert second - first >= 1  # without it the package waits half a second
 
 
 def test_a_killed_build_goes_on_without_asking_twice(start, undisturbed, contexts, tmp_path, monkeypatch):
@@ -199,7 +201,7 @@ def test_an_interrupt_waits_for_the_replies_under_way(start, undisturbed, contex
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith("stopping") and process.poll() is None
         endpoint.release.set()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
         assert len(entries(out)) == 5 and not out.exists()
         build(monkeypatch, contexts, out, endpoint.url)
@@ -214,7 +216,7 @@ def test_a_second_interrupt_ends_at_once(start, contexts, tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith("stopping")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 130 and "Traceback" not in errors
 
 
@@ -436,7 +438,7 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenize
     assert files[0].read_bytes() == files[1].read_bytes()
     printed = capsys.readouterr().out
     assert "refused" not in printed and "dropped" not in printed
-    dataset = ConversationDataset(files[0], tmp_path, tokenizer, image_size=24, num_image_tokens=9)
+    dataset = ConversationDataset(files[0], tmp_path, tokenizer, ImageProcessor.for_size(24), num_image_tokens=9)
     pictures = 30 + len(photographs.splitlines())
     kinds = Counter(row["type"] for row in dataset.rows)
     assert kinds["reasoning"] == pictures and all(
@@ -445,6 +447,17 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenize
     for index in range(len(dataset)):
         ids, labels = dataset.encode(index, epoch=0)
         assert ids.count(tokenizer.image_id) == 9 and any(label >= 0 for label in labels)
+
+
+def test_a_journal_of_other_rules_is_refused(contexts, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    argv = ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    instruct.main()
+    instruct.main()
+    monkeypatch.setattr(instruct, "rules", lambda: b"others")
+    with pytest.raises(UserError, match=r"other prompts;"):
+        instruct.main()
 
 
 def test_tokens_are_counted_as_words_short_numbers_and_marks():

@@ -48,9 +48,9 @@ def turns_of(text: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """950 scenes, and their contexts as they stand in a file."""
+    """1050 scenes, and their contexts as they stand in a file."""
     rng = random.Random(0)
-    scenes = [sample_scene(rng) for _ in range(950)]
+    scenes = [sample_scene(rng) for _ in range(1050)]
     path = tmp_path_factory.mktemp("world") / "contexts.jsonl"
     path.write_text("".join(json.dumps(write._context(scene, i)) + "\n" for i, scene in enumerate(scenes)))
     return list(zip(scenes, read_contexts(path)))
@@ -89,24 +89,33 @@ def test_a_context_that_is_not_quite_a_scene_is_none(scenes):
 
 # ---- COCO's form --------------------------------------------------------------------------------------------------
 
-# Things and people that answers might name without any reason, COCO's 80 categories first.
-OBJECTS = """person bicycle car motorcycle airplane bus train truck boat light fire hydrant sign parking meter
-bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
-snowboard ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife
-spoon bowl banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant
-bed table toilet tv laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock
-vase scissors teddy drier toothbrush man woman boy girl child kid baby player surfer skier driver passenger
-chef family crowd vehicle food meal fruit vegetable furniture kitchen bathroom bedroom street road city park
-beach ocean sea water wave snow grass tree flower field mountain sky sun cloud house building wall door
-window floor room shirt hat coat shoe helmet bag camera photographer owner friend shop station restaurant
-milk coffee bread cheese computer desk plate toy picnic basket blanket luggage ticket money fence bridge
-river lake sand rain smoke leash saddle net goal wool wheel teeth"""
-OBJECT = {form: noun for noun in OBJECTS.split() for form in (noun, plural(noun))}
-COLOURS = frozenset(
-    re.findall(r"\w+", "black white red blue green yellow orange brown gray grey pink purple tan silver gold")
-)
+# All the words that an answer may have without the context: none of them names a thing that might be in a picture.
+PLAIN_WORDS = """
+a about addition afloat again aim air all alone along also among an and animal another anybody are as at attention
+away baking balance bathing be become been before being belongings beside besides both bottom bred busy but buying
+by calling calm can cannot carry carrying catching caution chance cleaning clicking cold colour come comes comfort
+commonest control cooking could country cross cuddling cutting daily danger dangerous decorating distance do does
+doing done down downhill dressing drink drinking dry drying ease easier eat eaten eating edible eight else enough
+ever everybody everything falls far fast fills firefighting five fixed flying follows footing for formally found
+four free from front game generally gentleness get getting gives gliding go goes going good graze grazing guess
+halt hand hands hard hardly has have heating heavy here higher hitting holds how i in inside is it itself journey
+keep keeping keeps kept kind larger last laying learning least leaves leaving left light like likely line little
+loads long look looking looks lot lower lying made make making many matters may means meant middle might mixing
+moment more most move moving much must near nearer need never next no not nothing notice now of often on once one
+only open or other out outdoors outside over packing parks passing patience paying pedalling pets picture pictures
+place play playing point pointing practice probably programmes prove put quick quickly rather reach reactions read
+reading ready reason relax remembering rest resting ridden ride right roasting rolling route run said same say
+scene see seems seen seldom selling serving setting settling seven several shade show shown shows side sitting six
+size skiing sleeping slow small so some somebody something soon sooner space speed spending sport spot stamina
+steady stirring stop strength studying such suggests sunshine sure surfing swim switching take taken takes tame
+tamed tell telling texting than that the them there these they thing things this thousands three throwing time
+timing tired to toasting together too took top traffic travelling tricks true turn two typing under until up upper
+used usually viewer wait wake wanted warm warms was washing watching way weather well wet what whatever when where
+which while who whoever why wild will with words working worth would years you
+"""
+PLAIN = frozenset(PLAIN_WORDS.split())
 NUMBERS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
-SOURCES = re.compile(r"\b(captions?|box(es)?|bounding|coordinates?|descriptions?|context|annotat\w+)\b|\d", re.I)
+SOURCES = re.compile(r"\b(captions?|box(es)?|bounding|coordinates?|descriptions?|context|annotat\w+)\b", re.I)
 NO_NUMBER = (
     r"one (?:can|could|is|of|such|on|in|at|and|hand|alone|most|comes|eats)\b|one's|the (?:nearer )?one\b|the other"
 )
@@ -114,15 +123,15 @@ SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "upper": (1, 1), "bott
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
+    return re.findall(r"[^\W\d_]+", re.sub(r"['’]s\b", "", text.lower()))
 
 
 def named(context: Context) -> set[str]:
-    """Every word of the context, and of its categories the plurals too."""
+    """Every word of the context, its plural, and "snow" for "snowy"."""
     known = set(words(context.text()))
     for box in context.boxes:
         known |= set(words(plural(box.category)))
-    return known
+    return known | {plural(word) for word in known} | {word.removesuffix("y") for word in known}
 
 
 def thing(context: Context, words: str) -> Box:
@@ -147,13 +156,15 @@ PLACE = r"((?:in|on|at) the (?:upper |lower )?(?:left|right|top|bottom|middle))"
 def check(context: Context, question: str, answer: str) -> None:
     """Fails where question or answer says what the context does not support."""
     told = " ".join(context.captions).lower()
+    for figure, number in zip("2345678", list(NUMBERS)[2:]):
+        told = re.sub(rf"\b{figure} ", f"{number} ", told)
     known = named(context)
     said = f"{question} {answer}"
     if not re.search(r"\bbox", told):
         assert not SOURCES.search(said)
-    for word in words(said.replace("light enough", "")):
-        assert {word, OBJECT.get(word, word)} & known or word not in OBJECT, f"{word!r} is not in the context: {said}"
-        assert word not in COLOURS or word in known, f"{word!r} is no colour in the context: {said}"
+    assert set(re.findall(r"\d+", said)) <= set(re.findall(r"\d+", context.text())), said
+    for word in words(said):
+        assert word in known or word in PLAIN, f"{word!r} is not in the context: {said}"
     # numbers of things: from the captions, or else the boxes' number
     for number, rest in re.findall(
         r"\b(one|two|three|four|five|six|seven|eight) ((?:\w+ ?){1,2})", re.sub(NO_NUMBER, "", answer.lower())
@@ -224,10 +235,10 @@ def check_form(context: Context, seed: int) -> list[str]:
     assert re.search(
         r"\b(probably|may|might|perhaps|likely|suggests|usually|takes|seldom|rather|generally)\b", reason[1], re.I
     ), reason
-    assert "\n" not in texts[1] and texts[1][0].isupper() and texts[1][-1] in ".!?"
+    assert "\n" not in texts[1] and not texts[1][0].islower() and texts[1][-1] in ".!?"
     for question, answer in [*turns, reason, ("", texts[1])]:
         assert not question or (question[0].isupper() and question[-1] == "?"), question
-        assert answer[0].isupper() and answer[-1] in ".!?" and "  " not in answer and ".." not in answer, answer
+        assert not answer[0].islower() and answer[-1] in ".!?" and "  " not in answer and ".." not in answer, answer
         assert not re.search(r"\b(\w+) \1\b|\ba [aeio]\w|\ban [bcdfgjklmnpqrstvwz]|\s[.,?]", f"{question} {answer}"), (
             answer
         )
@@ -237,7 +248,7 @@ def check_form(context: Context, seed: int) -> list[str]:
 
 @pytest.mark.parametrize("context", list(read_contexts(COCO)), ids=lambda context: context.id)
 def test_contexts_in_cocos_form_are_answered_with_what_is_there(context):
-    for seed in range(15):
+    for seed in range(8):
         check_form(context, seed)
 
 
@@ -262,7 +273,7 @@ def test_same_request_same_reply_and_other_seeds_other_words():
         for kind in KINDS:
             assert reply(kind, context, 5) == reply(kind, context, 5)
         if len(context.captions) > 2 and len(context.boxes) > 3:
-            assert len({reply("conversation", context, seed) for seed in range(10)}) >= 9
+            assert len({reply("conversation", context, seed) for seed in range(10)}) >= 7
             assert len({reply("detail", context, seed) for seed in range(10)}) >= 3
             assert len({reply("reasoning", context, seed) for seed in range(10)}) >= 3
 
@@ -304,7 +315,8 @@ def test_many_are_several_and_captions_that_count_otherwise_silence_the_count():
         "There are several people."
     }
     assert all("three people" in answer for answer in counts(("On a street.",), boxes("person", 3)))
-    for caption in ("Two men on a street.", "Five people.", "A crowd of people", "many people"):
+    more = "A woman with three children", "Two men and two women"
+    for caption in ("Two men on a street.", "Five people.", "A crowd of people", "many people", *more):
         assert counts((caption,), boxes("person", 3)) == set(), caption
     assert counts(("A group of people",), boxes("person", 1)) == set()
 
@@ -332,6 +344,19 @@ def test_many_are_several_and_captions_that_count_otherwise_silence_the_count():
         ("A black and white dog in a field", "What colour is the dog?", "The dog is black and white."),
         ("A dog runs on the beach", "Where does the scene take place?", "It takes place on the beach."),
         ("A laptop on top of a desk", "Where is the laptop?", "The laptop is on top of a desk."),
+        ("A family sitting at a table", "What is the family doing?", "The family is sitting at a table."),
+        (
+            "2 women on bikes riding away",
+            "What are the two women on bikes doing?",
+            "The two women on bikes are riding away.",
+        ),
+        ("A lot of people walking around", "What are the people doing?", "The people are walking around."),
+        ("Man & boy fishing", "What are the man and boy doing?", "The man and boy are fishing."),
+        (
+            "Traffic lights hanging above a road",
+            "Where are the traffic lights?",
+            "The traffic lights are hanging above a road.",
+        ),
     ],
 )
 def test_what_a_caption_says_is_asked_about(caption, question, answer):
@@ -354,6 +379,16 @@ def test_what_a_caption_says_is_asked_about(caption, question, answer):
         ("dog in a elevator", "The picture shows a dog in an elevator."),
         ("A close up of a cat laying on a bed", "A close up of a cat laying on a bed."),
         ("A dog has been sleeping", "A dog has been sleeping."),
+        ("the cat wants to go too", "The cat wants to go too."),
+        ("the plane flew away", "The plane flew away."),
+        ("An elderly woman tosses bread", "An elderly woman tosses bread."),
+        ("Two boats, one is red", "Two boats, one is red."),
+        ("Scissors, tape and paper", "The picture shows scissors, tape and paper."),
+        ("a stuffed bear in a toy shopping cart", "The picture shows a stuffed bear in a toy shopping cart."),
+        ("a girl bottle feeding a goat", "The picture shows a girl bottle feeding a goat."),
+        ("one sheep staring and another eating", "The picture shows one sheep staring and another eating."),
+        ('A bear "reading" w/ glasses', 'The picture shows a bear "reading" with glasses.'),
+        ("Both cats are sleeping", "Both cats are sleeping."),
         ("a man rides a horse", "A man rides a horse."),
         ("A man hoists a fish on a boat", "A man hoists a fish on a boat."),
         ("A DOG. IT SLEEPS!", "A dog. it sleeps!"),
@@ -412,6 +447,34 @@ def test_captions_that_sound_like_sources_are_told_only_where_there_is_no_other(
         "I see a cat", "A cat"
     )
     assert "box" in told("A cat in a box")
+
+
+def test_things_that_are_shown_several_times_are_not_counted():
+    for caption in ("A woman looking in a mirror", "Four photos of a man", "The reflection of a man in a window"):
+        asked = answers_of(Context("1", "1.jpg", (caption,), boxes("person", 4)))
+        assert not any("four people" in answer for answer in asked.values())
+
+
+@pytest.mark.parametrize(
+    "caption, word",
+    [
+        ("A bird cage in a room", "animal"),
+        ("A dog bed on the floor", "animal"),
+        ("A plate of snow peas", "weather"),
+        ("A man in a rain coat", "weather"),
+        ("Two eggs, sunny side up", "weather"),
+    ],
+)
+def test_what_only_gives_something_its_name_is_not_taken_to_be_there(caption, word):
+    for text, there in ((caption, False), ("A bird in a snowy street", True)):
+        context = Context("1", "1.jpg", (text,), ())
+        asked = " ".join([*answers_of(context), *answers_of(context, "reasoning")])
+        assert (word in asked) == there
+
+
+def test_no_question_is_told_where_there_is_another_caption():
+    for seed in range(20):
+        assert "?" not in reply("detail", Context("1", "1.jpg", ("Is this a ship?", "A ship."), ()), seed)
 
 
 def test_captions_about_the_task_are_not_told():

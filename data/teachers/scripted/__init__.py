@@ -7,6 +7,7 @@ say what is in a picture, not all of what is not.
 """
 
 import random
+from pathlib import Path
 
 from data.picturebook import language
 from data.picturebook.read import scene_of
@@ -33,6 +34,13 @@ class Scripted:
         if request.kind == "detail":
             return description(view, rng)
         return _form([reasoning(view, rng)] if request.kind == "reasoning" else conversation(view, rng))
+
+
+def rules() -> bytes:
+    """The source of all this: where it has changed, replies may."""
+    return b"".join(
+        path.read_bytes() for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(language.__file__)]
+    )
 
 
 def _form(turns: list[tuple[str, str]]) -> str:

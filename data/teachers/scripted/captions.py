@@ -21,6 +21,7 @@ from data.teachers.scripted.grammar import (
     MANY,
     NUMBERS,
     ONE,
+    OPENERS,
     PICTURES,
     PLURAL,
     POSSESSIVES,
@@ -39,13 +40,17 @@ ABOUT_THE_TASK = re.compile(
     r"\b(captions?|captioning|bounding|annotat\w+|unable to|can ?(no|')t see|can not see|no (image|picture|photo))\b",
     re.I,
 )
-# With one of these an answer sounds as if it spoke of its sources, or of itself: told only where there is no other.
-BETTER_NOT = re.compile(r"\b(box(es)?|descri\w+|coordinates?|I|i|I'm|my|me)\b")
+# With one of these an answer sounds as if it spoke of its sources, or of itself, or asks back: told only where there is
+# no other.
+BETTER_NOT = re.compile(r"\b(box(es)?|descri\w+|coordinates?|I|i|I'm|[Mm]y|me|[Ww]e|[Oo]ur)\b|\?")
 PRETENDED = re.compile(
-    r"\b(toys?|statues?|sculptures?|fake|model|miniature|paintings?|drawings?|cartoon|stuffed|figurines?|plastic|"
-    r"mural|poster|lego|cardboard|shaped|reflection)\b",
+    r"\b(toys?|statues?|sculptures?|fake|model|miniature|paintings?|painted|drawings?|drawn|cartoon|stuffed|plastic|"
+    r"figurines?|dolls?|mannequins?|bronze|carved|inflatable|replica|mural|graffiti|poster|legos?|cardboard|costumes?|"
+    r"shaped|like an?|reflect\w*|collage)\b",
     re.I,
 )
+# One thing may be shown several times: boxes do not say how many there are.
+REPEATED = re.compile(r"\b(mirrors?|reflect\w*|collage|pictures|photos|photographs|images|sequence|series)\b", re.I)
 _PLACE = re.compile(
     rf"(?:^|\b(in|on|at|of) )(an?|the) ((?:[\w-]+ )?)({'|'.join(PLACES)})"
     r"(?= (?:with|and|that|in|on|at|near|by|of|next|under|during|while|holding|filled|has|is)\b|[ ,.]*$|,)",
@@ -73,7 +78,8 @@ class Caption:
         words = self.words
         if len(words) < 2 or words[0] in ("this", "these") or words[0] not in ONE | MANY | PLURAL:
             return None
-        leading = PREPOSITIONS | ONE | MANY | POSSESSIVES | COLOURS  # after them, "wave" and "watch" are nouns
+        # after these, "wave" and "watch" are nouns
+        leading = (PREPOSITIONS | ONE | MANY | POSSESSIVES | COLOURS) - {"one", "another"}
         verbs = FINITE.intersection(word for before, word in pairwise(words) if before not in leading)
         if verbs or not {".", "!", "?", ";", ":"}.isdisjoint(words) or has_hidden_verb(words):
             return None
@@ -147,17 +153,19 @@ def _rank(caption: Caption, captions: list[Caption]) -> float:
 
 
 def _tidy(text: str) -> str:
-    """No end mark, no space before marks, no capitals throughout, "an elephant", and "A man" for a bare "Man"; empty
-    where there is no word."""
+    """No end mark, no space before marks, no capitals throughout, no "w/" and "&", "an elephant", and "A man" for a
+    bare "Man"; empty where no word means anything by itself."""
     text = re.sub(r"\s+([,.;!?])", r"\1", " ".join(text.split())).rstrip(" .,;:-")
+    text = re.sub(r"\bw/ ?", "with ", re.sub(r"\bw/o\b", "without", text)).replace(" & ", " and ")
     text = text.lower() if text.isupper() else text
     text = re.sub(r"\b([Aa]) (?=(?!one\b|once|eu)[aeio]|umb)", r"\1n ", text)
     if text.split(" ")[0].lower() in SINGULAR - PAIRS - PLURAL:
-        text = with_article(text[0].lower() + text[1:])
-    return text if re.search(r"\w{2}", text) else ""
+        text = with_article(text if text[1:2].isupper() else text[0].lower() + text[1:])
+    meant = [word for word in words_of(text.lower()) if len(word) > 1 and word not in PREPOSITIONS | ONE | MANY]
+    return text if meant else ""
 
 
 def _lower_first(text: str) -> str:
     """Without the capital of its first word, unless that may be a name."""
-    first = text.split()[0].lower()
-    return text[0].lower() + text[1:] if first in ONE | MANY | SINGULAR | PLURAL | {"there"} else text
+    first = words_of(text)[0].lower()
+    return text[0].lower() + text[1:] if first in ONE | MANY | OPENERS and not text[1:2].isupper() else text

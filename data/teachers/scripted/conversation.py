@@ -76,7 +76,7 @@ def doing(view: View, rng: random.Random, opening: Caption | None) -> Iterator[t
         alone = view.people is None or view.people.single or clause.be == "are" or len(clause.subject.split()) > 3
         if not clause.alive and clause.verb in STAYING | STATES:
             yield f"Where {clause.be} {clause.definite}?", answer
-        elif clause.noun in PEOPLE and not alone:
+        elif clause.noun in PEOPLE - {"couple", "family"} and not alone:
             yield "What is one of the people doing?", sentence(clause.told)
         elif clause.verb not in STATES:
             if clause.verb != "wearing":
@@ -180,6 +180,8 @@ def animal(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     if view.pretended or len(kinds) != 1 or not told.isdisjoint(("teddy", "hot", "animal", "animals")):
         return
     (kind,) = kinds
+    if not boxed and not view.tells(kind, plural(kind)):  # "a bird cage"
+        return
     shown = boxed[0].some if boxed else plural(kind) if plural(kind) in told else with_article(kind)
     yield rng.choice(("What kind of animal can be seen?", "Which animal is in the picture?")), f"One can see {shown}."
 
@@ -203,5 +205,5 @@ def told_places(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     )
     for caption in view.captions:
         match = form.fullmatch(caption.noun_phrase or "")
-        if match and (PREPOSITIONS | PICTURES | DOING).isdisjoint(match[1].lower().split()):
+        if match and (PREPOSITIONS | PICTURES | DOING | STATES).isdisjoint(match[1].lower().split()):
             yield f"Where is the {match[1]}?", f"The {match[1]} is {match[2]}."

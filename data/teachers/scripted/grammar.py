@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data.picturebook.language import with_article
-from data.teachers.scripted.words import ANIMALS, DOING, FINITE, OTHER_NAMES, PEOPLE, STATES, USES, listed, plural
+from data.teachers.scripted.words import (
+    ANIMALS,
+    DOING,
+    FINITE,
+    FOODS,
+    OTHER_NAMES,
+    PEOPLE,
+    STATES,
+    USES,
+    listed,
+    plural,
+)
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {str(number): word for number, word in enumerate(NUMBERS, 2)}
 ONE = frozenset(("a", "an", "one", "the", "this", "another"))
 UNCOUNTED = frozenset(("some", "several", "many", "multiple", "various", "numerous"))
 MANY = frozenset((*NUMBERS, *UNCOUNTED, "few", "these"))
@@ -38,13 +50,26 @@ SINGULAR = (
 )
 PLURAL = frozenset(map(plural, SINGULAR))
 NOUNS = SINGULAR | PLURAL
+OPENERS = (
+    NOUNS
+    | {word for name in (*USES, *FOODS) for word in name.split()}
+    | listed(  # no names, if with a capital
+        "young old large small big little tall long elderly smiling colorful city street school train double there"
+    )
+)
+THING_FOR = listed(  # after these "shopping" is no action: "a shopping cart"
+    """cart carts bag bags lot pool board boards room area stick sticks pole rod machine gear suit suits trunks shorts
+    shoes boots outfit rink zoo strip pin chair utensils station tower wheel glass glasses"""
+)
+ENDERS = PREPOSITIONS | DOING | STATES | FINITE | {",", "."}  # after them a noun phrase is over
+NO_NOUNS = COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING | HERDS.keys()
 HUMAN = PEOPLE | {plural(noun) for noun in PEOPLE}
 LIVING = HUMAN | ANIMALS | {plural(noun) for noun in ANIMALS}
 
 
 def words_of(text: str) -> list[str]:
-    """Words and marks: "A man, riding" -> A, man, ",", riding."""
-    return re.findall(r"[\w'’-]+|[^\w\s]", text)
+    """Words and marks: "2 men, riding" -> two, men, ",", riding."""
+    return [DIGITS.get(word, word) for word in re.findall(r"[\w'’-]+|[^\w\s]", text)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +97,8 @@ class Clause:
     def definite(self) -> str:
         """ "the man in red", "the two dogs", "the people"."""
         words = self.subject.split()
+        if words[1:3] in (["lot", "of"], ["number", "of"]):
+            words = [words[0], *words[3:]]
         if words[0] in UNCOUNTED or words[0] in ("a", "an", "another", "one"):
             words[0] = "the"
         elif words[0] not in ("the", "this", "these"):
@@ -81,6 +108,8 @@ class Clause:
 
 def clause_of(words: list[str]) -> Clause | None:
     """ "A man in red (is) riding a wave." as a clause; None for whatever else a caption may be."""
+    if not all(re.match(r"[\w,]", word) for word in words):
+        return None
     lower = [word.lower() for word in words]
     if lower[:2] in (["there", "is"], ["there", "are"]):
         words, lower = words[2:], lower[2:]
@@ -89,8 +118,12 @@ def clause_of(words: list[str]) -> Clause | None:
         return None
     noun, end = lower[head], head + 1
     many = lower[0] in MANY or (noun in PLURAL and not (noun in SINGULAR and lower[0] in ONE))  # "sheep" is both
+    if lower[0] in ("all", "both", "each", "every", "most", "no"):
+        return None
     if herd := next((word for word in lower[:head] if word in HERDS), None):
         many = HERDS[herd]
+    elif many and lower[0] in ("a", "an"):  # "a women"
+        return None
     if lower[end : end + 1] == ["and"]:
         second = _head(lower[end + 1 :])
         if second is None:
@@ -108,10 +141,10 @@ def clause_of(words: list[str]) -> Clause | None:
         verb += 1
     while verb < len(lower) and re.fullmatch(r"\w+ly|just|all|each|both|together|also", lower[verb]):
         verb += 1
-    if verb >= len(lower) or lower[verb] not in DOING | STATES:
+    if not _acts(lower, verb) and STATES.isdisjoint(lower[verb : verb + 1]):
         return None
-    start = verb - 1 if lower[verb - 1].endswith("ly") else verb
-    if not {".", "!", "?", ";", ":", "is", "are"}.isdisjoint(lower[verb:]):
+    start = verb - 1 if verb > end and lower[verb - 1].endswith("ly") else verb  # a "family" is no adverb
+    if not {"is", "are"}.isdisjoint(lower[verb:]) or ("and", "another") in pairwise(lower[verb:]):
         return None
     subject = _join(words[: min(end, start)])
     if lower[0] in HERDS or (noun in SINGULAR and not many and lower[0] not in ONE | MANY | POSSESSIVES):
@@ -125,9 +158,11 @@ def _head(words: list[str]) -> int | None:
         after = words[i + 1] if i + 1 < len(words) else ","
         if (word in HERDS and after == "of") or (word == "of" and i and words[i - 1] in HERDS):
             continue
-        if word in NOUNS and (after in PREPOSITIONS | DOING | STATES | FINITE | {","} or after.endswith("ly")):
+        if word not in LIVING and not LIVING.isdisjoint(words[:i]):  # a "girl bottle" is two things
+            return None
+        if word in NOUNS and (after in ENDERS or after.endswith("ly")):
             return i
-        acting = word in DOING and i and words[i - 1] not in ONE | MANY  # not "a smiling man"
+        acting = i and _acts(words, i) and words[i - 1] not in ONE | MANY  # not "a smiling man"
         if acting or word in PREPOSITIONS | FINITE | PICTURES | {",", "."}:
             return None
     return None
@@ -141,9 +176,14 @@ def _after_attribute(words: list[str], start: int) -> int:
             return start
         if words[i] in ("is", "are"):
             return i
-        if words[i] in DOING and words[i - 1] not in ONE | MANY | PREPOSITIONS | COLOURS | POSSESSIVES:
+        if _acts(words, i) and words[i - 1] not in ONE | MANY | PREPOSITIONS | COLOURS | POSSESSIVES:
             return i
     return start
+
+
+def _acts(words: list[str], i: int) -> bool:
+    """Whether the word there is "riding" and the like, and does not belong to a thing's name."""
+    return words[i : i + 1] != [] and words[i] in DOING and THING_FOR.isdisjoint(words[i + 1 : i + 2])
 
 
 def _join(words: list[str]) -> str:
@@ -151,11 +191,14 @@ def _join(words: list[str]) -> str:
 
 
 def has_hidden_verb(words: list[str]) -> bool:
-    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s where "a" wants a noun without it."""
-    for word, after in pairwise(words[1:7]):
-        if words[0] not in ("a", "an") or word in PREPOSITIONS | DOING:
+    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s after a noun without it or after "a"."""
+    for before, word, after in zip(words, words[1:7], words[2:]):
+        if word in PREPOSITIONS | DOING:
             return False
-        if re.search(r"[^sui]s$", word) and after in ONE | MANY | PREPOSITIONS - {"of", "with"}:
+        follows = before in SINGULAR and word not in PLURAL
+        if not re.search(r"[^sui]s$", word) or not (follows or words[0] in ("a", "an")):
+            continue
+        if (follows and before in LIVING - PLURAL) or after in ONE | MANY | PREPOSITIONS - {"of", "with"}:
             return True
     return False
 
@@ -166,10 +209,7 @@ def colours_of(words: list[str]) -> list[tuple[str, str]]:
     found = []
     for i, noun in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else "."
-        closed = after in PREPOSITIONS | DOING | STATES | FINITE | {",", "."}
-        if i == 0 or words[i - 1] not in COLOURS or not closed or not noun.isalpha():
-            continue
-        if noun in COLOURS | PREPOSITIONS | PICTURES | FINITE | DOING | HERDS.keys():
+        if i == 0 or words[i - 1] not in COLOURS or after not in ENDERS or not noun.isalpha() or noun in NO_NOUNS:
             continue
         start = i - 1
         while start > 0 and words[start - 1] in COLOURS | SHADES | {"and", ","}:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 
 from data.picturebook.language import listing, sentence, with_article
+from data.teachers.scripted import captions as telling
 from data.teachers.scripted.grammar import HUMAN, Clause
 from data.teachers.scripted.view import View, area, middle, place
 from data.teachers.scripted.words import (
@@ -32,6 +33,10 @@ WEATHER = {  # word -> (what is seen, what it suggests, why)
     "rainy": ("it is rainy", "everything outside is probably wet", "rain leaves little dry"),
     "sunny": ("it is sunny", "it may well be warm", "sunshine warms whatever it falls on"),
 }
+OUTSIDE = listed(  # "snow peas" and an egg's "sunny side" are no weather
+    """covered day days afternoon morning evening night weather sky skies slope slopes hill hills hillside mountain
+    mountains street road path trail field park beach area ground landscape forest terrain"""
+)
 CALM = frozenset(("sitting", "sleeping", "reading", "lying", "laying", "resting"))
 UNEQUAL = listed(
     """baby small little tiny big large giant adult young older mother father calf child children kid kids boy girl son
@@ -46,7 +51,9 @@ def reasoning(view: View, rng: random.Random) -> tuple[str, str]:
         bustle,
     )  # fmt: skip
     kinds = [turns for make in makers if (turns := list(make(view, rng)))]
-    return rng.choice(rng.choice(kinds) if kinds else list(motive(view, rng)))
+    if len(kinds) < 2:
+        kinds.append(list(motive(view, rng)))
+    return rng.choice(rng.choice(kinds))
 
 
 def occasion(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -202,9 +209,10 @@ def next_moment(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def weather(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     for word, (seen, guess, why) in WEATHER.items():
-        if any(word in caption.words for caption in view.captions) and not view.pretended:
+        if view.tells(word, before=OUTSIDE) and not view.pretended:
             question = rng.choice(("What can one guess about the weather?", "What may it be like to be outside there?"))
             yield question, f"{capital(seen)}, so {guess}: {why}."
+            return
 
 
 def lifting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -224,7 +232,8 @@ def lifting(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 def bustle(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Whether it is busy or calm: by how many people there are, and what the only one does."""
     question = rng.choice(("Does the scene look busy or calm?", "Is this more likely a busy moment or a calm one?"))
-    calm = [clause for clause in _clauses(view) if clause.verb in CALM and clause.alive]
+    clauses = [caption.clause for caption in view.captions if caption.clause]
+    calm = [clause for clause in clauses if clause.noun in HUMAN and all(c.verb in CALM for c in clauses)]
     if view.people and view.people.crowded:
         yield question, "Rather busy. There are several people, and where many come together a lot is usually going on."
     elif view.people and view.people.single and calm:
@@ -232,8 +241,11 @@ def bustle(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def motive(view: View, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Why the picture may have been taken: for contexts that allow no other step."""
-    shown = view.captions[0].told() if view.captions else f"There {view.groups[0].be} {view.groups[0].some}."
+    """Why the picture may have been taken: for contexts that allow hardly any other step."""
+    if view.captions:
+        shown = telling.draw(view.captions, rng).told()
+    else:
+        shown = f"There {view.groups[0].be} {view.groups[0].some}."
     yield (
         rng.choice(("Why might somebody have taken this picture?", "What may have been the reason for this picture?")),
         f"{shown} Whoever took the picture probably found that worth remembering, or wanted to show it; pictures are "

@@ -7,12 +7,13 @@ box does not reach past 60 % of the width. Where that leaves doubt, no place is 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from data.contexts import Box, Context
 from data.picturebook.language import NUMBERS, with_article
 from data.teachers.scripted import captions as telling
+from data.teachers.scripted.grammar import ENDERS, words_of
 from data.teachers.scripted.grammar import NUMBERS as TOLD_NUMBERS
-from data.teachers.scripted.grammar import words_of
 from data.teachers.scripted.words import MASS, OTHER_NAMES, PAIRS, PLACES_FOR, SHORTER, plural
 
 MOST_COUNTED = 5  # of one category; more are "several"
@@ -136,6 +137,7 @@ class View:
     def __init__(self, context: Context):
         self.captions = telling.read(context.captions)
         self.pretended = any(telling.PRETENDED.search(text) for text in context.captions)
+        self.repeated = any(telling.REPEATED.search(text) for text in context.captions)
         self._words = [words_of(text.lower()) for text in context.captions]
         self.told = frozenset(word for words in self._words for word in words)
         boxes = defaultdict(list)
@@ -158,6 +160,12 @@ class View:
     def singles(self) -> list[Group]:
         return [group for group in self.groups if group.single]
 
+    def tells(self, *nouns: str, before: frozenset[str] = frozenset()) -> bool:
+        """Whether a caption has one of the nouns where it ends its phrase, as "rain" does not in "a rain coat", or
+        stands before a word of ``before``."""
+        after = ENDERS | before
+        return any(word in nouns and next_ in after for line in self._words for word, next_ in pairwise([*line, "."]))
+
     def mentions(self, group: Group) -> int:
         """How many of the captions that are told have a word for it."""
         names = _names(group.category)
@@ -169,20 +177,23 @@ class View:
         speaks of more than one."""
         number = len(boxes)
         counted = number <= MOST_COUNTED and not any(box.crowd for box in boxes)
-        counted = counted and category.split()[-1] not in MASS | PAIRS
+        counted = counted and not (self.repeated and number > 1) and category.split()[-1] not in MASS | PAIRS
         names = _names(category)
         several = {plural(name) for name in names}
         told_many = False
         for words in self._words:
             named = [i for i, word in enumerate(words) if word in names | several]
             told = [i for i in named if i + 1 not in named]  # "male surfer" is one
+            least = 0  # that the caption speaks of: "a woman and two children" are three
             for i in told:
                 before = words[max(0, i - 4) : i]
-                counted = counted and not any(w in TOLD_NUMBERS and w != NUMBERS[number] for w in before)
+                numbers = [TOLD_NUMBERS.index(w) + 2 for w in before if w in TOLD_NUMBERS]
+                least += max(numbers, default=2 if words[i] in several - names else 1)
+                counted = counted and not any(told_number != number for told_number in numbers)
                 large = A_LOT if number > 2 else A_LOT | SOME
                 counted = counted and (words[i] not in several or large.isdisjoint(before))
             told_many |= any(words[i] in several or words[i] in ("couple", "family") for i in told)
-            counted = counted and (number > 1 or len(told) < 2)
+            counted = counted and least <= number
         return counted and (number > 1 or not told_many), told_many
 
 

@@ -98,7 +98,9 @@ STAYING = frozenset(("sitting", "standing", "laying", "lying", "resting", "hangi
 STATES = frozenset(("parked", "seated", "perched", "placed", "mounted", "located", "stacked", "stopped"))
 FINITE = frozenset((
     "is", "are", "was", "were", "has", "have", "had", "does", "do", "can", "will", "looks", "appears", "seems",
-    "sat", "stood", "contains", "includes", "shows", "hangs", "surround", "surrounds", "cover", "covers", "line",
+    "sat", "stood", "flew", "ran", "ate", "rode", "took", "held", "wore", "swam", "drove", "threw", "caught", "went",
+    "came", "fell", "drank", "contains", "includes", "shows", "hangs", "surround", "surrounds", "cover", "covers",
+    "line",
     *_BASES, *(plural(base) for base in _BASES),
 ))  # fmt: skip
 
