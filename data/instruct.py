@@ -120,16 +120,17 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
     # Daemons, so that a second Ctrl-C ends the program without waiting for them.
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     with tqdm(total=waiting.qsize(), desc="asking", unit="reply", disable=None) as bar:
-        for worker in workers:
-            worker.start()
         try:
+            for worker in workers:
+                worker.start()
             for worker in workers:
                 worker.join()
         except KeyboardInterrupt:
             stop.set()
             print("stopping when the replies under way are here; Ctrl-C again to leave them", file=sys.stderr)
             for worker in workers:
-                worker.join()
+                if worker.ident:  # else it has not begun, and finds that it is to stop
+                    worker.join()
             raise
     if failures:
         raise failures[0]

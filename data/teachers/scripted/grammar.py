@@ -191,7 +191,7 @@ def _join(words: list[str]) -> str:
 
 
 def has_hidden_verb(words: list[str]) -> bool:
-    """Whether "a man hoists a fish" has a verb that nobody listed: a word in -s after a noun without it or after "a"."""
+    """Whether "a man hoists a fish" has a verb not listed here: a word in -s after a noun without it or after "a"."""
     for before, word, after in zip(words, words[1:7], words[2:]):
         if word in PREPOSITIONS | DOING:
             return False
