@@ -129,7 +129,7 @@ def memory() -> Image.Image:
 def layers() -> Image.Image:
     """How much of the words for a patch the best matrix reads off each layer, on pictures that it has not seen."""
     model, shares = load(PRETRAINED), []
-    learnt, tried = drawn_scenes(48, 1), drawn_scenes(16, 2)
+    learnt, tried = drawn_scenes(48, 2), drawn_scenes(16, 3)
     for layer in range(model.config.vision.num_hidden_layers + 1):
         model.config.vision_feature_layer = layer
         projection = fitted_projection(model, *learnt)
@@ -137,9 +137,9 @@ def layers() -> Image.Image:
         with torch.no_grad():
             missing = (projection(features) - words).square().sum()
         shares.append(1 - (missing / (words - words.mean(dim=0)).square().sum()).item())
-    sheet = Sheet(1000, 330)
+    sheet = Sheet(1000, 320)
     for layer, share in enumerate(shares):
-        x, height = 70 + 155 * layer, 230 * share
+        x, height = 70 + 155 * layer, 360 * share
         sheet.box(x, 270 - height, x + 90, 270, BLUE if layer == len(shares) - 2 else (232, 232, 236))
         sheet.text(x + 45, 258 - height, f"{share:.0%}", 13)
         sheet.text(x + 45, 286, f"after block {layer}" if layer else "embeddings", 13)
