@@ -68,7 +68,7 @@ class Team:
         model.to(device)
         if self.size == 1:
             return loss
-        return DistributedDataParallel(LossModule(model, loss), broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(LossModule(model, loss), gradient_as_bucket_view=True)
 
     def _sharded(self, model: nn.Module, loss: Loss, device: str) -> Loss:
         from torch.distributed.device_mesh import init_device_mesh

@@ -48,6 +48,7 @@ class Task:
 
 def contrastive_task(clip: Clip, dataset, tokenizer: Tokenizer) -> Task:
     """Train both CLIP towers."""
+
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
         write_clip(clip, tokenizer, folder, tensors=tensors)
 
@@ -93,12 +94,12 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
 def llava_task(model: Llava, dataset, stage: int, lora: int = 0, base: str | os.PathLike | None = None) -> Task:
     """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved."""
     choose_what_learns(model, stage, lora)
+    # Rows of text alone pass the tower and W with no pictures, so W has a gradient, of zero: every process of a team
+    # must have the same gradients to add up.
+    no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        mean = model(batch["input_ids"], batch.get("pixel_values"), labels=batch["labels"]).loss
-        if "pixel_values" not in batch:  # W's gradient is zero then, and not none: processes add up what all of them have
-            mean = mean + 0 * sum(p.sum() for p in model.multi_modal_projector.parameters())
-        return mean
+        return model(batch["input_ids"], batch.get("pixel_values", no_pictures), labels=batch["labels"]).loss
 
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
         if lora:

@@ -23,7 +23,7 @@ from minillava.training import train
 # Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
 # more than seven batches, so in each epoch one process is left without a row.
 RECIPE = Recipe(learning_rate=3e-3, batch_size=7, epochs=10, accumulation=4, save_every=20)
-STEPS = 50
+STEPS, FEW = 50, 10
 LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
 MUON = replace(RECIPE, optimizer="muon")
 
@@ -42,9 +42,12 @@ def make(folder: Path, stage: int, lora: int = 0) -> training.Task:
     return training.llava_task(model, dataset, stage, lora, folder / "model")
 
 
-def run(folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False) -> None:
+def run(
+    folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False
+) -> None:
     """Train to ``folder``/``name``. ``cut``: the power fails between the first checkpoint and the second."""
     task, schedule = make(folder, stage, recipe.lora), training.schedule
+    steps = STEPS if recipe is RECIPE else FEW
 
     def rate(step: int, *others) -> float:
         if cut and step == 23:
@@ -52,7 +55,7 @@ def run(folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bo
         return schedule(step, *others)
 
     with patch.object(training, "schedule", rate), suppress(PowerCut):
-        train(task, recipe, folder / name, 0, resume, STEPS, bfloat16=recipe.compact, team=team)
+        train(task, recipe, folder / name, 0, resume, steps, bfloat16=recipe.compact, team=team)
 
 
 def watch_writes(folder: Path) -> list[str]:
