@@ -155,7 +155,9 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
         print(f"refused: {len(refused)} of {len(jobs)} rows, without a usable reply", *refused, sep="\n")
     if dropped:
         empty = len(jobs) - len(refused) - len(rows)
-        print(f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows")
+        print(
+            f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows"
+        )
     if not rows:
         raise UserError(f"{out}: not written, for no reply can be used")
     try:
