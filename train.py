@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=positive, help="stop each training after so many steps")
     parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--accumulation", type=positive, help="micro-batches that a batch is cut into")
+    parser.add_argument("--pack", action="store_true", help="several conversations in a row, to compute less padding")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, to keep fewer")
     parser.add_argument("--lora", type=positive, metavar="RANK", help="stage 2 by low-rank matrices; leaves an adapter")
     parser.add_argument("--learning-rate", type=float)
@@ -168,6 +169,7 @@ class Run:
             template,
             seed=a.seed,
             image_first={"random": None, "first": True, "last": False}[a.image_place],
+            pack=a.pack,
         )
 
 
@@ -288,6 +290,8 @@ def main() -> None:
     arguments = parse()
     if arguments.lora and arguments.stage != 2:
         raise UserError(f"--lora: stage {arguments.stage} does not train the decoder of a LLaVA; stage 2 does")
+    if arguments.pack and not arguments.stage:
+        raise UserError("--pack: stage 0 has rows of its own; stages 1 and 2 have conversations")
     if arguments.plan:
         plan(arguments)
         return

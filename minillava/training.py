@@ -99,7 +99,8 @@ def llava_task(model: Llava, dataset, stage: int, lora: int = 0, base: str | os.
     no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        return model(batch["input_ids"], batch.get("pixel_values", no_pictures), labels=batch["labels"]).loss
+        pictures, segments = batch.get("pixel_values", no_pictures), batch.get("segments")
+        return model(batch["input_ids"], pictures, labels=batch["labels"], segments=segments).loss
 
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
         if lora:
@@ -167,7 +168,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * rate
                 optimizer.zero_grad(set_to_none=True)
-            loss = _accumulate(task, batches[step % per_epoch], epoch, recipe.accumulation, device, autocast, team)
+            loss, padding = _accumulate(
+                task, batches[step % per_epoch], epoch, recipe.accumulation, device, autocast, team
+            )
             if not math.isfinite(loss):
                 raise UserError(f"{task.name}: the loss is {loss} at step {step}; a smaller --learning-rate may help")
             nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -176,7 +179,7 @@ def train(
             if isinstance(model, Clip):
                 model.logit_scale.data.clamp_(max=math.log(100))  # CLIP's bound on the temperature
             step += 1
-            metrics.append({"step": step, "loss": loss, "learning_rate": recipe.learning_rate * rate})
+            metrics.append({"step": step, "loss": loss, "learning_rate": recipe.learning_rate * rate, **padding})
             file.write(json.dumps({**metrics[-1], "seconds": round(time.perf_counter() - start, 2)}) + "\n")
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -189,18 +192,24 @@ def train(
             [m["step"] for m in metrics],
             [m["loss"] for m in metrics],
         )
+        shares = [m["padding"] for m in metrics if "padding" in m]
+        if shares:
+            print(f"{task.name}: {sum(shares) / len(shares):.1%} of what was computed was padding")
     model.eval()
 
 
 def _accumulate(
     task: Task, indices: list[int], epoch: int, parts: int, device: str, autocast, team: Team = ALONE
-) -> float:
-    """Backward over one batch in ``parts`` micro-batches, shared by the team; returns the batch's loss.
+) -> tuple[float, dict[str, float]]:
+    """Backward over one batch in ``parts`` micro-batches, shared by the team; returns the batch's loss, and "padding",
+    the share of its positions that held none of its tokens.
 
     Each is weighted by the tokens that bear loss in it, so the gradient is that of the whole batch at once.
     """
+    if parts > 1 or team.size > 1:
+        indices = task.dataset.arrange(indices, epoch)
     shares = team.share(indices, math.ceil(len(indices) / parts))
-    # A process that is left without rows works on some that weigh nothing: all must be there when gradients are added.
+    # A process that is left without rows works on one that weighs nothing: all must be there when gradients are added.
     micro = [task.dataset.batch(rows or indices[:1], epoch) for rows in shares]
     weights = [count_labels(batch) if rows else 0 for batch, rows in zip(micro, shares)]
     total, loss = team.total(sum(weights)), 0.0
@@ -209,7 +218,15 @@ def _accumulate(
             part = task.loss({name: value.to(device) for name, value in batch.items()}) * (weight / total)
         (part * team.size).backward()  # the team takes the mean of its gradients; what is wanted is their sum
         loss += part.item()
-    return team.total(loss)
+    return team.total(loss), measure_padding(micro, shares, team)
+
+
+def measure_padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team) -> dict[str, float]:
+    """{"padding": share of the team's positions that hold no token}; pictures without conversations have none."""
+    if "lengths" not in micro[0]:
+        return {}
+    tokens = team.total(sum(batch["lengths"].sum().item() for batch, rows in zip(micro, shares) if rows))
+    return {"padding": 1 - tokens / team.total(sum(batch["input_ids"].numel() for batch in micro))}
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:

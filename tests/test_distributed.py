@@ -162,12 +162,11 @@ def test_an_error_in_one_process_ends_both_with_one_line(inputs, tmp_path):
     rows = [row(1), row(2), {**row(4), "image": "none.png"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = ("--model", inputs / "model", "--data", tmp_path / "rows.json", "--image-folder", inputs, "--device", "cpu")
-    for more in ((), ("--shard",)):
-        done = torchrun("train.py", "--stage", "2", *data, "--out", tmp_path / "out", *more)
-        said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "[rank"))]
-        assert len(said) == 1 and "row 2" in said[0] and "none.png" in said[0], done.stderr
-        assert "exitcode  : 2" in done.stderr
-        assert done.stdout.count("stage2: training") == 1
+    done = torchrun("train.py", "--stage", "2", *data, "--out", tmp_path / "out")
+    said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "[rank"))]
+    assert len(said) == 1 and "row 2" in said[0] and "none.png" in said[0], done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert done.stdout.count("stage2: training") == 1
 
 
 def test_shard_without_torchrun_is_refused(tmp_path):
