@@ -194,7 +194,7 @@ def train(
         )
         shares = [m["padding"] for m in metrics if "padding" in m]
         if shares:
-            print(f"{task.name}: {sum(shares) / len(shares):.1%} of what was computed was padding")
+            print(f"{task.name}: {sum(shares) / len(shares):.0%} of what was computed was padding")
     model.eval()
 
 
