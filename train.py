@@ -295,8 +295,9 @@ def main() -> None:
     if arguments.plan:
         plan(arguments)
         return
-    arguments.device = own_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with started(arguments.device, arguments.shard) as team:
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with started(device, arguments.shard) as team:
+        arguments.device = own_device(device)
         try:
             torch.empty(0, device=arguments.device)
         except (RuntimeError, AssertionError) as error:

@@ -131,9 +131,13 @@ def hold_gradients(loss: Loss, hold: bool) -> AbstractContextManager:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: of several on a machine, each takes the GPU of its number."""
+    """The device of this process: of several on a machine, each takes the GPU of its number. Raises UserError."""
     number = os.environ.get("LOCAL_RANK")
-    return f"cuda:{number}" if number and device == "cuda" else device
+    if number is None or not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise UserError(f"--device {device}: with torchrun each process takes a GPU of its own, so say cuda")
+    return f"cuda:{number}"
 
 
 @contextmanager
