@@ -3,6 +3,8 @@
 stage 0   the two towers from zero: the vision tower by contrast, the decoder by next token
 stage 1   the projection alone, on captions
 stage 2   the projection and the decoder, on instructions
+
+Several processes share the work of stages 1 and 2: ``torchrun --nproc_per_node=N train.py --stage 1``.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from minillava.contrastive import Clip
 from minillava.conversation import SYSTEM, TEMPLATES
 from minillava.dataset import ConversationDataset, RegionDataset
 from minillava.decoder import Decoder
+from minillava.distributed import ALONE, Team, own_device, started
 from minillava.errors import UserError, run_program
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=positive, help="stop each training after so many steps")
     parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--accumulation", type=positive, help="micro-batches that a batch is cut into")
+    parser.add_argument("--pack", action="store_true", help="several conversations in a row, to compute less padding")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, to keep fewer")
     parser.add_argument("--lora", type=positive, metavar="RANK", help="stage 2 by low-rank matrices; leaves an adapter")
     parser.add_argument("--learning-rate", type=float)
@@ -75,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this stage")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default: the faster)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--shard", action="store_true", help="under torchrun: each process holds a slice of the model")
     parser.add_argument("--plan", action="store_true", help="train nothing: print the memory it takes")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB to plan for (default %(default)g)")
     arguments = parser.parse_args()
@@ -94,8 +99,8 @@ def positive(text: str) -> int:
 class Run:
     """What the stages share: the arguments, where things lie, and how a task is started."""
 
-    def __init__(self, arguments: argparse.Namespace):
-        self.arguments = arguments
+    def __init__(self, arguments: argparse.Namespace, team: Team = ALONE):
+        self.arguments, self.team = arguments, team
         self.out: Path = arguments.out
         self.world = self.out / "data"
 
@@ -117,7 +122,8 @@ class Run:
         print(f"{name}: training, to {out}{estimate}", flush=True)
         resume = a.resume if wanted else out.exists()
         bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
-        train(task, recipe, out, a.seed, resume, a.max_steps, a.device, bfloat16)
+        team = self.team if name in ("stage1", "stage2") else ALONE  # the towers are the first process's alone
+        train(task, recipe, out, a.seed, resume, a.max_steps, a.device, bfloat16, team)
 
     def lacks(self, name: str) -> bool:
         out = self.out / name
@@ -163,6 +169,7 @@ class Run:
             template,
             seed=a.seed,
             image_first={"random": None, "first": True, "last": False}[a.image_place],
+            pack=a.pack,
         )
 
 
@@ -216,7 +223,7 @@ def towers(run: Run) -> tuple[str | Path, str | Path]:
     trained = run.out / "vision", run.out / "decoder"
     shipped = PRETRAINED / "vision", PRETRAINED / "decoder"
     if a.from_scratch or any(folder.exists() for folder in trained) or not all(folder.exists() for folder in shipped):
-        stage_0(run, wanted=False)
+        run.team.first_alone(lambda: stage_0(run, wanted=False))
         found = trained
     else:
         print(f"towers: the shipped ones, in {PRETRAINED} (--from-scratch trains them here)")
@@ -230,11 +237,12 @@ def stage_1(run: Run, wanted: bool) -> None:
     if a.model and wanted:
         model = load(a.model, dtype=dtype)
     else:
-        torch.manual_seed(a.seed)
-        model = join(*towers(run), a.projector, a.vision_feature_layer, dtype)
+        vision, decoder = towers(run)
+        torch.manual_seed(a.seed)  # W starts random
+        model = join(vision, decoder, a.projector, a.vision_feature_layer, dtype)
     data = (a.data if wanted else None) or run.world / "captions.json"
     if data == run.world / "captions.json":
-        run.draw_world()
+        run.team.first_alone(run.draw_world)
     model.template = a.template or model.template
     # Stage 1 asks for a brief description in a form of its own, or as LLaVA-1.5 does shows the picture and no more.
     template = "brief" if model.template == "v0" else "plain"
@@ -255,7 +263,7 @@ def stage_2(run: Run) -> None:
     model.template = a.template or model.template
     data = a.data or run.world / "instruct.json"
     if data == run.world / "instruct.json":
-        run.draw_world()
+        run.team.first_alone(run.draw_world)
     dataset = run.conversations(model, data, model.template)
     torch.manual_seed(a.seed)  # LoRA's matrices start random
     run.train("stage2", llava_task(model, dataset, 2, recipe.lora, start), True)
@@ -282,25 +290,33 @@ def main() -> None:
     arguments = parse()
     if arguments.lora and arguments.stage != 2:
         raise UserError(f"--lora: stage {arguments.stage} does not train the decoder of a LLaVA; stage 2 does")
+    if arguments.pack and not arguments.stage:
+        raise UserError("--pack: stage 0 has rows of its own; stages 1 and 2 have conversations")
     if arguments.plan:
         plan(arguments)
         return
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
-    run = Run(arguments)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with started(device, arguments.shard) as team:
+        arguments.device = own_device(device)
+        try:
+            torch.empty(0, device=arguments.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+        train_stage(Run(arguments, team))
+
+
+def train_stage(run: Run) -> None:
+    stage, team = run.arguments.stage, run.team
     for name in ("vision", "notes", "decoder", "stage1", "stage2"):
-        recover_folder(run.out / name)
-    if arguments.stage == 0:
-        stage_0(run, wanted=True)
+        team.first_alone(lambda out=run.out / name: recover_folder(out))
+    if stage == 0:
+        team.first_alone(lambda: stage_0(run, wanted=True))
         done = run.out / "vision", run.out / "decoder"
     else:
-        stage_1(run, wanted=True) if arguments.stage == 1 else stage_2(run)
-        done = (run.out / f"stage{arguments.stage}",)
+        stage_1(run, wanted=True) if stage == 1 else stage_2(run)
+        done = (run.out / f"stage{stage}",)
     print(f"done: {', '.join(map(str, done))}")
-    if arguments.stage:
+    if stage:
         print(f"talk to it: python chat.py --model {done[0]}")
 
 

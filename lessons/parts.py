@@ -72,8 +72,8 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "Decoder.forward": (
             "Positions (1 or B, T) go on from the cache's length; with an attention_mask they count its ones up to "
-            "here. Then the mask, the rope tables, the layers, the norm. Once all layers have written, the cache has "
-            "grown by T."
+            "here, with segments the tokens of the same one. Then the mask, in which no segment sees another, the rope "
+            "tables, the layers, the norm. Once all layers have written, the cache has grown by T."
         ),
     },
     "tokenizer": {

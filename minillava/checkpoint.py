@@ -222,38 +222,45 @@ def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = No
     replace_folder(folder, lambda new: write_llava(model, new, dtype))
 
 
-def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the files of a LLaVA folder as ``LlavaForConditionalGeneration`` has them."""
-    tensors = {}
-    for name, tensor in _tensors_hf(model).items():
+def write_llava(
+    model: Llava, folder: Path, dtype: torch.dtype | None = None, tensors: dict[str, Tensor] | None = None
+) -> None:
+    """Write the files of a LLaVA folder as ``LlavaForConditionalGeneration`` has them.
+
+    ``tensors`` here and below: the model's, by their names, where it does not hold them itself, being in slices.
+    """
+    stored = {}
+    for name, tensor in _tensors_hf(model, tensors).items():
         if lora.is_learnt(name):
             raise ValueError("the model has LoRA beside its weights: merge_lora() it first, or write_adapter()")
         if name.startswith("language_model.") and not name.startswith("language_model.lm_head"):
             name = name.replace("language_model.", "language_model.model.", 1)
-        tensors[name] = tensor
-    _write(folder, model.config.to_dict(), tensors, model.tokenizer, dtype, _processor_files(model))
+        stored[name] = tensor
+    _write(folder, model.config.to_dict(), stored, model.tokenizer, dtype, _processor_files(model))
 
 
-def write_adapter(model: Llava, base: str | os.PathLike, folder: Path) -> None:
+def write_adapter(
+    model: Llava, base: str | os.PathLike, folder: Path, tensors: dict[str, Tensor] | None = None
+) -> None:
     """Write what LoRA and the projection have learnt, as the peft library does, to be added to ``base``.
 
     ``base`` is a hub id, or a folder, which is written down as it lies from here: the two can be moved together.
     """
     place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
-    tensors = {
+    learnt = {
         ADAPTER_PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in _tensors_hf(model).items()
+        for name, tensor in _tensors_hf(model, tensors).items()
         if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
     }
-    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(learnt, folder / ADAPTER, metadata={"format": "pt"})
     config = lora.config_of(model.language_model, place)
     (folder / lora.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / TEMPLATE).write_text(chat_template(model.template), encoding="utf-8")
 
 
-def _tensors_hf(model: Llava) -> dict[str, Tensor]:
+def _tensors_hf(model: Llava, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The model's tensors; a linear projection as two layers, as transformers has them, the second changing nothing."""
-    tensors = model.state_dict()
+    tensors = dict(tensors or model.state_dict())
     if model.config.projector == "linear":
         size = model.config.decoder.hidden_size
         for kind in ("weight", "bias"):
@@ -264,7 +271,13 @@ def _tensors_hf(model: Llava) -> dict[str, Tensor]:
     return tensors
 
 
-def write_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
+def write_clip(
+    clip: Clip,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
     """Write both CLIP towers as ``CLIPModel`` has them."""
     vision, text = clip.vision_model.config, clip.text_model.config
     config = {
@@ -275,17 +288,23 @@ def write_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtyp
         "text_config": text.to_dict(),
     }
     files = {"preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict()}
-    _write(folder, config, clip.state_dict(), tokenizer, dtype, files)
+    _write(folder, config, tensors or clip.state_dict(), tokenizer, dtype, files)
 
 
-def write_decoder(decoder: Decoder, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
+def write_decoder(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
     """Write a decoder as ``LlamaForCausalLM`` has it, its tokenizer beside it."""
     config = {"architectures": ["LlamaForCausalLM"], **decoder.config.to_dict()}
-    tensors = {
+    stored = {
         name if name.startswith("lm_head.") else f"model.{name}": tensor
-        for name, tensor in decoder.state_dict().items()
+        for name, tensor in (tensors or decoder.state_dict()).items()
     }
-    _write(folder, config, tensors, tokenizer, dtype, {})
+    _write(folder, config, stored, tokenizer, dtype, {})
 
 
 def replace_folder(folder: str | os.PathLike, fill) -> None:

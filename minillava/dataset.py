@@ -3,7 +3,8 @@
 - ``ConversationDataset``: LLaVA JSON beside an image folder; also rows whose picture is told in words, and plain text.
 - ``RegionDataset``: pictures with captions and boxes, for the contrastive training.
 
-Each gives ``dataset.batch(indices, epoch)``, a dict of tensors, and has a length. ``batch_order`` says which rows.
+Each gives ``dataset.batch(indices, epoch)``, a dict of tensors, and has a length. ``batch_order`` says which rows, and
+``dataset.arrange(indices, epoch)`` in which order a batch is cut into micro-batches.
 """
 
 import json
@@ -92,9 +93,23 @@ def pad_rows(rows: list[tuple[list[int], list[int]]], tokenizer: Tokenizer) -> d
     return {"input_ids": pad(ids, tokenizer.pad_id), "labels": pad(labels, IGNORE)}
 
 
+def share_rows(lengths: list[int]) -> list[list[int]]:
+    """Which conversations share a row as long as the longest: each, the longest first, in the first with room."""
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        for row in rows:
+            if sum(lengths[other] for other in row) + lengths[index] <= max(lengths):
+                row.append(index)
+                break
+        else:
+            rows.append([index])
+    return rows
+
+
 class ConversationDataset:
     """Rows of LLaVA JSON, as ``input_ids``, ``labels`` and ``pixel_values`` (or ``word_ids``).
 
+    With ``pack`` several conversations stand in one row of a batch, and ``segments`` tells them apart.
     ``image_first`` None draws eq. 1's coin for each row and epoch; True and False fix the picture's place. The lines of
     ``text_path`` become further rows, where every token bears loss.
     """
@@ -110,10 +125,11 @@ class ConversationDataset:
         seed: int = 0,
         image_first: bool | None = None,
         text_path: str | os.PathLike | None = None,
+        pack: bool = False,
     ):
         self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
         self.image_processor, self.num_image_tokens = image_processor, num_image_tokens
-        self.template, self.seed, self.image_first = template, seed, image_first
+        self.template, self.seed, self.image_first, self.pack = template, seed, image_first, pack
         self.rows = Rows(path, check_row)
         self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
 
@@ -143,10 +159,23 @@ class ConversationDataset:
         except UserError as error:
             raise UserError(f"{self.path}: row {index}: {error}") from None
 
+    def arrange(self, indices: list[int], epoch: int) -> list[int]:
+        """The rows of a batch with like lengths side by side, so that micro-batches hold little padding; packed ones
+        stay mixed, for short ones to fill up what long ones leave."""
+        return indices if self.pack else sorted(indices, key=lambda index: len(self.encode(index, epoch)[0]))
+
     def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
-        """input_ids (B, T) and labels (B, T), padded on the right; pixel_values (images, 3, H, W) where rows have
-        pictures; word_ids (pictures, patches, words) where they are told in words, -1 for no word."""
-        batch = pad_rows([self.encode(index, epoch) for index in indices], self.tokenizer)
+        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
+        pixel_values (images, 3, H, W) where rows have pictures; word_ids (pictures, patches, words) where they are told
+        in words, -1 for no word. If packed, segments (B, T): the conversation of each token from 1, 0 for padding."""
+        encoded = [self.encode(index, epoch) for index in indices]
+        if self.pack:
+            groups = share_rows([len(ids) for ids, _ in encoded])
+            indices = [indices[i] for group in groups for i in group]
+            batch = self._packed([[encoded[i] for i in group] for group in groups])
+        else:
+            batch = pad_rows(encoded, self.tokenizer)
+            batch["lengths"] = torch.tensor([len(ids) for ids, _ in encoded])
         rows = [(index, self.rows[index]) for index in indices if index < len(self.rows)]
         pictures = [self.pixels(index) for index, row in rows if "image" in row]
         if pictures:
@@ -156,6 +185,15 @@ class ConversationDataset:
             longest = max(len(cell) for cells in told for cell in cells)
             batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
         return batch
+
+    def _packed(self, rows: list[list[tuple[list[int], list[int]]]]) -> dict[str, Tensor]:
+        """Rows of several conversations each, all as (ids, labels). A conversation's first token bears no loss: what
+        stands before it is another."""
+        ids = [[index for ids, _ in row for index in ids] for row in rows]
+        labels = [[label for _, labels in row for label in (IGNORE, *labels[1:])] for row in rows]
+        segments = [[number for number, (ids, _) in enumerate(row, 1) for _ in ids] for row in rows]
+        batch = pad_rows(list(zip(ids, labels)), self.tokenizer)
+        return batch | {"lengths": torch.tensor([len(row) for row in ids]), "segments": pad(segments, 0)}
 
     def word_ids(self, words: list[str]) -> list[list[int]]:
         """The ids of each cell's words, in a picture told in words."""
@@ -187,6 +225,10 @@ class RegionDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def arrange(self, indices: list[int], epoch: int) -> list[int]:
+        """As they are: a picture is as large as another."""
+        return indices
 
     def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;

@@ -156,11 +156,18 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         """Embeddings (B, T, hidden) of the new tokens -> final hidden states (B, T, hidden).
 
         attention_mask (B, past + T), 1 for a token and 0 for padding (left or right), covers the cache too.
-        Positions count tokens alone, so padding on the left does not shift them.
+        Positions count tokens alone, so padding on the left does not shift them. In its place segments (B, T) may tell
+        apart conversations that share a row: each sees itself alone, at positions from 0.
         """
         past = cache.length if cache is not None else 0
         length = embeddings.shape[1]
@@ -169,6 +176,10 @@ class Decoder(nn.Module):
         else:
             positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
         mask = self._mask(embeddings, attention_mask, past)
+        if segments is not None:
+            same = segments[:, :, None] == segments[:, None, :]
+            positions = same.tril().sum(dim=-1) - 1
+            mask = mask.masked_fill(~same[:, None], CLOSED)
         rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:

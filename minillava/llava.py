@@ -121,9 +121,11 @@ class Llava(nn.Module):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Output:
-        """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100."""
-        hidden = self.language_model(self.embed(input_ids, pixel_values), attention_mask)
+        """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100; segments
+        (B, T), a number for each of the conversations that share a row."""
+        hidden = self.language_model(self.embed(input_ids, pixel_values), attention_mask, segments=segments)
         loss = None if labels is None else answer_loss(self.language_model, hidden, labels)
         return Output(hidden, loss, self.language_model.lm_head)
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from minillava.contrastive import Clip, clip_loss
 from minillava.conversation import IGNORE
 from minillava.dataset import batch_order
 from minillava.decoder import Decoder
+from minillava.distributed import ALONE, Team, hold_gradients
 from minillava.errors import UserError
 from minillava.llava import Llava, answer_loss, splice
 from minillava.lora import ALPHA, add_lora
@@ -42,14 +43,16 @@ class Task:
     model: nn.Module
     dataset: object  # has batch(indices, epoch) and a length
     loss: Callable[[dict[str, Tensor]], Tensor]
-    write: Callable[[Path], None]
+    write: Callable[[dict[str, Tensor], Path], None]  # the model's tensors by their names, to a folder
 
 
 def contrastive_task(clip: Clip, dataset, tokenizer: Tokenizer) -> Task:
     """Train both CLIP towers."""
-    return Task(
-        "vision", clip, dataset, lambda b: clip_loss(clip, b), lambda folder: write_clip(clip, tokenizer, folder)
-    )
+
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
+        write_clip(clip, tokenizer, folder, tensors=tensors)
+
+    return Task("vision", clip, dataset, lambda batch: clip_loss(clip, batch), write)
 
 
 def next_token_task(name: str, decoder: Decoder, dataset, tokenizer: Tokenizer) -> Task:
@@ -62,7 +65,10 @@ def next_token_task(name: str, decoder: Decoder, dataset, tokenizer: Tokenizer) 
             embeddings = splice(embeddings, batch["input_ids"], tokenizer.image_id, told)
         return answer_loss(decoder, decoder(embeddings), batch["labels"])
 
-    return Task(name, decoder, dataset, loss, lambda folder: write_decoder(decoder, tokenizer, folder))
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
+        write_decoder(decoder, tokenizer, folder, tensors=tensors)
+
+    return Task(name, decoder, dataset, loss, write)
 
 
 def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
@@ -88,15 +94,19 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
 def llava_task(model: Llava, dataset, stage: int, lora: int = 0, base: str | os.PathLike | None = None) -> Task:
     """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved."""
     choose_what_learns(model, stage, lora)
+    # Rows of text alone pass the tower and W with no pictures, so W has a gradient, of zero: every process of a team
+    # must have the same gradients to add up.
+    no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        return model(batch["input_ids"], batch.get("pixel_values"), labels=batch["labels"]).loss
+        pictures, segments = batch.get("pixel_values", no_pictures), batch.get("segments")
+        return model(batch["input_ids"], pictures, labels=batch["labels"], segments=segments).loss
 
-    def write(folder: Path) -> None:
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
         if lora:
-            write_adapter(model, base, folder)
+            write_adapter(model, base, folder, tensors)
         else:
-            write_llava(model, folder)
+            write_llava(model, folder, tensors=tensors)
 
     return Task(f"stage{stage}", model, dataset, loss, write)
 
@@ -110,23 +120,26 @@ def train(
     max_steps: int | None = None,
     device: str = "cpu",
     bfloat16: bool | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Run a task and leave ``out`` (a checkpoint folder), ``out``.metrics.jsonl and ``out``.loss.png.
 
     ``bfloat16`` runs the matrix products in bfloat16 over float32 weights; None means where the machine does it faster,
     or the recipe is compact. A compact recipe holds frozen weights in bfloat16 too, and saves them so.
     With ``resume`` a run goes on from its last checkpoint, and ends with the weights it would have had without a break.
+    ``team`` are the processes that share the work, each of which calls this; the results do not depend on how many.
     Raises UserError where ``out`` is there already and ``resume`` is not asked for, or where it is another run's.
     """
     keep_memory()
-    recover_folder(out)
+    team.first_alone(lambda: recover_folder(out))
     if bfloat16 is None:
         bfloat16 = recipe.compact or has_fast_bfloat16(device)
     autocast = nullcontext()
     if bfloat16:  # each weight is used once, so its bfloat16 copy need not be kept for a second time
         autocast = torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)
     prepare(task.model, recipe.compact and bfloat16, recipe.checkpointing)
-    model, dataset = task.model.to(device).train(), task.dataset
+    task = replace(task, loss=team.spread(task.model, task.loss, device))
+    model, dataset = task.model.train(), task.dataset
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = build_optimizers(trainable, recipe)
     per_epoch = math.ceil(len(dataset) / recipe.batch_size)
@@ -134,16 +147,16 @@ def train(
     total = min(total, max_steps or total)
     step, metrics = 0, []
     if resume:
-        step, metrics = _restore(out, trainable, optimizers, total, seed)
+        step, metrics = _restore(out, trainable, optimizers, total, seed, team)
     elif out.exists():
         raise UserError(f"{out} is there already: --resume goes on with it, --out chooses another folder")
-    log = out.with_name(f"{out.name}.metrics.jsonl")
+    log = out.with_name(f"{out.name}.metrics.jsonl") if team.leads else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
 
     epoch, batches, start = -1, [], time.perf_counter()
     with (
-        tqdm(total=total, initial=step, desc=task.name, unit="step", disable=None) as bar,
+        tqdm(total=total, initial=step, desc=task.name, unit="step", disable=None if team.leads else True) as bar,
         open(log, "a", buffering=1, encoding="utf-8") as file,
     ):
         while step < total:
@@ -155,7 +168,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * rate
                 optimizer.zero_grad(set_to_none=True)
-            loss = _accumulate(task, batches[step % per_epoch], epoch, recipe.accumulation, device, autocast)
+            loss, padding = _accumulate(
+                task, batches[step % per_epoch], epoch, recipe.accumulation, device, autocast, team
+            )
             if not math.isfinite(loss):
                 raise UserError(f"{task.name}: the loss is {loss} at step {step}; a smaller --learning-rate may help")
             nn.utils.clip_grad_norm_(trainable.values(), 1.0)
@@ -164,37 +179,59 @@ def train(
             if isinstance(model, Clip):
                 model.logit_scale.data.clamp_(max=math.log(100))  # CLIP's bound on the temperature
             step += 1
-            metrics.append({"step": step, "loss": loss, "learning_rate": recipe.learning_rate * rate})
+            metrics.append({"step": step, "loss": loss, "learning_rate": recipe.learning_rate * rate, **padding})
             file.write(json.dumps({**metrics[-1], "seconds": round(time.perf_counter() - start, 2)}) + "\n")
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if step % recipe.save_every == 0 or step == total:
-                _save(task, out, trainable, optimizers, step, total, seed)
-    if metrics:
+                _save(task, out, trainable, optimizers, step, total, seed, team)
+    if metrics and team.leads:
         draw_loss(
             out.with_name(f"{out.name}.loss.png"),
             f"{task.name}: loss (nats)",
             [m["step"] for m in metrics],
             [m["loss"] for m in metrics],
         )
+        shares = [m["padding"] for m in metrics if "padding" in m]
+        if shares:
+            print(f"{task.name}: {sum(shares) / len(shares):.0%} of what was computed was padding")
     model.eval()
 
 
-def _accumulate(task: Task, indices: list[int], epoch: int, parts: int, device: str, autocast) -> float:
-    """Backward over one batch in ``parts`` micro-batches; returns the batch's loss.
+def _accumulate(
+    task: Task, indices: list[int], epoch: int, parts: int, device: str, autocast, team: Team = ALONE
+) -> tuple[float, dict[str, float]]:
+    """Backward over one batch in ``parts`` micro-batches, shared by the team; returns the batch's loss, and "padding",
+    the share of its positions that held none of its tokens.
 
     Each is weighted by the tokens that bear loss in it, so the gradient is that of the whole batch at once.
     """
-    size = math.ceil(len(indices) / parts)
-    micro = [task.dataset.batch(indices[i : i + size], epoch) for i in range(0, len(indices), size)]
-    weights = [(b["labels"][:, 1:] != IGNORE).sum().item() if "labels" in b else 1 for b in micro]
-    loss = 0.0
-    for batch, weight in zip(micro, weights):
-        with autocast:
-            part = task.loss({name: value.to(device) for name, value in batch.items()}) * (weight / sum(weights))
-        part.backward()
+    if parts > 1 or team.size > 1:
+        indices = task.dataset.arrange(indices, epoch)
+    shares = team.share(indices, math.ceil(len(indices) / parts))
+    # A process that is left without rows works on one that weighs nothing: all must be there when gradients are added.
+    micro = [task.dataset.batch(rows or indices[:1], epoch) for rows in shares]
+    weights = [count_labels(batch) if rows else 0 for batch, rows in zip(micro, shares)]
+    total, loss = team.total(sum(weights)), 0.0
+    for number, (batch, weight) in enumerate(zip(micro, weights), 1):
+        with autocast, hold_gradients(task.loss, number < len(micro)):
+            part = task.loss({name: value.to(device) for name, value in batch.items()}) * (weight / total)
+        (part * team.size).backward()  # the team takes the mean of its gradients; what is wanted is their sum
         loss += part.item()
-    return loss
+    return team.total(loss), measure_padding(micro, shares, team)
+
+
+def measure_padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team) -> dict[str, float]:
+    """{"padding": share of the team's positions that hold no token}; pictures without conversations have none."""
+    if "lengths" not in micro[0]:
+        return {}
+    tokens = team.total(sum(batch["lengths"].sum().item() for batch, rows in zip(micro, shares) if rows))
+    return {"padding": 1 - tokens / team.total(sum(batch["input_ids"].numel() for batch in micro))}
+
+
+def count_labels(batch: dict[str, Tensor]) -> int:
+    """How many tokens of a batch bear loss; contrast has none, and its micro-batches weigh the same."""
+    return (batch["labels"][:, 1:] != IGNORE).sum().item() if "labels" in batch else 1
 
 
 def prepare(model: nn.Module, compact: bool, checkpointing: bool) -> None:
@@ -279,19 +316,22 @@ def is_finished(out: Path) -> bool:
     return state["step"] >= state["total"]
 
 
-def _save(task: Task, out: Path, trainable, optimizers, step: int, total: int, seed: int) -> None:
+def _save(task: Task, out: Path, trainable, optimizers, step: int, total: int, seed: int, team: Team) -> None:
+    tensors = team.whole(task.model.state_dict())
+    states = team.whole([optimizer.state_dict() for optimizer in optimizers])
+
     def fill(folder: Path) -> None:
-        task.write(folder)
+        task.write(tensors, folder)
         state = {
             "step": step,
             "total": total,
             "seed": seed,
-            "parameters": {name: p.detach() for name, p in trainable.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "parameters": {name: tensors[name] for name in trainable},
+            "optimizers": states,
         }
         torch.save(state, folder / STATE)
 
-    replace_folder(out, fill)
+    team.first_alone(lambda: replace_folder(out, fill))
 
 
 def _read_state(out: Path) -> dict:
@@ -304,7 +344,7 @@ def _read_state(out: Path) -> dict:
         raise UserError(f"{path}: not a training state ({type(error).__name__})") from None
 
 
-def _restore(out: Path, trainable, optimizers, total: int, seed: int) -> tuple[int, list[dict]]:
+def _restore(out: Path, trainable, optimizers, total: int, seed: int, team: Team) -> tuple[int, list[dict]]:
     state = _read_state(out)
     if state["seed"] != seed or state["total"] != total:
         its, ours = f"{state['total']} steps with seed {state['seed']}", f"{total} steps with seed {seed}"
@@ -313,8 +353,13 @@ def _restore(out: Path, trainable, optimizers, total: int, seed: int) -> tuple[i
     for name, parameter in trainable.items():
         if name not in saved or saved[name].shape != parameter.shape:
             raise UserError(f"{out / STATE}: tensor {name} is missing or has another shape")
-        parameter.data.copy_(saved[name])
+        parameter.data.copy_(team.slice_like(saved[name], parameter))
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, moments in values["state"].items():
+            for name, value in moments.items():
+                if name != "step":
+                    moments[name] = team.slice_like(value, parameters[index])
         optimizer.load_state_dict(values)
     log = out.with_name(f"{out.name}.metrics.jsonl")
     lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one

@@ -114,7 +114,7 @@ def test_pictures_come_in_the_order_of_their_rows(dataset):
 
 def test_rows_without_picture_make_a_batch_without_pixels(dataset, tokenizer):
     batch = dataset([pictured("red"), WRITTEN]).batch([1], epoch=0)
-    assert batch.keys() == {"input_ids", "labels"}
+    assert batch.keys() == {"input_ids", "labels", "lengths"}
     assert tokenizer.image_id not in batch["input_ids"]
 
 
@@ -135,8 +135,8 @@ def test_lines_of_text_become_rows_where_every_token_bears_loss(dataset, tmp_pat
     data = dataset([pictured("red")], text_path=tmp_path / "text.txt")
     assert len(data) == 3
     batch = data.batch([1, 2], epoch=0)
-    assert batch.keys() == {"input_ids", "labels"}
-    for ids, labels, text in zip(*batch.values(), ("It is red.", "A ### in <image> is text.")):
+    assert batch.keys() == {"input_ids", "labels", "lengths"}
+    for ids, labels, text in zip(batch["input_ids"], batch["labels"], ("It is red.", "A ### in <image> is text.")):
         true_ids = [*tokenizer.encode(text, special=False), tokenizer.eos_id]
         assert ids[labels != -100].tolist() == labels[labels != -100].tolist() == true_ids
         assert (ids[len(true_ids) :] == tokenizer.pad_id).all()

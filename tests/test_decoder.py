@@ -54,6 +54,15 @@ def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
         return decoder(decoder.embed_tokens(ids), *arguments)
 
 
+def test_conversations_that_share_a_row_are_as_they_are_apart(decoder):
+    one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
+    ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    segments = torch.tensor([[1] * 7 + [2] * 5 + [0] * 2])
+    together = run(decoder, ids, None, None, segments)
+    torch.testing.assert_close(together[:, :7], run(decoder, one), **CLOSE)
+    torch.testing.assert_close(together[:, 7:12], run(decoder, other), **CLOSE)
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_logits_are_transformers_llama(randomise, config):
     decoder = randomise(Decoder(config))

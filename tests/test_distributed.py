@@ -1,0 +1,175 @@
+"""Two processes, with DDP and with FSDP2, train what one trains, and go on with one another's checkpoints."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from train_together import FEW, LORA, MUON, RECIPE, STEPS, run
+
+from minillava import Llava, load, save
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.distributed import ALONE, Team
+from minillava.lora import is_adapter
+from minillava.training import STATE
+from minillava.weights import ADAPTER, WEIGHTS
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("ddp", "sharded")
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *map(str, arguments),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def row(index: int) -> dict:
+    """Questions of different lengths, some without a picture."""
+    turns = [
+        {"from": "human", "value": "What is it?" + " Tell me more." * (index % 4)},
+        {"from": "gpt", "value": "The small red fish is at the top." * (1 + index % 3)},
+    ]
+    if index % 3 == 0:
+        return {"id": str(index), "conversations": turns}
+    turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+    return {"id": str(index), "image": f"{index % 5}.png", "conversations": turns}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tokenizer) -> Path:
+    """A model and rows to train it on."""
+    folder = tmp_path_factory.mktemp("together")
+    vision = VisionConfig(24, 40, 3, 2, image_size=24, patch_size=8, projection_dim=20)
+    decoder = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 12, tie_word_embeddings=True)
+    torch.manual_seed(1)
+    model = Llava(LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id), tokenizer)
+    model.language_model.embed_tokens.weight.data *= 0.2  # the head too: a loss of about six, not of thirty
+    save(model, folder / "model")
+    (folder / "rows.json").write_text(json.dumps([row(index) for index in range(50)]))
+    for index in range(5):
+        Image.new("RGB", (24, 24), (50 * index, 100, 200 - 40 * index)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(inputs) -> Path:
+    """What one process trains, and then what two do: all the runs that are compared below."""
+    folder = inputs
+    for stage in (1, 2):
+        run(folder, f"alone{stage}", stage, RECIPE, ALONE)
+    run(folder, "alone-lora", 2, LORA, ALONE)
+    run(folder, "alone-muon", 2, MUON, ALONE)
+    run(folder, "alone-cut", 2, RECIPE, ALONE, cut=True)
+    for kind in KINDS:
+        shutil.copytree(folder / "alone-cut", folder / f"alone-cut-{kind}")
+        shutil.copy(folder / "alone-cut.metrics.jsonl", folder / f"alone-cut-{kind}.metrics.jsonl")
+    done = torchrun("tests/train_together.py", folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
+    return folder
+
+
+def losses(out: Path, steps: int = STEPS) -> torch.Tensor:
+    rows = [json.loads(line) for line in out.with_name(f"{out.name}.metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    return torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+
+
+def learnt(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / STATE, weights_only=True)["parameters"]
+
+
+def assert_ends_alike(one: Path, other: Path) -> None:
+    """The same losses, weights, and checkpoint; one that a process alone wrote cannot be told from the rest."""
+    torch.testing.assert_close(losses(one), losses(other), rtol=0, atol=1e-5)
+    torch.testing.assert_close(learnt(one), learnt(other), rtol=0, atol=1e-4)
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+    kinds = [{name: (t.shape, t.dtype) for name, t in load_file(out / WEIGHTS).items()} for out in (one, other)]
+    assert kinds[0] == kinds[1]
+
+
+def test_every_row_of_a_batch_falls_to_one_process():
+    for size, rows, most in ((2, 7, 2), (3, 1, 2), (4, 32, 4), (1, 5, 2)):
+        shares = [Team(rank, size).share(list(range(rows)), most) for rank in range(size)]
+        assert len({len(share) for share in shares}) == 1  # each adds up as many gradients
+        assert sorted(row for share in shares for micro in share for row in micro) == list(range(rows))
+        assert max(len(micro) for share in shares for micro in share) <= most
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_train_what_one_does(folder, kind, stage):
+    alone = losses(folder / f"alone{stage}")
+    assert alone[-5:].mean() < alone[:5].mean()
+    assert_ends_alike(folder / f"{kind}{stage}", folder / f"alone{stage}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_by_two_and_resumed_by_one_is_as_if_nothing_had_happened(folder, kind):
+    out = folder / f"{kind}-cut"
+    assert torch.load(out / STATE, weights_only=True)["step"] == 20
+    run(folder, out.name, 2, RECIPE, ALONE, resume=True)
+    assert_ends_alike(out, folder / "alone2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_by_one_and_resumed_by_two_is_as_if_nothing_had_happened(folder, kind):
+    assert torch.load(folder / "alone-cut" / STATE, weights_only=True)["step"] == 20
+    assert_ends_alike(folder / f"alone-cut-{kind}", folder / "alone2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
+    """In bfloat16, which rounds at the third digit."""
+    out, alone = folder / f"{kind}-lora", folder / "alone-lora"
+    torch.testing.assert_close(losses(out, FEW), losses(alone, FEW), rtol=0, atol=0.02)
+    assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(alone / ADAPTER).keys()
+    assert any(tensor.any() for name, tensor in load_file(out / ADAPTER).items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_muon_turns_whole_matrices_not_slices(folder, kind):
+    """It multiplies in bfloat16, so what it makes of slices differs in the third digit."""
+    one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "alone-muon")
+    start = load(folder / "model").state_dict()
+    for name, value in other.items():
+        moved, apart = (value - start[name]).norm(), (one[name] - value).norm()
+        assert apart < 0.05 * moved, name
+
+
+def test_only_the_first_process_writes(folder):
+    changes = dict(re.findall(r"^process (\d) made (\d+) changes$", (folder / "said").read_text(), re.MULTILINE))
+    assert int(changes["0"]) > 100 and changes["1"] == "0"
+
+
+def test_an_error_in_one_process_ends_both_with_one_line(inputs, tmp_path):
+    """One row's picture is missing, so only the process that meets it can tell."""
+    rows = [row(1), row(2), {**row(4), "image": "none.png"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = ("--model", inputs / "model", "--data", tmp_path / "rows.json", "--image-folder", inputs, "--device", "cpu")
+    done = torchrun("train.py", "--stage", "2", *data, "--out", tmp_path / "out")
+    said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "[rank"))]
+    assert len(said) == 1 and "row 2" in said[0] and "none.png" in said[0], done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert done.stdout.count("stage2: training") == 1
+
+
+def test_shard_without_torchrun_is_refused(tmp_path):
+    command = [sys.executable, "train.py", "--stage", "2", "--shard", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --shard: ") and done.stderr.count("\n") == 1

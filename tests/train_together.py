@@ -1,0 +1,93 @@
+"""One of two processes that train together; test_distributed.py starts both with torchrun, in a folder of its own.
+
+The trainings of one process are run by ``run`` too.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from minillava import training
+from minillava.checkpoint import load
+from minillava.dataset import ConversationDataset
+from minillava.distributed import Team, started
+from minillava.image import ImageProcessor
+from minillava.recipes import Recipe
+from minillava.training import train
+
+# Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
+# more than seven batches, so in each epoch one process is left without a row.
+RECIPE = Recipe(learning_rate=3e-3, batch_size=7, epochs=10, accumulation=4, save_every=20)
+STEPS, FEW = 50, 10
+LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
+MUON = replace(RECIPE, optimizer="muon")
+
+
+class PowerCut(Exception):
+    pass
+
+
+def make(folder: Path, stage: int, lora: int = 0) -> training.Task:
+    """A small LLaVA's training, always the same."""
+    model = load(folder / "model")
+    dataset = ConversationDataset(
+        folder / "rows.json", folder, model.tokenizer, ImageProcessor.for_size(24), model.config.num_image_tokens
+    )
+    torch.manual_seed(0)
+    return training.llava_task(model, dataset, stage, lora, folder / "model")
+
+
+def run(
+    folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False
+) -> None:
+    """Train to ``folder``/``name``. ``cut``: the power fails between the first checkpoint and the second."""
+    task, schedule = make(folder, stage, recipe.lora), training.schedule
+    steps = STEPS if recipe is RECIPE else FEW
+
+    def rate(step: int, *others) -> float:
+        if cut and step == 23:
+            raise PowerCut
+        return schedule(step, *others)
+
+    with patch.object(training, "schedule", rate), suppress(PowerCut):
+        train(task, recipe, folder / name, 0, resume, steps, bfloat16=recipe.compact, team=team)
+
+
+def watch_writes(folder: Path) -> list[str]:
+    """The list to which every change that this process makes under ``folder`` will be added."""
+    seen = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        if writes and str(arguments[0]).startswith(str(folder)):
+            seen.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def main(folder: Path, team: Team) -> None:
+    torch.set_num_threads(1)
+    writes = watch_writes(folder)
+    for shard in (False, True):
+        kind = "sharded" if shard else "ddp"
+        with_shard = replace(team, shard=shard)
+        for stage in (1, 2):
+            run(folder, f"{kind}{stage}", stage, RECIPE, with_shard)
+        run(folder, f"{kind}-lora", 2, LORA, with_shard)
+        run(folder, f"{kind}-muon", 2, MUON, with_shard)
+        run(folder, f"{kind}-cut", 2, RECIPE, with_shard, cut=True)
+        run(folder, f"alone-cut-{kind}", 2, RECIPE, with_shard, resume=True)
+    print(f"process {team.rank} made {len(writes)} changes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    with started("cpu", shard=False) as team:
+        main(Path(sys.argv[1]), team)
