@@ -37,7 +37,7 @@ def measure(size: str, tokens: int, rounds: int, compile: bool) -> dict:
     theirs.generation_config.eos_token_id = None  # both go on to the end
     if compile:
         ours.language_model.compile()
-    inputs = real_batch(ours, rows=1, turns=0)
+    inputs = real_batch(ours, rows=1, stage=1)
     ids = inputs["input_ids"] = inputs["input_ids"][:, : (inputs["labels"][0] != -100).nonzero()[0, 0]]
     pixel_values = inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     mask = torch.ones_like(ids)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data.picturebook.draw import draw_scene  # noqa: E402
-from data.picturebook.language import captions, conversation  # noqa: E402
+from data.picturebook.language import LENGTH, captions, conversation  # noqa: E402
 from data.picturebook.scene import sample_scene  # noqa: E402
 from minillava import Llava, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
@@ -70,14 +70,15 @@ def opened_by_transformers(model: Llava, dtype: torch.dtype = torch.float32) -> 
         return LlavaForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=dtype).eval()
 
 
-def real_batch(model: Llava, rows: int, turns: int) -> dict[str, Tensor]:
-    """Picture-book rows as training reads them: a caption (``turns`` 0) or a conversation of so many turns each."""
+def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
+    """Picture-book rows as training reads them: a caption in stage 1, a conversation in stage 2."""
     rng = random.Random(0)
     pairs, pictures = [], []
     for _ in range(rows):
         scene = sample_scene(rng)
         pictures.append(model.image_processor(draw_scene(scene, rng)))
-        said = conversation(scene, rng, turns) if turns else [("Describe the image concisely.", captions(scene)[0])]
+        told = [("Describe the image concisely.", captions(scene)[0])]
+        said = told if stage == 1 else conversation(scene, rng, LENGTH)
         row = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair)]
         row[0]["value"] = f"<image>\n{row[0]['value']}"
         pairs.append(encode_conversation(row, model.tokenizer, num_image_tokens=model.config.num_image_tokens))
@@ -85,7 +86,7 @@ def real_batch(model: Llava, rows: int, turns: int) -> dict[str, Tensor]:
 
 
 class RandomRows:
-    """A dataset of random rows: a picture, or none, then words that all bear loss."""
+    """A dataset of random rows: a picture, then words that all bear loss."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -95,7 +96,7 @@ class RandomRows:
 
     def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
         s, size = self.setting, self.setting.config.vision.image_size
-        ids = torch.randint(0, s.config.decoder.vocab_size, (len(indices), s.length))
+        ids = torch.randint(0, s.config.image_token_id, (len(indices), s.length))  # no placeholder among the words
         ids[:, : -s.labels] = s.config.image_token_id
         labels = ids.clone()
         labels[:, : -s.labels] = IGNORE

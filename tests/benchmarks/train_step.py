@@ -25,7 +25,6 @@ from minillava.training import choose_what_learns, keep_memory
 
 # Rows a batch: the toy recipes', and what two cores do in seconds.
 ROWS = {("toy", 1): 32, ("toy", 2): 16, ("135m", 1): 4, ("135m", 2): 4}
-TURNS = {1: 0, 2: 4}
 SIDES = ("minillava", "transformers")
 
 
@@ -44,7 +43,7 @@ def learning(model: nn.Module, stage: int, mlp: bool) -> list[nn.Parameter]:
 def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]:
     """For each side what makes its step, which gives the loss."""
     source = build(size)
-    batch = real_batch(source, ROWS[size, stage], TURNS[stage])
+    batch = real_batch(source, ROWS[size, stage], stage)
 
     def maker(model: nn.Module, trainable: list[nn.Parameter], **more) -> Callable[[], float]:
         optimizer = torch.optim.AdamW(trainable, 1e-4, weight_decay=0.0)
