@@ -39,7 +39,9 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
     )
     setting = set_up(config, stage, recipe, bfloat16=cuda, gpu=cuda)
     if cuda:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory * GIB / torch.cuda.get_device_properties(0).total_memory))
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, memory * GIB / torch.cuda.get_device_properties(0).total_memory)
+        )
     task = random_task(setting, device)
     model = task.model.train()
     trainable = {key: p for key, p in model.named_parameters() if p.requires_grad}
