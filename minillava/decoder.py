@@ -75,7 +75,7 @@ class KVCache:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0  # tokens held; the decoder moves it on once all layers have written
-        # Every position's angles, for each new token to look up: reckoned anew they cost as much as a layer's attention.
+        # Every position's angles, for each new token to look up: reckoned anew they cost as much as its attention.
         self.rope = rope_tables(torch.arange(capacity, device=device)[None], rope_frequencies(config, device))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
