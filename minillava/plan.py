@@ -62,9 +62,9 @@ class Setting:
 
     @property
     def fused(self) -> bool:
-        """Whether attention runs in a fused kernel. PyTorch's take a mask or shared key heads, but not both."""
+        """Whether attention runs in a fused kernel: attend() says when. On a GPU shared key heads need bfloat16."""
         c = self.config.decoder
-        return self.gpu and c.num_key_value_heads == c.num_attention_heads
+        return self.bfloat16 or c.num_key_value_heads == c.num_attention_heads if self.gpu else not self.bfloat16
 
     @property
     def stream(self) -> int:

@@ -1,9 +1,9 @@
 """``python tests/benchmarks/cost.py``: how the time of a training step grows with the rows' length and with pictures.
 
 Stage 2 on random weights and rows: rows of ever more words behind one picture, and batches of ever more pictures in
-rows of one length. Beside each time stand the operations needed (flops.py). Below each table the exponent: the slope of a
-line through the logarithms, 1 if twice as much takes twice as long, 2 if four times; measured, and as the operations
-have it. On small sizes the measured one is lower, since a part of each step is the same for all.
+rows of one length. Beside each time stand the operations needed (flops.py). Below each table the exponent: the slope
+of a line through the logarithms, 1 if twice as much takes twice as long, 2 if four times; measured, and as the
+operations have it. On small sizes the measured one is lower, since a part of each step is the same for all.
 """
 
 import argparse

@@ -8,8 +8,8 @@ weights if they learn. So, for rows of T tokens, of which ``labels`` bear loss:
 - the projection: forward, its weights' gradients, and between its two layers the gradient of what the second read;
 - the decoder's matrices: forward and back, since the projection learns through them, and a third time where they learn
   (6 operations a parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two besides: three times, always;
-- attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is usual
-  (Chowdhery et al. 2022, appendix B), although the causal mask hides about half;
+- attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is
+  usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half;
 - the head: at the positions that bear loss.
 
 What activation checkpointing computes again is not counted: it is of no use to the model. Hence "model FLOP

@@ -104,7 +104,7 @@ class RandomRows:
 
 
 def random_task(setting: Setting, device: str) -> Task:
-    """A training of ``setting`` on random weights and rows. Weights are made on the device, in the dtype to train in."""
+    """A training of ``setting`` on random weights, made on the device in the dtype to train in, and random rows."""
     recipe = setting.recipe
     with torch.device("meta"), Unfilled():
         model = Llava(setting.config)
