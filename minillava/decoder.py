@@ -113,7 +113,7 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and q.shape[2] == k.shape[2]  # else one query, which sees all that came before it
+        causal = mask is None and x.shape[1] > 1  # a single query sees all that came before it
         return self.o_proj(attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
 
 

@@ -37,9 +37,8 @@ def vision_flops(s: Setting) -> int:
     v, layer = s.config.vision, s.config.vision_feature_layer
     blocks = layer if layer >= 0 else v.num_hidden_layers + 1 + layer
     tokens = v.num_patches + 1
-    block = (
-        2 * tokens * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size) + 4 * tokens**2 * v.hidden_size
-    )
+    matrices = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
+    block = 2 * tokens * matrices + 4 * tokens**2 * v.hidden_size
     return s.rows * (2 * v.num_patches * v.num_channels * v.patch_size**2 * v.hidden_size + blocks * block)
 
 
