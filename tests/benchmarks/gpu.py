@@ -6,8 +6,8 @@ micro-batches of its longest rows, a picture in each, then the gradient's norm a
 
 Printed for each: tokens a second, visual ones among them; the memory that PyTorch's allocator held at most (tensors,
 and with the gaps between them), beside what ``--plan`` reckons; and model FLOP utilisation, the operations that the
-model needs (flops.py says how they are counted) over those the card could do meanwhile in bfloat16. ``--device cpu --preset
-toy`` runs the same anywhere, without the last.
+model needs (flops.py says how they are counted) over those the card could do meanwhile in bfloat16. ``--device cpu
+--preset toy`` runs the same anywhere, without the last.
 """
 
 import argparse
