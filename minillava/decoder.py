@@ -113,8 +113,11 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and x.shape[1] > 1  # a single query sees all that came before it
-        return self.o_proj(attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
+        if mask is not None or x.shape[1] == 1:  # a single query sees all that came before
+            out = attend(q, k, v, mask)
+        else:
+            out = attend(q, k, v, causal=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
