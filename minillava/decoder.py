@@ -113,10 +113,8 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if mask is not None or x.shape[1] == 1:  # a single query sees all that came before
-            out = attend(q, k, v, mask)
-        else:
-            out = attend(q, k, v, causal=True)
+        single = x.shape[1] == 1  # it sees all that came before
+        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
