@@ -67,8 +67,9 @@ def main() -> None:
         torch.manual_seed(a.seed)
     if not a.image or a.prompt is None:
         print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
+    seen = model.look(image)  # once, however long the conversation
     if a.prompt is not None:
-        say(model, image, a.prompt, [], a)
+        say(model, seen, a.prompt, [], a)
         return
     print('Ask about the picture ("What is in the centre?", "Describe the image concisely."). An empty line ends.')
     history: list[tuple[str, str]] = []
@@ -82,7 +83,7 @@ def main() -> None:
             return
         print("Assistant: ", end="")
         try:
-            history.append((question, say(model, image, question, history, a)))
+            history.append((question, say(model, seen, question, history, a)))
         except UserError as error:
             if not history:
                 raise
@@ -90,10 +91,10 @@ def main() -> None:
             history = []
 
 
-def say(model, image: Image.Image, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
+def say(model, seen: torch.Tensor, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
     """Print the answer piece by piece, and return it."""
     pieces = []
-    for piece in model.stream(image, question, history, a.max_new_tokens, a.temperature):
+    for piece in model.stream(seen, question, history, a.max_new_tokens, a.temperature):
         pieces.append(piece)
         print(piece, end="", flush=True)
     print()

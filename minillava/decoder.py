@@ -75,13 +75,21 @@ class KVCache:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0  # tokens held; the decoder moves it on once all layers have written
+        # Every position's angles, for each new token to look up: reckoned anew they cost as much as its attention.
+        self.rope = rope_tables(torch.arange(capacity, device=device)[None], rope_frequencies(config, device))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, kv_heads, T, head_dim) after the past of ``layer``; return past and present together."""
         end = self.length + k.shape[2]
-        self.store[layer, 0, :, :, self.length : end] = k
-        self.store[layer, 1, :, :, self.length : end] = v
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+        keys, values = self.store[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """rope_tables() of positions (B, T)."""
+        cos, sin = self.rope
+        return cos[0, 0, positions].unsqueeze(1), sin[0, 0, positions].unsqueeze(1)
 
 
 class Attention(nn.Module):
@@ -105,7 +113,9 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        single = x.shape[1] == 1  # it sees all that came before
+        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -179,8 +189,11 @@ class Decoder(nn.Module):
         if segments is not None:
             same = segments[:, :, None] == segments[:, None, :]
             positions = same.tril().sum(dim=-1) - 1
-            mask = mask.masked_fill(~same[:, None], CLOSED)
-        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
+            mask = causal_mask(length, device=embeddings.device).masked_fill(~same[:, None], CLOSED)
+        if cache is not None:
+            rope = cache.turns(positions)
+        else:
+            rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
@@ -206,9 +219,12 @@ class Decoder(nn.Module):
 
     @staticmethod
     def _mask(embeddings: Tensor, attention_mask: Tensor | None, past: int) -> Tensor | None:
-        """What is added to the scores: causal, and closed to padding; (1 or B, 1, T, past + T)."""
+        """What is added to the scores: causal, and closed to padding; (1 or B, 1, T, past + T).
+
+        None where causal is all there is to say: attend() then does without the table.
+        """
         length = embeddings.shape[1]
-        if length == 1 and attention_mask is None:
+        if attention_mask is None and (length == 1 or past == 0):
             return None
         mask = causal_mask(length, past, embeddings.device)[None, None]
         if attention_mask is not None:

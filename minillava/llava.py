@@ -107,13 +107,15 @@ class Llava(nn.Module):
         )
         return self.multi_modal_projector(features)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
-        """Ids (B, T) and pictures -> the decoder's input (B, T, hidden)."""
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, visual: Tensor | None = None) -> Tensor:
+        """Ids (B, T) and pictures, or what encode_images() made of them -> the decoder's input (B, T, hidden)."""
         image = self.config.image_token_id
-        if pixel_values is None:
+        if pixel_values is not None:
+            visual = self.encode_images(pixel_values)
+        if visual is None:
             return self.language_model.embed_tokens(input_ids)
         words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder need not have a row
-        return splice(self.language_model.embed_tokens(words), input_ids, image, self.encode_images(pixel_values))
+        return splice(self.language_model.embed_tokens(words), input_ids, image, visual)
 
     def forward(
         self,
@@ -153,15 +155,25 @@ class Llava(nn.Module):
         steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
         return collect(steps, stop_ids, fill)
 
+    @torch.inference_mode()
+    def look(self, image: Image.Image | str | os.PathLike) -> Tensor:
+        """A picture, or its path, as the decoder reads it: (1, config.num_image_tokens, decoder hidden).
+
+        stream() and chat() take this for the picture: one that is talked about for many turns is encoded once.
+        """
+        if not isinstance(image, Image.Image):
+            image = open_image(image)
+        return self.encode_images(self.image_processor(image)[None])
+
     def stream(
         self,
-        image: Image.Image | str | os.PathLike | None,
+        image: Image.Image | str | os.PathLike | Tensor | None,
         prompt: str,
         history: list[tuple[str, str]] | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
     ) -> Iterator[str]:
-        """Answer ``prompt`` about a picture (or about none), piece by piece.
+        """Answer ``prompt`` about a picture (a path, what look() saw, or none), piece by piece.
 
         ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first.
         """
@@ -175,18 +187,16 @@ class Llava(nn.Module):
             turns.append({"from": "human", "value": question})
             if answer is not None:
                 turns.append({"from": "gpt", "value": answer})
-        pixel_values = None
         if image is not None:
             turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
-            if not isinstance(image, Image.Image):
-                image = open_image(image)
-            pixel_values = self.image_processor(image)[None].to(self.device)
+            if not isinstance(image, Tensor):
+                image = self.look(image)
         ids, _ = encode_conversation(turns, self.tokenizer, self.template, self.config.num_image_tokens)
         limit = self.config.decoder.max_position_embeddings
         if len(ids) + max_new_tokens > limit:
             raise UserError(f"the conversation has grown to {len(ids)} tokens; the model reads {limit} at most")
         with torch.inference_mode():
-            embeddings = self.embed(torch.tensor([ids], device=self.device), pixel_values)
+            embeddings = self.embed(torch.tensor([ids], device=self.device), visual=image)
         steps = generate_ids(self.language_model, embeddings, None, max_new_tokens, temperature)
         first = True
         for piece in stream_text(steps, self.tokenizer, TEMPLATES[self.template].stop):
@@ -197,7 +207,7 @@ class Llava(nn.Module):
 
     def chat(
         self,
-        image: Image.Image | str | os.PathLike | None,
+        image: Image.Image | str | os.PathLike | Tensor | None,
         prompt: str,
         history: list[tuple[str, str]] | None = None,
         max_new_tokens: int = 256,

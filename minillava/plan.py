@@ -62,9 +62,9 @@ class Setting:
 
     @property
     def fused(self) -> bool:
-        """Whether attention runs in a fused kernel. PyTorch's take a mask or shared key heads, but not both."""
+        """Whether attention runs in a fused kernel: attend() says when. On a GPU shared key heads need bfloat16."""
         c = self.config.decoder
-        return self.gpu and c.num_key_value_heads == c.num_attention_heads
+        return self.bfloat16 or c.num_key_value_heads == c.num_attention_heads if self.gpu else not self.bfloat16
 
     @property
     def stream(self) -> int:
@@ -210,7 +210,7 @@ def vision_work(s: Setting) -> int:
     """Bytes that a block of the vision tower needs while it runs; it is frozen, so nothing is kept."""
     v: VisionConfig = s.config.vision
     patches = v.num_patches + 1
-    scores = 0 if s.gpu else 3 * v.num_attention_heads * patches
+    scores = 0 if s.gpu or not s.bfloat16 else 3 * v.num_attention_heads * patches
     return s.rows * patches * (max(scores, 3 * v.intermediate_size) * s.product + 4 * v.hidden_size * 4)
 
 

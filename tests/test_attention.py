@@ -35,6 +35,26 @@ def test_each_query_takes_the_values_in_proportion_to_its_scores(shared):
                 torch.testing.assert_close(out[b, h, t], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_causal_is_the_causal_mask(dtype):
+    q, k, v = torch.randn(2, 4, 5, 6, dtype=dtype), *torch.randn(2, 2, 2, 5, 6, dtype=dtype)
+    torch.testing.assert_close(attend(q, k, v, causal=True), attend(q, k, v, causal_mask(5)))
+
+
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_the_fused_kernel_is_the_formula_written_out(shared):
+    """float32 goes to the kernel, float64 does not; the ways back agree too."""
+    q, k, v = torch.randn(2, 4, 5, 6), *torch.randn(2, 2, 4 // shared, 5, 6)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attend(*inputs, causal_mask(5))
+        out.square().sum().backward()
+        grads.append([out.float(), *[x.grad.float() for x in inputs]])
+    for fused, written in zip(*grads):
+        torch.testing.assert_close(fused, written, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_it_is_pytorchs_attention_with_and_without_a_mask(dtype):
     q, k, v = (torch.randn(2, 3, length, 8, dtype=dtype) for length in (4, 7, 7))

@@ -200,13 +200,13 @@ def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
 def test_mask_is_closed_to_what_comes_later_and_to_padding(past):
     embeddings, padding = torch.zeros(2, 4, 8), torch.ones(2, past + 4)
     padding[0, :2] = padding[1, -1] = 0
-    masks = (Decoder._mask(embeddings, padding, past), Decoder._mask(embeddings, None, past).expand(2, 1, 4, past + 4))
+    padded, plain = Decoder._mask(embeddings, padding, past), Decoder._mask(embeddings, None, past)
     for row in range(2):
         for i in range(4):
             for j in range(past + 4):
                 later = j > past + i
-                assert masks[0][row, 0, i, j] == (CLOSED if later or padding[row, j] == 0 else 0)
-                assert masks[1][row, 0, i, j] == (CLOSED if later else 0)
+                assert padded[row, 0, i, j] == (CLOSED if later or padding[row, j] == 0 else 0)
+                assert plain is None if past == 0 else plain[0, 0, i, j] == (CLOSED if later else 0)
     assert Decoder._mask(embeddings[:, :1], None, past) is None  # the one new token sees all
 
 

@@ -74,6 +74,33 @@ def test_a_left_padded_batch_is_what_each_row_gives_alone(model):
         assert together[row].tolist() == alone[0].tolist()
 
 
+def test_a_left_padded_batch_is_transformers_generate(model, tmp_path):
+    save(model, tmp_path / "model")
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    questions = ("What is it?", "Is the small green fish near the bottom?", "Where?")
+    ids, mask = left_padded(model, [prompt(model, question) for question in questions])
+    pixel_values = torch.randn(3, 3, 24, 24)
+    ours = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask)
+    expected = theirs.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=pixel_values,
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=model.tokenizer.pad_id,
+    )
+    assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
+
+
+def test_a_compiled_decoder_is_one_graph_and_gives_the_same(model):
+    """fullgraph raises where a graph would break; the "eager" backend needs no compiler."""
+    runs = [(prompt(model, question), torch.randn(1, 3, 24, 24)) for question in ("What is it?", "Is it a fish?")]
+    expected = [model.generate(*run, max_new_tokens=4, stop_ids=[]).tolist() for run in runs]
+    model.language_model.compile(backend="eager", fullgraph=True)
+    assert [model.generate(*run, max_new_tokens=4, stop_ids=[]).tolist() for run in runs] == expected
+
+
 @torch.no_grad()
 def test_greedy_with_cache_is_greedy_without(model):
     ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
@@ -206,6 +233,15 @@ def test_chat_takes_a_path_as_it_takes_a_picture(model, picture, tmp_path):
     picture.save(tmp_path / "picture.png")
     by_path = model.chat(tmp_path / "picture.png", "What is it?", max_new_tokens=10)
     assert by_path == model.chat(picture, "What is it?", max_new_tokens=10)
+
+
+def test_a_picture_talked_about_for_many_turns_is_encoded_once(model, picture):
+    expected = [model.chat(picture, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])]
+    calls = []
+    model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    seen = model.look(picture)
+    assert [model.chat(seen, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])] == expected
+    assert len(calls) == 1
 
 
 def test_history_is_what_was_said_before(model, picture):

@@ -17,20 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from models import CLIP_B, SMOLLM2_135M, random_task, resident
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from minillava import Llava, training  # noqa: E402
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
-from minillava.conversation import IGNORE  # noqa: E402
-from minillava.plan import Setting, plan  # noqa: E402
-from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe  # noqa: E402
-from minillava.training import llava_task, prepare, train  # noqa: E402
+from minillava import training
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.plan import Setting, plan
+from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
+from minillava.training import train
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks one by one, unless keep_memory forbids it
-CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
-SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)
 
 
 @dataclass
@@ -67,45 +62,12 @@ SHAPES = {
 }
 
 
-class Rows:
-    """Random rows: a picture, then words that all bear loss."""
-
-    def __init__(self, setting: Setting):
-        self.setting = setting
-
-    def __len__(self) -> int:
-        return 1000
-
-    def batch(self, indices: list[int], epoch: int) -> dict[str, torch.Tensor]:
-        s, size = self.setting, self.setting.config.vision.image_size
-        ids = torch.randint(0, s.config.decoder.vocab_size, (len(indices), s.length))
-        ids[:, : -s.labels] = s.config.image_token_id
-        labels = ids.clone()
-        labels[:, : -s.labels] = IGNORE
-        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(len(indices), 3, size, size)}
-
-
-def resident(key: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
 def measure(shape: Shape, device: str, give_back: bool) -> int:
     """Bytes that two steps take at most, in this process."""
     if give_back:
         training.keep_memory = lambda: None
     setting, before = shape.setting(gpu=device == "cuda"), resident("VmRSS")
-    with torch.device("meta"):
-        model = Llava(setting.config)
-        task = llava_task(model, Rows(setting), shape.stage, shape.recipe.lora, base="base")
-    prepare(model, shape.recipe.compact and shape.bfloat16, shape.recipe.checkpointing)
-    model.to_empty(device=device)
-    if shape.decoder.tie_word_embeddings:
-        model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.02)
+    task = random_task(setting, device)
     with tempfile.TemporaryDirectory() as folder:
         train(task, shape.recipe, Path(folder) / "out", max_steps=2, device=device, bfloat16=shape.bfloat16)
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before

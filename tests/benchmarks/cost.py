@@ -1,0 +1,87 @@
+"""``python tests/benchmarks/cost.py``: how the time of a training step grows with the rows' length and with pictures.
+
+Stage 2 on random weights and rows: rows of ever more words behind one picture, and batches of ever more pictures in
+rows of one length. Beside each time stand the operations needed (flops.py). Below each table the exponent: the slope
+of a line through the logarithms, 1 if twice as much takes twice as long, 2 if four times; measured, and as the
+operations have it. On small sizes the measured one is lower, since a part of each step is the same for all.
+"""
+
+import argparse
+import json
+import math
+from statistics import median
+
+import torch
+from flops import step_flops
+from models import alternate, random_task
+from plan import Shape
+
+from minillava.config import DecoderConfig, VisionConfig
+from minillava.recipes import Recipe
+from minillava.training import keep_memory
+
+VISION = VisionConfig(256, 1024, 4, 4, image_size=64, patch_size=8)  # 64 visual tokens
+DECODER = DecoderConfig(1024, 256, 704, 4, 4, 4, 64)
+
+
+def shape_of(rows: int, length: int) -> Shape:
+    return Shape(VISION, DECODER, 2, Recipe(1e-4, rows, 1), length, bfloat16=False)
+
+
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """The slope of the line through log(cost) over log(size), by least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def measure(what: str, sizes: list[int], rounds: int) -> dict:
+    """Median seconds of a step and its operations at each size; all sizes take turns."""
+    settings, steps = {}, {}
+    for size in sizes:
+        rows, length = (2, size) if what == "length" else (size, 128)
+        settings[str(size)] = setting = shape_of(rows, length).setting(gpu=False)
+        task = random_task(setting, "cpu")
+        optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], 1e-4)
+        batch = task.dataset.batch(list(range(rows)), 0)
+
+        def step(task=task, optimizer=optimizer, batch=batch) -> None:
+            task.loss(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        steps[str(size)] = step
+    seconds = [median(values) for values in alternate(rounds, **steps).values()]
+    flops = [step_flops(setting) for setting in settings.values()]
+    return {
+        "what": what,
+        "sizes": sizes,
+        "seconds": seconds,
+        "flops": flops,
+        "exponent": exponent(sizes, seconds),
+        "exponent_of_flops": exponent(sizes, flops),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048])
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON too")
+    a = parser.parse_args()
+    keep_memory()
+    results = []
+    for what, sizes in (("length", a.lengths), ("pictures", a.pictures)):
+        r = measure(what, sizes, a.rounds)
+        results.append(r)
+        print(f"{what:<10}{'ms a step':>12}{'GFLOP':>10}{'GFLOP/s':>10}")
+        for size, seconds, flops in zip(sizes, r["seconds"], r["flops"]):
+            print(f"{size:<10}{seconds * 1e3:>12.1f}{flops / 1e9:>10.2f}{flops / seconds / 1e9:>10.1f}")
+        print(f"{'exponent':<10}{r['exponent']:>12.2f}{r['exponent_of_flops']:>10.2f}\n", flush=True)
+    if a.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""How many floating-point operations a training step needs, counted from the configuration.
+
+A product of (n, k) and (k, m) takes 2 n k m operations, a multiplication and an addition each; nothing else counts
+enough to be counted. On the way back it takes as many for the gradient of what it read, and as many for that of its
+weights if they learn. So, for rows of T tokens, of which ``labels`` bear loss:
+
+- the vision tower: forward alone, since it is frozen, and only the blocks up to the layer that is read;
+- the projection: forward, its weights' gradients, and between its two layers the gradient of what the second read;
+- the decoder's matrices: forward and back, since the projection learns through them, and a third time where they learn
+  (6 operations a parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two besides: three times, always;
+- attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is
+  usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half;
+- the head: at the positions that bear loss.
+
+What activation checkpointing computes again is not counted: it is of no use to the model. Hence "model FLOP
+utilisation", these operations a second over what the maker says the device can do.
+"""
+
+from minillava.plan import Setting
+
+# Dense bfloat16 operations a second as the makers' data sheets have them, by a part of the device's name.
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,  # SXM
+    "A100": 312e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def step_flops(s: Setting) -> int:
+    """Operations of one micro-batch, forward and back; the optimiser's step is nothing beside it."""
+    return vision_flops(s) + projection_flops(s) + decoder_flops(s) + head_flops(s)
+
+
+def vision_flops(s: Setting) -> int:
+    v, layer = s.config.vision, s.config.vision_feature_layer
+    blocks = layer if layer >= 0 else v.num_hidden_layers + 1 + layer
+    tokens = v.num_patches + 1
+    matrices = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
+    block = 2 * tokens * matrices + 4 * tokens**2 * v.hidden_size
+    return s.rows * (2 * v.num_patches * v.num_channels * v.patch_size**2 * v.hidden_size + blocks * block)
+
+
+def projection_flops(s: Setting) -> int:
+    from_size, to_size = s.config.vision.hidden_size, s.config.decoder.hidden_size
+    products = 2 * from_size * to_size + (3 * to_size**2 if s.config.projector == "mlp" else 0)
+    return 2 * s.rows * s.config.num_image_tokens * products
+
+
+def decoder_flops(s: Setting) -> int:
+    c = s.config.decoder
+    width, key_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    attention = [(c.hidden_size, width), (c.hidden_size, key_width), (c.hidden_size, key_width), (width, c.hidden_size)]
+    matrices = [*attention, *[(c.hidden_size, c.intermediate_size)] * 3]
+    per_token = (3 if s.whole else 2) * sum(a * b for a, b in matrices)
+    if s.stage == 2:
+        per_token += 3 * s.recipe.lora * sum(a + b for a, b in matrices)
+    return c.num_hidden_layers * s.rows * (2 * s.length * per_token + 12 * s.length**2 * width)
+
+
+def head_flops(s: Setting) -> int:
+    c = s.config.decoder
+    return 2 * s.rows * s.labels * c.vocab_size * c.hidden_size * (3 if s.whole else 2)

@@ -1,0 +1,136 @@
+"""What the benchmarks share: models of known sizes with random weights, the same in transformers, inputs, clocks."""
+
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports transformers: no warnings, no look-ups on the hub, no progress bars.
+os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from data.picturebook.draw import draw_scene  # noqa: E402
+from data.picturebook.language import LENGTH, captions, conversation  # noqa: E402
+from data.picturebook.scene import sample_scene  # noqa: E402
+from minillava import Llava, Tokenizer, load, save  # noqa: E402
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
+from minillava.conversation import IGNORE, encode_conversation  # noqa: E402
+from minillava.dataset import pad_rows  # noqa: E402
+from minillava.evaluate import PRETRAINED  # noqa: E402
+from minillava.plan import Setting  # noqa: E402
+from minillava.recipes import TINYLLAMA  # noqa: E402
+from minillava.training import Task, llava_task, prepare  # noqa: E402
+from minillava.weights import Unfilled  # noqa: E402
+
+CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
+SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)
+SIZES = {"toy": None, "135m": (CLIP_B, SMOLLM2_135M), "1.1b": (CLIP_B, TINYLLAMA)}  # toy is the shipped model
+
+
+def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
+    """The shipped model, or one of random weights with the shipped tokenizer, whose rows are then the first of many."""
+    if size == "toy":
+        return load(PRETRAINED, dtype=dtype)
+    vision, decoder = SIZES[size]
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    with torch.device("meta"), Unfilled():
+        model = Llava(LlavaConfig(vision, decoder, "mlp", image_token_id=tokenizer.image_id), tokenizer)
+    fill_at_random(model.to(dtype), "cpu")
+    return model.eval()
+
+
+def fill_at_random(model: Llava, device: str) -> None:
+    """Give memory to a model that has none, and numbers that keep the size of what goes through."""
+    torch.manual_seed(0)
+    model.to_empty(device=device)
+    if model.config.decoder.tie_word_embeddings:
+        model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+
+
+def opened_by_transformers(model: Llava, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model as LlavaForConditionalGeneration reads it from the folder that save() writes."""
+    from transformers import LlavaForConditionalGeneration
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder) / "model")
+        return LlavaForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=dtype).eval()
+
+
+def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
+    """Picture-book rows as training reads them: a caption in stage 1, a conversation in stage 2."""
+    rng = random.Random(0)
+    pairs, pictures = [], []
+    for _ in range(rows):
+        scene = sample_scene(rng)
+        pictures.append(model.image_processor(draw_scene(scene, rng)))
+        told = [("Describe the image concisely.", captions(scene)[0])]
+        said = told if stage == 1 else conversation(scene, rng, LENGTH)
+        row = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair)]
+        row[0]["value"] = f"<image>\n{row[0]['value']}"
+        pairs.append(encode_conversation(row, model.tokenizer, num_image_tokens=model.config.num_image_tokens))
+    return {**pad_rows(pairs, model.tokenizer), "pixel_values": torch.stack(pictures)}
+
+
+class RandomRows:
+    """A dataset of random rows: a picture, then words that all bear loss."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+
+    def __len__(self) -> int:
+        return 1000
+
+    def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
+        s, size = self.setting, self.setting.config.vision.image_size
+        ids = torch.randint(0, s.config.image_token_id, (len(indices), s.length))  # no placeholder among the words
+        ids[:, : -s.labels] = s.config.image_token_id
+        labels = ids.clone()
+        labels[:, : -s.labels] = IGNORE
+        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(len(indices), 3, size, size)}
+
+
+def random_task(setting: Setting, device: str) -> Task:
+    """A training of ``setting`` on random weights, made on the device in the dtype to train in, and random rows."""
+    recipe = setting.recipe
+    with torch.device("meta"), Unfilled():
+        model = Llava(setting.config)
+        task = llava_task(model, RandomRows(setting), setting.stage, recipe.lora, base="base")
+    prepare(model, recipe.compact and setting.bfloat16, recipe.checkpointing)
+    fill_at_random(model, device)
+    return task
+
+
+def alternate(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds that each function takes, called in turn ``rounds`` times, after one call of each that is not counted.
+
+    Whatever else goes on in the machine falls on all of them alike, so the ratio within a round means more than the
+    seconds do.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def resident(key: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,79 @@
+"""The benchmarks run, at their smallest, and print JSON; operations counted by formula are what PyTorch counts."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minillava.plan import Setting
+from minillava.recipes import Recipe
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def printed(benchmark, monkeypatch, capsys):
+    """Runs a benchmark in this process; gives what its line of JSON says."""
+
+    def run(name: str, *arguments: str) -> list | dict:
+        monkeypatch.setattr(sys, "argv", [name, *arguments, "--json"])
+        benchmark(name).main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+@pytest.mark.parametrize(("stage", "lora"), [(1, 0), (2, 0), (2, 3)], ids=["stage 1", "stage 2", "LoRA"])
+def test_operations_are_those_that_pytorch_counts(benchmark, tiny_config, projector, stage, lora):
+    tiny_config = replace(tiny_config, projector=projector)
+    setting = Setting(tiny_config, stage, Recipe(1e-3, 3, 1, lora=lora), 3, 20, 11, bfloat16=False, gpu=False)
+    task = benchmark("models").random_task(setting, "cpu")
+    batch = task.dataset.batch([0, 1, 2], 0)
+    with FlopCounterMode(display=False) as counter:
+        task.loss(batch).backward()
+    assert benchmark("flops").step_flops(setting) == counter.get_total_flops()
+
+
+def test_generation_gives_the_same_tokens_as_transformers(printed):
+    (result,) = printed("generation", "--size", "toy", "--tokens", "12", "--rounds", "1")
+    assert result["same_tokens"] == 12 and result["shortfall"] == 0
+    assert result["ratio"] > 0 and result["first_token_ratio"] > 0
+
+
+def test_a_training_step_has_the_same_losses_as_transformers(printed):
+    results = printed("train_step", "--size", "toy", "--stage", "2", "--rounds", "2")
+    assert results[0]["loss_difference"] < 1e-3
+    assert all(bytes_ > 2**20 for bytes_ in results[0]["peak_bytes"].values())
+
+
+def test_exponents_are_slopes(benchmark, printed):
+    assert benchmark("cost").exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+    length, pictures = printed("cost", "--lengths", "72", "96", "--pictures", "1", "2", "--rounds", "1")
+    assert (length["sizes"], pictures["sizes"]) == ([72, 96], [1, 2])
+    assert pictures["exponent_of_flops"] == pytest.approx(1) and length["exponent_of_flops"] > 0
+
+
+def test_a_preset_is_measured_on_a_cpu_too(printed):
+    result = printed("gpu", "--device", "cpu", "--preset", "toy", "--stage", "1", "--steps", "1")
+    assert result["tokens_per_second"] == pytest.approx(32 * 256 / result["step_seconds"])
+    assert result["utilisation"] is None and result["peak_bytes"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_says_so(benchmark, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match="no CUDA device here") as raised:
+        benchmark("gpu").main()
+    assert "\n" not in str(raised.value)
