@@ -68,7 +68,7 @@ PARTS: dict[str, dict[str, str]] = {
         "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
         "Decoder._mask": (
             "causal_mask() with two axes before it; where attention_mask (B, past + T) is 0, CLOSED for all who look. "
-            "None without attention_mask where the token is single or there is no past: Attention knows what to do then."
+            "None without attention_mask for a single token or without a past: Attention then knows what to do."
         ),
         "Decoder.forward": (
             "Positions (1 or B, T) go on from the cache's length; with an attention_mask they count its ones up to "
