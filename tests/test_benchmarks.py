@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -79,3 +80,9 @@ def test_without_a_gpu_one_line_says_so(benchmark, monkeypatch):
     with pytest.raises(SystemExit, match="no CUDA device here") as raised:
         benchmark("gpu").main()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_it_starts_from_anywhere(path, tmp_path):
+    done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

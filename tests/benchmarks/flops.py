@@ -16,7 +16,12 @@ What activation checkpointing computes again is not counted: it is of no use to 
 utilisation", these operations a second over what the maker says the device can do.
 """
 
-from minillava.plan import Setting
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from minillava.plan import Setting  # noqa: E402
 
 # Dense bfloat16 operations a second as the makers' data sheets have them, by a part of the device's name.
 PEAKS = {
