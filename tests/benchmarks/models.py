@@ -94,6 +94,9 @@ class RandomRows:
     def __len__(self) -> int:
         return 1000
 
+    def arrange(self, indices: list[int], epoch: int) -> list[int]:
+        return indices  # all are of one length
+
     def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
         s, size = self.setting, self.setting.config.vision.image_size
         ids = torch.randint(0, s.config.image_token_id, (len(indices), s.length))  # no placeholder among the words
