@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.picturebook.language import BRIEF_REQUESTS
+from data.rows import conversation
 from minillava.errors import UserError
 from minillava.rows import scan
 from minillava.tokenizer import IMAGE
@@ -39,10 +40,7 @@ def read_captions(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
 
 def caption_row(name: str, image: str, caption: str, rng: random.Random) -> dict:
     """A pair as a row of stage 1: one of the paper's eleven requests, drawn by ``rng``, and the caption as answer."""
-    turns = [
-        {"from": "human", "value": f"{IMAGE}\n{rng.choice(BRIEF_REQUESTS)}"},
-        {"from": "gpt", "value": caption},
-    ]
+    turns = conversation([(rng.choice(BRIEF_REQUESTS), caption)])
     return {"id": name, "image": image, "type": "caption", "conversations": turns}
 
 

@@ -13,7 +13,8 @@ PARTS: dict[str, dict[str, str]] = {
         "causal_mask": "CLOSED above a diagonal, 0 on it and below. Without a past it is the main diagonal.",
         "attend": (
             "scores = q k^T / sqrt(d), (B, heads, T, S); add the mask; softmax over S, the keys; then times v. Of "
-            "n * kv_heads query heads, the first n read the first key head, the next n the second, and so on."
+            "n * kv_heads query heads, the first n read the first key head, the next n the second, and so on. Where "
+            "causal is True, the mask is causal_mask()."
         ),
     },
     "vision": {
@@ -63,7 +64,8 @@ PARTS: dict[str, dict[str, str]] = {
         "MLP.forward": "The module docstring has the formula.",
         "Attention.forward": (
             "q (B, heads, T, head_dim), k and v (B, kv_heads, T, head_dim). Turn q and k, not v. Then the cache, if "
-            "there is one, and attend(). Put the heads side by side again, (B, T, heads * head_dim); o_proj."
+            "there is one, and attend(), causal where no mask says what to see and the token is not single. Put the "
+            "heads side by side again, (B, T, heads * head_dim); o_proj."
         ),
         "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
         "Decoder._mask": (

@@ -107,3 +107,21 @@ def tiny_model(tiny_config, tokenizer) -> "Llava":
 
     torch.manual_seed(1)
     return randomise(Llava(tiny_config, tokenizer))
+
+
+@pytest.fixture
+def cut_power():
+    """Has a training's data fail at the sixth batch, with a RuntimeError that says "power cut"."""
+
+    def cut(task) -> None:
+        fetch, calls = task.dataset.batch, []
+
+        def batch(indices, epoch):
+            calls.append(indices)
+            if len(calls) == 6:
+                raise RuntimeError("power cut")
+            return fetch(indices, epoch)
+
+        task.dataset.batch = batch
+
+    return cut

@@ -297,7 +297,7 @@ def test_a_setting_that_would_be_computed_wrongly_is_named(adapter, values, mess
     assert "\n" not in str(error.value)
 
 
-def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path):
+def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path, cut_power):
     recipe = Recipe(1e-2, 2, 2, save_every=3)
 
     def make():
@@ -306,16 +306,8 @@ def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path):
         return llava_task(model, Rows(model), 2, RANK, base)
 
     train(make(), recipe, tmp_path / "whole")
-    task, calls = make(), []
-    fetch = task.dataset.batch
-
-    def broken(indices, epoch):
-        calls.append(indices)
-        if len(calls) == 6:
-            raise RuntimeError("power cut")
-        return fetch(indices, epoch)
-
-    task.dataset.batch = broken
+    task = make()
+    cut_power(task)
     with pytest.raises(RuntimeError, match="power cut"):
         train(task, recipe, tmp_path / "broken")
     train(make(), recipe, tmp_path / "broken", resume=True)

@@ -174,18 +174,10 @@ def test_same_seed_same_bytes_and_another_seed_others(world, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
-def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind):
+def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind, cut_power):
     train(make(world, kind), RECIPE, tmp_path / "whole", max_steps=8)
     task = make(world, kind)
-    fetch, calls = task.dataset.batch, []
-
-    def broken(indices, epoch):
-        calls.append(indices)
-        if len(calls) == 6:
-            raise RuntimeError("power cut")
-        return fetch(indices, epoch)
-
-    task.dataset.batch = broken
+    cut_power(task)
     with pytest.raises(RuntimeError, match="power cut"):
         train(task, RECIPE, tmp_path / "broken", max_steps=8)
     train(make(world, kind), RECIPE, tmp_path / "broken", max_steps=8, resume=True)

@@ -16,14 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from models import resident
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from minillava import Llava, Tokenizer, load  # noqa: E402
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
-from minillava.evaluate import PRETRAINED  # noqa: E402
+from minillava import Llava, Tokenizer, load
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.evaluate import PRETRAINED
 
 LARGE_VISION = VisionConfig(
     hidden_size=1024,
@@ -73,12 +71,6 @@ def write_random(config: LlavaConfig, folder: Path) -> int:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     return 2 * sum(shape.numel() for shape in shapes.values())
-
-
-def resident(key: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
 
 
 def measure(folder: Path, answer: bool) -> dict:
