@@ -191,3 +191,16 @@ def test_sizes_are_read_from_folders_without_their_weights(run, tmp_path):
     assert code == 2 and "nowhere/config.json: No such file" in errors
     code, _, errors = run("--stage", "0")
     assert code == 2 and "--plan: stage 0" in errors
+
+
+def test_the_readme_shows_what_is_printed(run, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, printed, _ = run("--stage", "2", "--preset", "consumer", "--memory", "16", "--out", tmp_path / "none")
+    assert f"--preset consumer --memory 16\n{printed}```" in readme
+    for preset in ("consumer", "llava-7b", "paper"):
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{preset}` |"))
+        peaks = []
+        for stage in ("1", "2"):
+            _, printed, _ = run("--stage", stage, "--preset", preset, "--out", tmp_path / "none")
+            peaks.append(float(re.search(r"^peak +(\S+) GiB", printed, re.MULTILINE)[1]))
+        assert f"| {peaks[0]:.1f} and {peaks[1]:.1f} GiB" in row
