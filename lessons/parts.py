@@ -52,11 +52,12 @@ PARTS: dict[str, dict[str, str]] = {
             "frequency is kept, from low_freq_factor down it is divided by factor, and between it is a mixture."
         ),
         "rope_tables": (
-            "angle = position * frequency, (B, 1, T, head_dim / 2); each pair's angle stands twice, half a head apart."
+            "angle = position * frequency, (B, 1, T, head_dim / 2); each pair's angle stands twice, half a head apart. "
+            "sin is negative in the first half, as rotate() wants it."
         ),
         "rotate": (
             "A pair (a, b) becomes (a cos - b sin, b cos + a sin). All at once: x * cos + swapped * sin, where swapped "
-            "is x with its halves exchanged and the new first half negative."
+            "is x with its halves exchanged; the first half of sin is negative already."
         ),
         "KVCache.append": (
             "self.store is (layers, 2, B, kv_heads, capacity, head_dim); self.length, where the past ends, stays."
@@ -152,12 +153,13 @@ PARTS: dict[str, dict[str, str]] = {
     "generation": {
         "sample": "torch.multinomial draws. Softmax in float32.",
         "collect": (
-            "done (B,) says which rows have met a stop. What a row says that was done before this step becomes fill. "
-            "Ask for no step after the last row is done."
+            "done holds the rows that have met a stop. What a row says that was done before this step becomes fill. "
+            "Ask for no step after the last row is done. The columns, put side by side, are (N, B): turn them."
         ),
         "generate_ids": (
             "One cache with room for all. The first pass reads the prompt, each later one the token drawn last: the "
-            "logits at the last position give the next. attention_mask grows by a column of ones a step."
+            "logits at the last position give the next. attention_mask grows by a column of ones a step. For a single "
+            "row without a mask, and a decoder that is_plain(), a Step(decoder, cache) makes the later passes."
         ),
         "stream_text": (
             "An incremental UTF-8 decoder turns each token's bytes into whole characters. Hold back the longest end of "

@@ -55,17 +55,17 @@ def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) 
 def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """positions (B, T), frequencies (head_dim / 2,) -> cos and sin, each (B, 1, T, head_dim), float32.
 
-    The two members of a pair stand half a head apart.
+    The two members of a pair stand half a head apart; sin has the sign with which a member takes from the other.
     """
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every pair of x (B, heads, T, head_dim) by its angle."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Turn every pair of x (B, heads, T, head_dim) by its angle: (a cos - b sin, b cos + a sin)."""
+    partners = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, partners, sin).to(x.dtype)
 
 
 class KVCache:

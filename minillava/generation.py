@@ -1,7 +1,7 @@
 """Writing an answer one token at a time: sampling, stops, the KV cache, streaming.
 
 The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then
-costs one pass of length one.
+costs one pass of length one, in a conversation of its own by step.py.
 """
 
 import codecs
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minillava.decoder import Decoder, KVCache
+from minillava.step import Step, is_plain
 from minillava.tokenizer import Tokenizer
 
 
@@ -36,9 +37,13 @@ def generate_ids(
     """
     batch, length = embeddings.shape[:2]
     cache = KVCache(decoder.config, batch, length + max_new_tokens, embeddings.dtype, embeddings.device)
-    for _ in range(max_new_tokens):
-        hidden = decoder(embeddings, attention_mask, cache)
-        ids = sample(decoder.lm_head(hidden[:, -1]), temperature)
+    step = Step(decoder, cache) if batch == 1 and attention_mask is None and is_plain(decoder) else None
+    for count in range(max_new_tokens):
+        if step and count:
+            logits = step(ids)
+        else:
+            logits = decoder.lm_head(decoder(embeddings, attention_mask, cache)[:, -1])
+        ids = sample(logits, temperature)
         yield ids
         embeddings = decoder.embed_tokens(ids[:, None])
         if attention_mask is not None:
@@ -50,18 +55,15 @@ def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tens
 
     A row keeps its stop; what comes after it is ``fill``. ``steps`` must not be empty.
     """
-    columns: list[Tensor] = []
-    stops = torch.tensor(list(stop_ids), dtype=torch.long)
-    done: Tensor | None = None
+    stops = set(stop_ids)
+    columns: list[list[int]] = []
+    done: set[int] = set()
     for ids in steps:
-        stops = stops.to(ids.device)
-        if done is None:
-            done = torch.zeros_like(ids, dtype=torch.bool)
-        columns.append(ids.masked_fill(done, fill))
-        done = done | torch.isin(ids, stops)
-        if done.all():
+        columns.append([fill if row in done else index for row, index in enumerate(ids.tolist())])
+        done |= {row for row, index in enumerate(columns[-1]) if index in stops}
+        if len(done) == len(ids):
             break
-    return torch.stack(columns, dim=1)
+    return torch.tensor(columns, device=ids.device).T
 
 
 def stream_text(steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str) -> Iterator[str]:

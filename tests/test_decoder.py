@@ -106,7 +106,7 @@ def test_rope_tables_are_cosine_and_sine_of_position_times_frequency():
             for i in range(6):
                 angle = positions[row, t].item() * frequencies[i % 3].item()
                 assert cos[row, 0, t, i].item() == pytest.approx(math.cos(angle), abs=1e-6)
-                assert sin[row, 0, t, i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+                assert sin[row, 0, t, i].item() == pytest.approx(math.sin(angle) * (-1 if i < 3 else 1), abs=1e-6)
 
 
 def test_rope_turns_each_pair_by_its_angle():
@@ -190,7 +190,8 @@ def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
         return
     mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, CLOSED, 0.0)
     cos, sin = rope_tables(torch.arange(7)[None], rope_frequencies(decoder.config))
-    expected = theirs(x, position_embeddings=(cos.squeeze(1), sin.squeeze(1)), attention_mask=mask)
+    sine = torch.cat(2 * [sin.squeeze(1)[..., 6:]], dim=-1)  # theirs has no sign: the turned half has it
+    expected = theirs(x, position_embeddings=(cos.squeeze(1), sine), attention_mask=mask)
     if part == "self_attn":
         expected = expected[0]
     torch.testing.assert_close(ours(x, (cos, sin), mask, None), expected, **CLOSE)

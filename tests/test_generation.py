@@ -11,6 +11,8 @@ from minillava.conversation import encode_conversation
 from minillava.errors import UserError
 from minillava.generation import collect, generate_ids, sample, stream_text
 from minillava.image import ImageProcessor
+from minillava.lora import add_lora, merge_lora
+from minillava.step import Step
 
 PATCHES = 9
 
@@ -111,13 +113,37 @@ def test_greedy_with_cache_is_greedy_without(model):
     assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @torch.no_grad()
-def test_each_new_token_costs_one_pass_of_length_one(model):
-    lengths = []
+def test_each_new_token_costs_one_pass_of_length_one(model, monkeypatch, rows):
+    """A lone row's passes are step.py's."""
+    lengths, step = [], Step.__call__
     model.language_model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    ids = prompt(model, "What is it?")
-    model.generate(ids, torch.randn(1, 3, 24, 24), max_new_tokens=5, stop_ids=[])
-    assert lengths == [ids.shape[1], 1, 1, 1, 1]
+    monkeypatch.setattr(Step, "__call__", lambda self, ids: lengths.append("step") or step(self, ids))
+    ids = prompt(model, "What is it?").expand(rows, -1)
+    model.generate(ids, torch.randn(rows, 3, 24, 24), max_new_tokens=5, stop_ids=[])
+    assert lengths == [ids.shape[1], *["step" if rows == 1 else 1] * 4]
+
+
+def test_padding_before_a_lone_row_changes_nothing(model):
+    ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
+    padded = torch.nn.functional.pad(ids, (7, 0), value=model.tokenizer.pad_id)
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (7, 0))
+    alone = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
+    assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(alone)
+
+
+def test_what_lora_learnt_is_in_the_answer(model):
+    run = (prompt(model, "What is it?"), torch.randn(1, 3, 24, 24))
+    before = model.generate(*run, max_new_tokens=20, stop_ids=[])
+    add_lora(model.language_model, rank=2, alpha=4.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    apart = model.generate(*run, max_new_tokens=20, stop_ids=[])
+    merge_lora(model.language_model)
+    assert model.generate(*run, max_new_tokens=20, stop_ids=[]).equal(apart) and not apart.equal(before)
 
 
 def test_a_row_keeps_its_stop_and_is_filled_until_the_last_row_stops():

@@ -1,0 +1,60 @@
+"""One new token of a lone conversation: the decoder's pass written out flat, for one reader who waits.
+
+Each matrix then meets a single vector: no number of it is used twice, and a large model's token takes the time of
+reading its weights from memory. A small model's takes that of calling modules and operations, some microseconds each.
+Both are kept low here:
+
+- torch.mv multiplies a matrix by a vector; F.linear, a product of matrices, reads bfloat16 half as fast on a CPU;
+- there are no modules, no batch, no padding, and no mask: the newest token sees all that came before.
+
+What comes out is what Decoder.forward and lm_head give, to rounding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillava.attention import attend
+from minillava.decoder import Decoder, KVCache, rotate
+from minillava.lora import LoraLinear
+
+
+class Step:
+    """The pass of one token after those in ``cache``, which holds one row without padding."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache):
+        self.cache, self.head_dim = cache, decoder.config.head_dim
+        self.embed_tokens, self.lm_head = decoder.embed_tokens.weight, decoder.lm_head.weight
+        self.norm = decoder.norm.weight
+        blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
+        self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
+        self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of a single vector."""
+        x = x.float()
+        scale = torch.add(self.eps, x.dot(x), alpha=1 / len(x)).rsqrt()
+        return (x * scale * weight.float()).to(weight.dtype)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The newest token, ids (1,) -> the logits of the next, (1, V)."""
+        head_dim, at = self.head_dim, self.cache.length
+        cos, sin = (table[0, 0, at] for table in self.cache.rope)
+        x = self.embed_tokens[ids[0]]
+        for block, keys, values in self.layers:
+            y = self.rms_norm(x, block["input_layernorm.weight"])
+            q = rotate(torch.mv(block["self_attn.q_proj.weight"], y).view(-1, head_dim), cos, sin)
+            keys[:, at] = rotate(torch.mv(block["self_attn.k_proj.weight"], y).view(-1, head_dim), cos, sin)
+            values[:, at] = torch.mv(block["self_attn.v_proj.weight"], y).view(-1, head_dim)
+            y = attend(q[None, :, None], keys[None, :, : at + 1], values[None, :, : at + 1])
+            x = x + torch.mv(block["self_attn.o_proj.weight"], y.view(-1))
+            y = self.rms_norm(x, block["post_attention_layernorm.weight"])
+            y = F.silu(torch.mv(block["mlp.gate_proj.weight"], y)) * torch.mv(block["mlp.up_proj.weight"], y)
+            x = x + torch.mv(block["mlp.down_proj.weight"], y)
+        self.cache.length += 1
+        return torch.mv(self.lm_head, self.rms_norm(x, self.norm))[None]
+
+
+def is_plain(decoder: Decoder) -> bool:
+    """Whether ``decoder`` is all that Step computes: no LoRA beside its matrices, and not compiled."""
+    return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())

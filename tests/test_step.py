@@ -1,0 +1,74 @@
+"""One token at a time, a lone row is read as the decoder reads it all at once."""
+
+import pytest
+import torch
+from test_decoder import CLOSE, CONFIGS, LLAMA3, SMALL
+
+from minillava.config import DecoderConfig
+from minillava.decoder import Decoder, KVCache
+from minillava.lora import add_lora, merge_lora
+from minillava.step import Step, is_plain
+
+
+@torch.no_grad()
+def stepped(decoder: Decoder, ids: torch.Tensor, prompt: int) -> torch.Tensor:
+    """Logits at ids (1, T) from position ``prompt`` on, a step each after a prompt that the decoder reads."""
+    dtype = decoder.embed_tokens.weight.dtype
+    cache = KVCache(decoder.config, 1, ids.shape[1], dtype, torch.device("cpu"))
+    decoder(decoder.embed_tokens(ids[:, :prompt]), cache=cache)
+    step = Step(decoder, cache)
+    logits = torch.cat([step(ids[:, at]) for at in range(prompt, ids.shape[1])])
+    assert cache.length == ids.shape[1]
+    return logits
+
+
+@torch.no_grad()
+def read_at_once(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    return decoder.lm_head(decoder(decoder.embed_tokens(ids)))[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("prompt", [1, 6])
+def test_steps_give_the_logits_of_the_whole_row(randomise, name, prompt):
+    decoder, ids = randomise(Decoder(CONFIGS[name])), torch.randint(50, (1, 15))
+    torch.testing.assert_close(stepped(decoder, ids, prompt), read_at_once(decoder, ids)[prompt:], **CLOSE)
+
+
+@torch.no_grad()
+def test_what_the_steps_keep_is_what_the_decoder_keeps(randomise):
+    decoder, ids = randomise(Decoder(CONFIGS["GQA"])), torch.randint(50, (1, 9))
+    whole, parts = (KVCache(decoder.config, 1, 9, torch.float32, torch.device("cpu")) for _ in range(2))
+    decoder(decoder.embed_tokens(ids), cache=whole)
+    decoder(decoder.embed_tokens(ids[:, :4]), cache=parts)
+    step = Step(decoder, parts)
+    for at in range(4, 9):
+        step(ids[:, at])
+    torch.testing.assert_close(parts.store, whole.store, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_steps_are_as_close_to_float32_as_the_decoder_is(randomise, dtype):
+    decoder, ids = randomise(Decoder(DecoderConfig(**SMALL))), torch.randint(50, (1, 12))
+    exact = read_at_once(decoder, ids)[5:]
+    decoder.to(dtype)
+    ours, theirs = stepped(decoder, ids, 5), read_at_once(decoder, ids)[5:]
+    assert ours.dtype == dtype
+    assert (ours - exact).norm() < 1.5 * (theirs - exact).norm()
+
+
+def test_a_sum_of_squares_beyond_float16_is_no_infinity(randomise):
+    decoder, ids = randomise(Decoder(CONFIGS["MHA"])).half(), torch.randint(50, (1, 5))
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(300 / decoder.embed_tokens.weight.abs().mean())
+    torch.testing.assert_close(stepped(decoder, ids, 2), read_at_once(decoder, ids)[2:], rtol=0.02, atol=0.02)
+
+
+def test_steps_are_for_plain_decoders(randomise):
+    decoder = Decoder(DecoderConfig(**SMALL, rope_scaling={"rope_type": "llama3", **LLAMA3}))
+    assert is_plain(decoder)
+    add_lora(decoder, rank=2, alpha=4.0)
+    assert not is_plain(decoder)
+    merge_lora(decoder)
+    assert is_plain(decoder)
+    decoder.compile(backend="eager")
+    assert not is_plain(decoder)
