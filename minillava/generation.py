@@ -38,11 +38,10 @@ def generate_ids(
     batch, length = embeddings.shape[:2]
     cache = KVCache(decoder.config, batch, length + max_new_tokens, embeddings.dtype, embeddings.device)
     step = Step(decoder, cache) if batch == 1 and attention_mask is None and is_plain(decoder) else None
-    for count in range(max_new_tokens):
-        if step and count:
-            logits = step(ids)
-        else:
-            logits = decoder.lm_head(decoder(embeddings, attention_mask, cache)[:, -1])
+    ids = None
+    for _ in range(max_new_tokens):
+        alone = step and ids is not None  # the prompt has been read
+        logits = step(ids) if alone else decoder.lm_head(decoder(embeddings, attention_mask, cache)[:, -1])
         ids = sample(logits, temperature)
         yield ids
         embeddings = decoder.embed_tokens(ids[:, None])
