@@ -66,9 +66,12 @@ PARTS: dict[str, dict[str, str]] = {
         "Attention.forward": (
             "q (B, heads, T, head_dim), k and v (B, kv_heads, T, head_dim). Turn q and k, not v. Then the cache, if "
             "there is one, and attend(), causal where no mask says what to see and the token is not single. Put the "
-            "heads side by side again, (B, T, heads * head_dim); o_proj."
+            "heads side by side again, (B, T, heads * head_dim); of these the rows at where, if there is one; o_proj."
         ),
-        "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
+        "Block.forward": (
+            "The class docstring is the formula. Add to x what has not been normalised. With where, attention gives "
+            "the N rows at these places; take the same rows of x."
+        ),
         "Decoder._mask": (
             "causal_mask() with two axes before it; where attention_mask (B, past + T) is 0, CLOSED for all who look. "
             "None without attention_mask for a single token or without a past: Attention then knows what to do."
@@ -140,15 +143,14 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "llava": {
         "splice": "Tensor.masked_scatter fills the places where a mask is True, in order. First compare the counts.",
-        "answer_loss": (
-            "hidden at i is for the label at i + 1. Select the places that bear loss, then lm_head, then cross-entropy."
-        ),
+        "before_labels": "Position i is for the label at i + 1, so the last position is for none.",
+        "answer_loss": "hidden has a row for each label that bears loss, in their order: lm_head, then cross-entropy.",
         "Llava.encode_images": "The tower takes the layer and the strategy that the configuration names. Then W.",
         "Llava.embed": (
             "Words have rows in embed_tokens; the placeholder's id may be beyond them, so put another there. Then "
             "splice(). Without pictures every id is a word's."
         ),
-        "Llava.forward": "embed(), the language model, answer_loss() where there are labels.",
+        "Llava.forward": "embed(), the language model; where there are labels, before_labels() and answer_loss().",
     },
     "generation": {
         "sample": "torch.multinomial draws. Softmax in float32.",

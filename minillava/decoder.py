@@ -93,7 +93,8 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, (B, T, hidden) -> (B, T, hidden)."""
+    """Grouped-query self-attention with rotary positions, (B, T, hidden) -> (B, T, hidden), or (N, hidden) at the N
+    places where ``where`` (B, T) is true."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -105,7 +106,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        where: Tensor | None = None,
+    ) -> Tensor:
         def heads(y: Tensor) -> Tensor:
             return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
 
@@ -115,7 +123,8 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         single = x.shape[1] == 1  # it sees all that came before
         out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        return self.o_proj(out if where is None else out[where])
 
 
 class MLP(nn.Module):
@@ -141,8 +150,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), rope, mask, cache, where)
+        x = attended + (x if where is None else x[where])
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -172,12 +189,16 @@ class Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
         segments: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> Tensor:
         """Embeddings (B, T, hidden) of the new tokens -> final hidden states (B, T, hidden).
 
         attention_mask (B, past + T), 1 for a token and 0 for padding (left or right), covers the cache too.
         Positions count tokens alone, so padding on the left does not shift them. In its place segments (B, T) may tell
         apart conversations that share a row: each sees itself alone, at positions from 0.
+
+        Where only some states are wanted, ``where`` (B, T) is true there, and they alone come out, (N, hidden). The
+        last block then computes its keys and values everywhere, and what comes after attention for those N.
         """
         past = cache.length if cache is not None else 0
         length = embeddings.shape[1]
@@ -196,10 +217,11 @@ class Decoder(nn.Module):
             rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:
+            wanted = where if layer is self.layers[-1] else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, mask, cache, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, rope, mask, cache, wanted, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rope, mask, cache)
+                x = layer(x, rope, mask, cache, wanted)
         if cache is not None:
             cache.length += length
         return self.norm(x)

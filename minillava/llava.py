@@ -50,20 +50,25 @@ def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
         decoder.grow(math.ceil(tokenizer.vocab_size / 64) * 64)
 
 
-def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 2: the mean of -log p(token | everything before it) over the labelled tokens, in nats.
+def before_labels(labels: Tensor) -> Tensor:
+    """labels (B, T), -100 where no loss is borne -> (B, T), true where the next token bears loss: i predicts i + 1."""
+    return F.pad(labels[:, 1:] != IGNORE, (0, 1))
 
-    hidden (B, T, hidden) are the decoder's outputs, labels (B, T) hold -100 where no loss is borne. Position i predicts
-    token i + 1. Logits are computed at the positions that bear loss and nowhere else.
+
+def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 2: the mean of -log p(token | everything before it) over the N labelled tokens, in nats.
+
+    hidden (N, hidden) is what the decoder makes at before_labels() of labels (B, T): nowhere else are there logits.
     """
     targets = labels[:, 1:]
-    bears = targets != IGNORE
-    return F.cross_entropy(decoder.lm_head(hidden[:, :-1][bears]).float(), targets[bears])
+    return F.cross_entropy(decoder.lm_head(hidden).float(), targets[targets != IGNORE])
 
 
 @dataclass
 class Output:
-    """What a forward pass gives. ``loss`` is None without labels; ``logits`` (B, T, V) are computed when asked for."""
+    """What a forward pass gives: ``hidden_states`` (B, T, hidden) and no loss; with labels the loss, and
+    ``hidden_states`` (N, hidden) at the N places before labels alone. ``logits`` of them are computed when asked for.
+    """
 
     hidden_states: Tensor
     loss: Tensor | None
@@ -127,7 +132,9 @@ class Llava(nn.Module):
     ) -> Output:
         """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100; segments
         (B, T), a number for each of the conversations that share a row."""
-        hidden = self.language_model(self.embed(input_ids, pixel_values), attention_mask, segments=segments)
+        where = None if labels is None else before_labels(labels)
+        embeddings = self.embed(input_ids, pixel_values)
+        hidden = self.language_model(embeddings, attention_mask, segments=segments, where=where)
         loss = None if labels is None else answer_loss(self.language_model, hidden, labels)
         return Output(hidden, loss, self.language_model.lm_head)
 

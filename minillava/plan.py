@@ -2,8 +2,9 @@
 
 Held all the time are the weights and the optimiser's state. What else is held at once is the largest of
 
-- where the way back begins: what autograd kept of the forward pass, and the logits or one block's intermediate
-  results; with the gradients of earlier micro-batches, if a batch is cut into several;
+- where the way back begins: what autograd kept of the forward pass, and the logits or the last block's intermediate
+  results, or, a block later, those of the block before it, which reads on for all tokens, not those before labels
+  alone; with the gradients of earlier micro-batches, if a batch is cut into several;
 - where it ends: all gradients, and with checkpointing the one block that is computed again;
 - in the optimiser's step: all gradients, and what the step needs besides;
 - before all that, one block of the vision tower.
@@ -106,7 +107,8 @@ def plan(setting: Setting) -> Plan:
     )
 
     kept = kept_bytes(s)
-    again = block_bytes(s) if s.recipe.checkpointing else 0  # the block that is computed again
+    # With checkpointing a block is computed again, the last one first.
+    again, last = (block_bytes(s), block_bytes(s, s.labels)) if s.recipe.checkpointing else (0, 0)
     # Three tables in float32: the logarithms of softmax, their gradients and those of the logits.
     logits = 12 * s.rows * s.labels * config.decoder.vocab_size
     earlier = gradients if s.recipe.accumulation > 1 else 0
@@ -114,7 +116,8 @@ def plan(setting: Setting) -> Plan:
     step = 0 if s.gpu else 8 * max(p.numel() for p in learning.values())
     moments = (
         earlier + vision_work(s),
-        earlier + kept + max(logits, again + block_work(s)),
+        earlier + kept + max(logits, last + block_work(s, s.labels)),
+        earlier + kept - kept_of_block(s, s.labels) + again + block_work(s, s.length),
         gradients + max(again, step),
     )
     reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * max(moments))
@@ -133,20 +136,30 @@ def plan(setting: Setting) -> Plan:
 
 def kept_bytes(s: Setting) -> int:
     """Bytes that autograd keeps of a forward pass, the loss left out."""
-    c = s.config.decoder
-    # With checkpointing a block's input alone.
-    block = s.rows * s.length * c.hidden_size * s.stream if s.recipe.checkpointing else block_bytes(s)
-    return c.num_hidden_layers * block + projection_bytes(s) + end_bytes(s)
+    blocks = (s.config.decoder.num_hidden_layers - 1) * kept_of_block(s, s.length) + kept_of_block(s, s.labels)
+    return blocks + projection_bytes(s) + end_bytes(s)
 
 
-def block_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of one decoder block."""
+def kept_of_block(s: Setting, after: int) -> int:
+    """Bytes that autograd keeps of a decoder block until its way back; with checkpointing its input alone."""
+    checkpoint = s.rows * s.length * s.config.decoder.hidden_size * s.stream
+    return checkpoint if s.recipe.checkpointing else block_bytes(s, after)
+
+
+def norm_bytes(s: Setting) -> int:
+    """Bytes that autograd keeps of a norm for each token: its input in float32 and 1 / rms; where the norm's weight
+    learns, the normalised input too, which a GPU's kernel computes again instead."""
+    size = 4 * s.config.decoder.hidden_size
+    return size + 4 + (size if s.whole and not s.gpu else 0)
+
+
+def block_bytes(s: Setting, after: int | None = None) -> int:
+    """Bytes that autograd keeps of one decoder block. What comes after attention is computed for ``after`` tokens of a
+    row: for all, or in the last block for those before labels."""
+    after = s.length if after is None else after
     c = s.config.decoder
     hidden, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads
     width = heads * c.head_dim
-    # Two norms: their input in float32 and 1 / rms; where the norm's weight learns, the normalised input too, which a
-    # GPU's kernel computes again instead.
-    norms = 2 * (4 * hidden + 4 + (4 * hidden if s.whole and not s.gpu else 0))
     # Queries, keys and values; then softmax's results over the row, or from a fused kernel, which computes them again,
     # the output and one number a head.
     attention = (width + 2 * c.num_key_value_heads * c.head_dim) * s.product
@@ -154,15 +167,16 @@ def block_bytes(s: Setting) -> int:
     mlp = 3 * inner * s.product  # gate, silu(gate), up
     # What the matrices read, if they or low-rank ones beside them learn. Where it is not in the products' dtype each
     # makes a copy of its own.
-    inputs = 0
+    read = read_after = 0
     if s.stage == 2:
         copies = 1 if s.stream == s.product else 3
-        inputs += copies * hidden * s.product  # of q, k, v
-        inputs += 0 if s.fused else width * s.product  # of o; from a fused kernel it is the output, kept already
-        inputs += min(copies, 2) * hidden * s.product  # of gate, up
-        inputs += inner * s.product  # of down
-        inputs += 7 * s.recipe.lora * s.product  # of each B
-    return s.rows * s.length * (norms + attention + mlp + inputs) + block_copies(s)
+        read = copies * hidden + 3 * s.recipe.lora  # by q, k, v and their B
+        read_after = min(copies, 2) * hidden + inner + 4 * s.recipe.lora  # by gate and up, by down, and their B and o's
+        # By o; from a fused kernel it is the output, kept already, unless a part of it is taken.
+        read_after += 0 if s.fused and after == s.length else width
+    tokens = s.length * (norm_bytes(s) + attention + read * s.product)
+    tokens += after * (norm_bytes(s) + mlp + read_after * s.product)
+    return s.rows * tokens + block_copies(s)
 
 
 def block_copies(s: Setting) -> int:
@@ -193,17 +207,17 @@ def projection_bytes(s: Setting) -> int:
 def end_bytes(s: Setting) -> int:
     """Bytes that autograd keeps of the last norm and of what the head reads, where labels are."""
     c = s.config.decoder
-    norm = s.rows * s.length * (4 * c.hidden_size + 4 + (4 * c.hidden_size if s.whole and not s.gpu else 0))
+    norm = s.rows * s.labels * norm_bytes(s)
     head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0
     copy = 2 * c.vocab_size * c.hidden_size if s.bfloat16 and s.stream == 4 else 0
     return norm + head + copy
 
 
-def block_work(s: Setting) -> int:
-    """Bytes that the last block needs besides what it keeps: two more tables of scores, or SwiGLU's gradients."""
+def block_work(s: Setting, after: int) -> int:
+    """Bytes that a block needs besides what it keeps: two more tables of scores, or SwiGLU's gradients."""
     c = s.config.decoder
-    scores = 0 if s.fused else 2 * c.num_attention_heads * s.length
-    return s.rows * s.length * max(scores, 3 * c.intermediate_size) * s.product
+    scores = 0 if s.fused else 2 * c.num_attention_heads * s.length**2
+    return s.rows * max(scores, 3 * c.intermediate_size * after) * s.product
 
 
 def vision_work(s: Setting) -> int:

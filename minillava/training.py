@@ -26,7 +26,7 @@ from minillava.dataset import batch_order
 from minillava.decoder import Decoder
 from minillava.distributed import ALONE, Team, hold_gradients
 from minillava.errors import UserError
-from minillava.llava import Llava, answer_loss, splice
+from minillava.llava import Llava, answer_loss, before_labels, splice
 from minillava.lora import ALPHA, add_lora
 from minillava.plot import draw_loss
 from minillava.recipes import Recipe
@@ -63,7 +63,8 @@ def next_token_task(name: str, decoder: Decoder, dataset, tokenizer: Tokenizer) 
         if "word_ids" in batch:
             told = mean_of_words(decoder.embed_tokens, batch["word_ids"])
             embeddings = splice(embeddings, batch["input_ids"], tokenizer.image_id, told)
-        return answer_loss(decoder, decoder(embeddings), batch["labels"])
+        hidden = decoder(embeddings, where=before_labels(batch["labels"]))
+        return answer_loss(decoder, hidden, batch["labels"])
 
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
         write_decoder(decoder, tokenizer, folder, tensors=tensors)

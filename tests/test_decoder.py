@@ -54,6 +54,22 @@ def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
         return decoder(decoder.embed_tokens(ids), *arguments)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_states_where_they_are_wanted_are_those_of_all_and_so_are_their_gradients(decoder, checkpointing):
+    decoder.checkpointing = checkpointing
+    ids, where = torch.randint(50, (3, 9)), torch.rand(3, 9) < 0.4
+    weight, gradients = torch.randn(int(where.sum()), 32), []
+    for states in (
+        decoder(decoder.embed_tokens(ids), where=where),
+        decoder(decoder.embed_tokens(ids))[where],
+    ):
+        (states * weight).sum().backward()
+        gradients.append([p.grad for p in decoder.parameters() if p.grad is not None])
+        decoder.zero_grad()
+    torch.testing.assert_close(*gradients, **CLOSE)
+    torch.testing.assert_close(run(decoder, ids, None, None, None, where), run(decoder, ids)[where], **CLOSE)
+
+
 def test_conversations_that_share_a_row_are_as_they_are_apart(decoder):
     one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
     ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)

@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from minillava import Llava, save
 from minillava.conversation import IGNORE, encode_conversation
 from minillava.dataset import pad_rows
-from minillava.llava import answer_loss, splice
+from minillava.llava import answer_loss, before_labels, splice
 
 PATCHES = 9
 
@@ -45,10 +45,13 @@ def test_logits_and_loss_are_transformers_llava(model, tmp_path, layer):
     model.config.vision_feature_layer = layer
     theirs = opened_by_transformers(model, tmp_path / "model")
     inputs = batch(model)
-    ours, expected = model(**inputs), theirs(**inputs)
-    assert ours.logits.shape == (3, 29, model.config.decoder.vocab_size)
+    expected, labels = theirs(**inputs), inputs.pop("labels")
+    ours, trained = model(**inputs), model(**inputs, labels=labels)
+    assert ours.logits.shape == (3, 29, model.config.decoder.vocab_size) and ours.loss is None
     assert (ours.logits - expected.logits).norm() < 1e-5 * expected.logits.norm()
-    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert trained.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    before = expected.logits[:, :-1][labels[:, 1:] != IGNORE]
+    assert (trained.logits - before).norm() < 1e-5 * before.norm()
 
 
 @torch.no_grad()
@@ -124,27 +127,29 @@ def test_a_picture_changes_what_comes_after_it_and_nothing_before(tiny_model):
 @torch.no_grad()
 def test_answer_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
     inputs = batch(tiny_model)
-    out = tiny_model(**inputs)
+    loss = tiny_model(**inputs).loss
+    logits_of = tiny_model(inputs["input_ids"], inputs["pixel_values"]).logits.tolist()
     surprises = []
     for row in range(3):
         for t in range(1, inputs["labels"].shape[1]):
             label = inputs["labels"][row, t].item()
             if label != IGNORE:
-                logits = out.logits[row, t - 1].tolist()
+                logits = logits_of[row][t - 1]
                 top = max(logits)
                 surprises.append(top + math.log(sum(math.exp(x - top) for x in logits)) - logits[label])
     assert len(surprises) == 3 + 8 + 1 + 2
-    assert out.loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
 
 
 def test_loss_reaches_only_the_positions_before_labelled_tokens(tiny_model):
     labels = batch(tiny_model)["labels"]
     labels[0, 0] = 5  # nothing stands before it, so nothing predicts it
-    hidden = torch.randn(*labels.shape, 32, requires_grad=True)
+    where = before_labels(labels)
+    assert torch.equal(where[:, :-1], labels[:, 1:] != IGNORE)
+    assert not where[:, -1].any()
+    hidden = torch.randn(int(where.sum()), 32, requires_grad=True)
     answer_loss(tiny_model.language_model, hidden, labels).backward()
-    reached = hidden.grad.abs().sum(dim=-1) > 0
-    assert torch.equal(reached[:, :-1], labels[:, 1:] != IGNORE)
-    assert not reached[:, -1].any()
+    assert (hidden.grad.abs().sum(dim=-1) > 0).all()
 
 
 def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):

@@ -81,12 +81,12 @@ def test_a_training_overfits_one_batch(world, tmp_path, kind):
     task = make(world, kind)
     batch = task.dataset.batch(list(range(4)), 0)
     task.dataset.batch = lambda indices, epoch: batch
-    train(task, Recipe(0.02, 4, 30), tmp_path / kind, max_steps=60, bfloat16=False)
+    rate = 0.005 if kind == "vision" else 0.02  # faster, contrast ends now low, now high
+    train(task, Recipe(rate, 4, 30), tmp_path / kind, max_steps=60, bfloat16=False)
     losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60
-    # Stage 1 has W alone to move, under a decoder that knows nothing. Contrast cannot end at 0: the patches of one box
-    # share a phrase.
-    assert losses[-1] < losses[0] * {"stage1": 0.99, "vision": 0.5}.get(kind, 0.3)
+    # Stage 1 has W alone to move, under a decoder that knows nothing.
+    assert losses[-1] < losses[0] * (0.99 if kind == "stage1" else 0.3)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -191,6 +191,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind, cut_powe
 
 def _train_and_die(world: Path, out: Path, moment: str) -> None:
     """Train in a process of its own and SIGKILL it in the second save, at ``moment``."""
+    torch.set_num_threads(1)  # as conftest.py has it: sums round by the number of threads
     saves = []
     real_save, real_replace = torch.save, os.replace
 
