@@ -8,9 +8,9 @@ weights if they learn. So, for rows of T tokens, of which ``labels`` bear loss:
 - the projection: forward, its weights' gradients, and between its two layers the gradient of what the second read;
 - the decoder's matrices: forward and back, since the projection learns through them, and a third time where they learn
   (6 operations a parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two besides: three times, always;
+- the last block's matrices after attention, and the head: at the positions that bear loss;
 - attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is
-  usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half;
-- the head: at the positions that bear loss.
+  usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half.
 
 What activation checkpointing computes again is not counted: it is of no use to the model. Hence "model FLOP
 utilisation", these operations a second over what the maker says the device can do.
@@ -56,12 +56,15 @@ def projection_flops(s: Setting) -> int:
 def decoder_flops(s: Setting) -> int:
     c = s.config.decoder
     width, key_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    attention = [(c.hidden_size, width), (c.hidden_size, key_width), (c.hidden_size, key_width), (width, c.hidden_size)]
-    matrices = [*attention, *[(c.hidden_size, c.intermediate_size)] * 3]
-    per_token = (3 if s.whole else 2) * sum(a * b for a, b in matrices)
-    if s.stage == 2:
-        per_token += 3 * s.recipe.lora * sum(a + b for a, b in matrices)
-    return c.num_hidden_layers * s.rows * (2 * s.length * per_token + 12 * s.length**2 * width)
+
+    def per_token(*matrices: tuple[int, int]) -> int:
+        low_rank = 3 * s.recipe.lora * sum(a + b for a, b in matrices) if s.stage == 2 else 0
+        return 2 * ((3 if s.whole else 2) * sum(a * b for a, b in matrices) + low_rank)
+
+    before = s.length * per_token((c.hidden_size, width), *[(c.hidden_size, key_width)] * 2) + 12 * s.length**2 * width
+    after = per_token((width, c.hidden_size), *[(c.hidden_size, c.intermediate_size)] * 3)
+    tokens = (c.num_hidden_layers - 1) * s.length + s.labels  # of all blocks
+    return s.rows * (c.num_hidden_layers * before + tokens * after)
 
 
 def head_flops(s: Setting) -> int:
