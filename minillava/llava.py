@@ -7,7 +7,7 @@ X_q ------------- embeddings --> H_q --+
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,17 +66,15 @@ def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Output:
-    """What a forward pass gives: ``hidden_states`` (B, T, hidden) and no loss; with labels the loss, and
-    ``hidden_states`` (N, hidden) at the N places before labels alone. ``logits`` of them are computed when asked for.
-    """
+    """What a forward pass gives. ``loss`` is None without labels. ``logits`` (B, T, V) are computed when asked for, with
+    labels by another pass: for the loss the decoder's last block works at the places before labels alone."""
 
-    hidden_states: Tensor
     loss: Tensor | None
-    lm_head: nn.Module
+    make_logits: Callable[[], Tensor]
 
     @property
     def logits(self) -> Tensor:
-        return self.lm_head(self.hidden_states)
+        return self.make_logits()
 
 
 class Llava(nn.Module):
@@ -132,11 +130,16 @@ class Llava(nn.Module):
     ) -> Output:
         """input_ids (B, T), pixel_values (images, 3, H, W), attention_mask (B, T), labels (B, T) with -100; segments
         (B, T), a number for each of the conversations that share a row."""
-        where = None if labels is None else before_labels(labels)
-        embeddings = self.embed(input_ids, pixel_values)
-        hidden = self.language_model(embeddings, attention_mask, segments=segments, where=where)
-        loss = None if labels is None else answer_loss(self.language_model, hidden, labels)
-        return Output(hidden, loss, self.language_model.lm_head)
+        decoder, embeddings = self.language_model, self.embed(input_ids, pixel_values)
+
+        def read(where: Tensor | None = None) -> Tensor:
+            return decoder(embeddings, attention_mask, segments=segments, where=where)
+
+        if labels is None:
+            hidden = read()
+            return Output(None, lambda: decoder.lm_head(hidden))
+        loss = answer_loss(decoder, read(before_labels(labels)), labels)
+        return Output(loss, lambda: decoder.lm_head(read()))
 
     @torch.inference_mode()
     def generate(
