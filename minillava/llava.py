@@ -66,8 +66,10 @@ def answer_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Output:
-    """What a forward pass gives. ``loss`` is None without labels. ``logits`` (B, T, V) are computed when asked for, with
-    labels by another pass: for the loss the decoder's last block works at the places before labels alone."""
+    """What a forward pass gives. ``loss`` is None without labels; ``logits`` (B, T, V) are computed when asked for.
+
+    With labels these take another pass: for the loss, the last block works at the places before labels alone.
+    """
 
     loss: Tensor | None
     make_logits: Callable[[], Tensor]
