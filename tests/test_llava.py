@@ -139,13 +139,15 @@ def test_answer_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
     assert out.loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
 
 
-def test_loss_reaches_only_the_positions_before_labelled_tokens(tiny_model):
+def test_a_label_is_predicted_by_the_position_before_it():
+    labels = torch.full((2, 5), IGNORE)
+    labels[0, 0] = labels[0, 3] = labels[1, 4] = 5  # nothing stands before the first, so nothing predicts it
+    assert before_labels(labels).nonzero().tolist() == [[0, 2], [1, 3]]
+
+
+def test_loss_reaches_every_state_before_a_labelled_token(tiny_model):
     labels = batch(tiny_model)["labels"]
-    labels[0, 0] = 5  # nothing stands before it, so nothing predicts it
-    where = before_labels(labels)
-    assert torch.equal(where[:, :-1], labels[:, 1:] != IGNORE)
-    assert not where[:, -1].any()
-    hidden = torch.randn(int(where.sum()), 32, requires_grad=True)
+    hidden = torch.randn(int((labels[:, 1:] != IGNORE).sum()), 32, requires_grad=True)
     answer_loss(tiny_model.language_model, hidden, labels).backward()
     assert (hidden.grad.abs().sum(dim=-1) > 0).all()
 
