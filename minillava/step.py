@@ -32,9 +32,9 @@ class Step:
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm of a single vector."""
-        x = x.float()
-        scale = torch.add(self.eps, x.dot(x), alpha=1 / len(x)).rsqrt()
-        return (x * scale * weight.float()).to(weight.dtype)
+        wide = x.float()
+        scale = torch.add(self.eps, wide.dot(wide), alpha=1 / len(x)).rsqrt()
+        return (wide * scale * weight.float()).to(x.dtype)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """The newest token, ids (1,) -> the logits of the next, (1, V)."""
