@@ -44,6 +44,8 @@ def generate_ids(
         logits = step(ids) if alone else decoder.lm_head(decoder(embeddings, attention_mask, cache)[:, -1])
         ids = sample(logits, temperature)
         yield ids
+        if step:
+            continue
         embeddings = decoder.embed_tokens(ids[:, None])
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
