@@ -1,7 +1,7 @@
 """Writing an answer one token at a time: sampling, stops, the KV cache, streaming.
 
 The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then
-costs one pass of length one, in a conversation of its own by step.py.
+costs one pass of length one, which step.py makes where there is a single row.
 """
 
 import codecs

@@ -3,8 +3,8 @@
 Held all the time are the weights and the optimiser's state. What else is held at once is the largest of
 
 - where the way back begins: what autograd kept of the forward pass, and the logits or the last block's intermediate
-  results, or, a block later, those of the block before it, which reads on for all tokens, not those before labels
-  alone; with the gradients of earlier micro-batches, if a batch is cut into several;
+  results; with the gradients of earlier micro-batches, if a batch is cut into several;
+- the same a block later: the last block is done with, but it computed little, and the one before it all tokens;
 - where it ends: all gradients, and with checkpointing the one block that is computed again;
 - in the optimiser's step: all gradients, and what the step needs besides;
 - before all that, one block of the vision tower.
@@ -108,7 +108,7 @@ def plan(setting: Setting) -> Plan:
 
     kept = kept_bytes(s)
     # With checkpointing a block is computed again, the last one first.
-    again, last = (block_bytes(s), block_bytes(s, s.labels)) if s.recipe.checkpointing else (0, 0)
+    again, last = (block_bytes(s, s.length), block_bytes(s, s.labels)) if s.recipe.checkpointing else (0, 0)
     # Three tables in float32: the logarithms of softmax, their gradients and those of the logits.
     logits = 12 * s.rows * s.labels * config.decoder.vocab_size
     earlier = gradients if s.recipe.accumulation > 1 else 0
@@ -153,10 +153,9 @@ def norm_bytes(s: Setting) -> int:
     return size + 4 + (size if s.whole and not s.gpu else 0)
 
 
-def block_bytes(s: Setting, after: int | None = None) -> int:
+def block_bytes(s: Setting, after: int) -> int:
     """Bytes that autograd keeps of one decoder block. What comes after attention is computed for ``after`` tokens of a
     row: for all, or in the last block for those before labels."""
-    after = s.length if after is None else after
     c = s.config.decoder
     hidden, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads
     width = heads * c.head_dim

@@ -28,6 +28,7 @@ class Step:
         self.norm = decoder.norm.weight
         blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
         self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
+        # A tensor: from a number each addition would make one.
         self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from test_decoder import CLOSE, CONFIGS, LLAMA3, SMALL
+from test_decoder import CLOSE, CONFIGS
 
-from minillava.config import DecoderConfig
 from minillava.decoder import Decoder, KVCache
 from minillava.lora import add_lora, merge_lora
 from minillava.step import Step, is_plain
@@ -48,7 +47,7 @@ def test_what_the_steps_keep_is_what_the_decoder_keeps(randomise):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_in_half_precision_steps_are_as_close_to_float32_as_the_decoder_is(randomise, dtype):
-    decoder, ids = randomise(Decoder(DecoderConfig(**SMALL))), torch.randint(50, (1, 12))
+    decoder, ids = randomise(Decoder(CONFIGS["GQA"])), torch.randint(50, (1, 12))
     exact = read_at_once(decoder, ids)[5:]
     decoder.to(dtype)
     ours, theirs = stepped(decoder, ids, 5), read_at_once(decoder, ids)[5:]
@@ -63,8 +62,8 @@ def test_a_sum_of_squares_beyond_float16_is_no_infinity(randomise):
     torch.testing.assert_close(stepped(decoder, ids, 2), read_at_once(decoder, ids)[2:], rtol=0.02, atol=0.02)
 
 
-def test_steps_are_for_plain_decoders(randomise):
-    decoder = Decoder(DecoderConfig(**SMALL, rope_scaling={"rope_type": "llama3", **LLAMA3}))
+def test_steps_are_for_plain_decoders():
+    decoder = Decoder(CONFIGS["GQA"])
     assert is_plain(decoder)
     add_lora(decoder, rank=2, alpha=4.0)
     assert not is_plain(decoder)
