@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 
 from minillava.checkpoint import load
-from minillava.conversation import TEMPLATES
+from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
-from minillava.evaluate import PRETRAINED
 from minillava.image import open_image
+from minillava.templates import TEMPLATES
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=PRETRAINED, help="LLaVA folder or hub id (default: the shipped one)")
+    shipped = PRETRAINED / "llava"
+    parser.add_argument("--model", default=shipped, help="LLaVA folder or hub id (default: the shipped one)")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
     parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model learnt it)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
@@ -62,12 +63,13 @@ def main() -> None:
     a = parse()
     image = open_image(a.image) if a.image else fresh_scene(a.seed)
     model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
-    model.template = a.template or model.template
+    if a.template:
+        model.processor.template = TEMPLATES[a.template]
     if a.seed is not None:
         torch.manual_seed(a.seed)
     if not a.image or a.prompt is None:
         print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
-    seen = model.look(image)  # once, however long the conversation
+    seen = model.encode_image(image)  # once, however long the conversation
     if a.prompt is not None:
         say(model, seen, a.prompt, [], a)
         return

@@ -13,33 +13,26 @@ from pathlib import Path
 
 import torch
 
-from minillava.checkpoint import join, load, load_decoder, read_decoder, read_llava, read_vision, recover_folder
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from minillava.contrastive import Clip
-from minillava.conversation import SYSTEM, TEMPLATES
-from minillava.dataset import ConversationDataset, RegionDataset
-from minillava.decoder import Decoder
-from minillava.distributed import ALONE, Team, own_device, started
+from minillava import from_zero
+from minillava.checkpoint import join, load, read_decoder, read_llava, read_vision
+from minillava.config import PRETRAINED, LlavaConfig
+from minillava.conversations import ConversationDataset
+from minillava.distributed import ALONE, own_device, started
 from minillava.errors import UserError, run_program
-from minillava.image import ImageProcessor
+from minillava.formats.adapter_config import is_adapter
 from minillava.llava import Llava
-from minillava.lora import is_adapter
+from minillava.loop import Run, train
+from minillava.machine import has_fast_bfloat16
 from minillava.plan import describe
 from minillava.recipes import PRESETS, TOY, Recipe, adjust
-from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
-from minillava.training import (
-    contrastive_task,
-    has_fast_bfloat16,
-    initialise,
-    is_finished,
-    llava_task,
-    next_token_task,
-    train,
-)
+from minillava.resume import is_finished
+from minillava.saving import recover_folder
+from minillava.tasks import Task, llava_task
+from minillava.templates import TEMPLATES
 from minillava.weights import STORED
 
-PRETRAINED = Path(__file__).parent / "minillava" / "pretrained"
-VOCABULARY = 1024
+# Arguments of the stage that is asked for; what it needs first is trained with their defaults.
+OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]
 
 
 def parse() -> argparse.Namespace:
@@ -84,9 +77,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=24.0, help="GiB to plan for (default %(default)g)")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
+    arguments.defaults = {name: parser.get_default(name) for name in OWN}
     arguments.out = arguments.out or Path("out") / arguments.preset
     arguments.vision = arguments.vision or preset.vision_id
     arguments.decoder = arguments.decoder or preset.decoder_id
+    arguments.team = ALONE
     return arguments
 
 
@@ -96,177 +91,117 @@ def positive(text: str) -> int:
     return int(text)
 
 
-class Run:
-    """What the stages share: the arguments, where things lie, and how a task is started."""
+def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
+    recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
+    if a.dtype == "float32":
+        recipe = replace(recipe, compact=False)
+    return adjust(recipe, a.learning_rate, a.batch_size, a.accumulation, a.checkpointing, a.lora)
 
-    def __init__(self, arguments: argparse.Namespace, team: Team = ALONE):
-        self.arguments, self.team = arguments, team
-        self.out: Path = arguments.out
-        self.world = self.out / "data"
 
-    def recipe(self, name: str, wanted: bool) -> Recipe:
-        """``wanted`` is the stage that was asked for; others are run because it lacks them."""
-        a = self.arguments
-        recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
-        if a.dtype == "float32":
-            recipe = replace(recipe, compact=False)
-        if not wanted:
-            return recipe
-        return adjust(recipe, a.learning_rate, a.batch_size, a.accumulation, a.checkpointing, a.lora)
+def world(a: argparse.Namespace) -> Path:
+    """The folder of the picture-book, which is drawn where it is missing."""
 
-    def train(self, name: str, task, wanted: bool) -> None:
-        a = self.arguments
-        recipe = self.recipe(name, wanted)
-        out = self.out / name
-        estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
-        print(f"{name}: training, to {out}{estimate}", flush=True)
-        resume = a.resume if wanted else out.exists()
-        bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
-        team = self.team if name in ("stage1", "stage2") else ALONE  # the towers are the first process's alone
-        train(task, recipe, out, a.seed, resume, a.max_steps, a.device, bfloat16, team)
-
-    def lacks(self, name: str) -> bool:
-        out = self.out / name
-        if is_finished(out):
-            print(f"{name}: there already, in {out}")
-            return False
-        return True
-
-    def draw_world(self) -> None:
-        if not self.world.exists():
-            print(f"data: drawing {self.arguments.pictures} pictures, to {self.world}, about 1 minute", flush=True)
+    def draw() -> None:
+        if not folder.exists():
+            print(f"data: drawing {a.pictures} pictures, to {folder}, about 1 minute", flush=True)
             from data.picturebook.write import write_world
 
-            write_world(self.world, self.arguments.pictures, self.arguments.seed)
+            write_world(folder, a.pictures, a.seed)
 
-    def tokenizer(self) -> Tokenizer:
-        folder = self.out / "tokenizer"
-        if not (folder / "tokenizer.json").exists():
-            print(f"tokenizer: training, to {folder}", flush=True)
-            template = TEMPLATES["v0"]
-            fixed = f"{SYSTEM}\n{template.human}\n{template.assistant}\n"  # in every conversation, so worth its merges
-            text = (self.world / "text.txt").read_text(encoding="utf-8") + fixed * 100
-            write_tokenizer(folder, train_bpe(text, VOCABULARY - len(SPECIAL_TOKENS)))
-        return Tokenizer.from_pretrained(folder)
-
-    def told_in_words(self, tokenizer: Tokenizer, name: str, **more) -> ConversationDataset:
-        """Rows of the world that have words in place of pictures, as many as the toy vision tower has patches."""
-        vision = VisionConfig()
-        processor = ImageProcessor.for_size(vision.image_size)
-        seed = self.arguments.seed
-        return ConversationDataset(
-            self.world / name, self.world, tokenizer, processor, vision.num_patches, seed=seed, **more
-        )
-
-    def conversations(self, model: Llava, path: Path, template: str) -> ConversationDataset:
-        a = self.arguments
-        return ConversationDataset(
-            path,
-            a.image_folder or path.parent,
-            model.tokenizer,
-            model.image_processor,
-            model.config.num_image_tokens,
-            template,
-            seed=a.seed,
-            image_first={"random": None, "first": True, "last": False}[a.image_place],
-            pack=a.pack,
-        )
+    folder = a.out / "data"
+    a.team.first_alone(draw)
+    return folder
 
 
-def train_vision(run: Run, wanted: bool) -> None:
-    run.draw_world()
-    tokenizer = run.tokenizer()
-    torch.manual_seed(run.arguments.seed)
-    config = VisionConfig()
-    clip = Clip(config, TextConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
-    initialise(clip)
-    dataset = RegionDataset(
-        run.world / "contexts.jsonl", run.world, tokenizer, config.image_size, config.patch_size, run.arguments.seed
-    )
-    run.train("vision", contrastive_task(clip, dataset, tokenizer), wanted)
-
-
-def train_notes(run: Run, wanted: bool) -> None:
-    """The decoder's first lesson: to look things up. Index cards need one look at the picture for each word, where an
-    answer such as "The fish is red." needs a look and then a thought; learned first, looking makes the rest quick."""
-    run.draw_world()
-    tokenizer = run.tokenizer()
-    torch.manual_seed(run.arguments.seed)
-    decoder = Decoder(
-        DecoderConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
-    )
-    initialise(decoder)
-    dataset = run.told_in_words(tokenizer, "notes.json")
-    run.train("notes", next_token_task("notes", decoder, dataset, tokenizer), wanted)
-
-
-def train_decoder(run: Run, wanted: bool) -> None:
-    if run.lacks("notes"):
-        train_notes(run, wanted=False)
-    run.draw_world()
-    decoder, tokenizer = load_decoder(run.out / "notes")
-    dataset = run.told_in_words(tokenizer, "words.json", text_path=run.world / "text.txt")
-    run.train("decoder", next_token_task("decoder", decoder, dataset, tokenizer), wanted)
-
-
-def stage_0(run: Run, wanted: bool) -> None:
-    for name, train_tower in (("vision", train_vision), ("decoder", train_decoder)):
-        if run.lacks(name):
-            train_tower(run, wanted)
-
-
-def towers(run: Run) -> tuple[str | Path, str | Path]:
-    """The folders of the two towers: those given, or those trained here, or the shipped ones."""
-    a = run.arguments
-    if a.vision and a.decoder:
-        return a.vision, a.decoder
-    trained = run.out / "vision", run.out / "decoder"
-    shipped = PRETRAINED / "vision", PRETRAINED / "decoder"
-    if a.from_scratch or any(folder.exists() for folder in trained) or not all(folder.exists() for folder in shipped):
-        run.team.first_alone(lambda: stage_0(run, wanted=False))
-        found = trained
-    else:
-        print(f"towers: the shipped ones, in {PRETRAINED} (--from-scratch trains them here)")
-        found = shipped
-    return a.vision or found[0], a.decoder or found[1]
-
-
-def stage_1(run: Run, wanted: bool) -> None:
-    a = run.arguments
-    dtype = STORED if run.recipe("stage1", wanted).compact else None
-    if a.model and wanted:
+def stage_1(a: argparse.Namespace) -> Task:
+    dtype = STORED if recipe_of("stage1", a).compact else None
+    if a.model:
         model = load(a.model, dtype=dtype)
     else:
-        vision, decoder = towers(run)
+        folder = PRETRAINED if has_shipped_towers(a) else a.out
+        vision, decoder = a.vision or folder / "vision", a.decoder or folder / "decoder"
         torch.manual_seed(a.seed)  # W starts random
         model = join(vision, decoder, a.projector, a.vision_feature_layer, dtype)
-    data = (a.data if wanted else None) or run.world / "captions.json"
-    if data == run.world / "captions.json":
-        run.team.first_alone(run.draw_world)
-    model.template = a.template or model.template
-    # Stage 1 asks for a brief description in a form of its own, or as LLaVA-1.5 does shows the picture and no more.
-    template = "brief" if model.template == "v0" else "plain"
-    run.train("stage1", llava_task(model, run.conversations(model, data, template), 1), wanted)
+    return llava_task(model, conversations(model, "captions.json", a), 1, pack=a.pack)
 
 
-def stage_2(run: Run) -> None:
-    a = run.arguments
-    start = a.model or run.out / "stage1"
-    if not a.model and run.lacks("stage1"):
-        if PRESETS[a.preset].vision_id:
-            raise UserError(f"{start}: no finished stage 1; train it first, on captions that --data gives")
-        stage_1(run, wanted=False)
-    recipe = run.recipe("stage2", wanted=True)
+def stage_2(a: argparse.Namespace) -> Task:
+    start, recipe = a.model or a.out / "stage1", recipe_of("stage2", a)
     if recipe.lora and is_adapter(start):
         raise UserError(f"{start}: an adapter; merge it first, for --lora to start from (python -m minillava.merge)")
     model = load(start, dtype=STORED if recipe.compact else None)
-    model.template = a.template or model.template
-    data = a.data or run.world / "instruct.json"
-    if data == run.world / "instruct.json":
-        run.team.first_alone(run.draw_world)
-    dataset = run.conversations(model, data, model.template)
+    dataset = conversations(model, "instruct.json", a)
     torch.manual_seed(a.seed)  # LoRA's matrices start random
-    run.train("stage2", llava_task(model, dataset, 2, recipe.lora, start), True)
+    return llava_task(model, dataset, 2, recipe.lora, start, a.pack)
+
+
+def conversations(model: Llava, name: str, a: argparse.Namespace) -> ConversationDataset:
+    """The rows that --data names, or those of the picture-book."""
+    if a.template:
+        model.processor.template = TEMPLATES[a.template]
+    processor = model.processor.for_captions() if name == "captions.json" else model.processor
+    path = a.data or world(a) / name
+    return ConversationDataset(path, a.image_folder or path.parent, processor, a.image_place)
+
+
+def has_shipped_towers(a: argparse.Namespace) -> bool:
+    """Whether stage 1 starts from the shipped towers: not if they are to be trained here, or have been."""
+    trained, shipped = ([folder / name for name in ("vision", "decoder")] for folder in (a.out, PRETRAINED))
+    return not (a.from_scratch or any(path.exists() for path in trained)) and all(path.exists() for path in shipped)
+
+
+def towers(a: argparse.Namespace) -> list[str]:
+    if a.model or (a.vision and a.decoder):
+        return []
+    if has_shipped_towers(a):
+        print(f"towers: the shipped ones, in {PRETRAINED} (--from-scratch trains them here)")
+        return []
+    return ["vision", "decoder"]
+
+
+def stage_1_unless_given(a: argparse.Namespace) -> list[str]:
+    if not a.model and PRESETS[a.preset].vision_id and not is_finished(a.out / "stage1"):
+        raise UserError(f"{a.out / 'stage1'}: no finished stage 1; train it first, on captions that --data gives")
+    return [] if a.model else ["stage1"]
+
+
+# In order: what each training needs first, and how it is set up.
+STAGES = {
+    "vision": (lambda a: [], lambda a: from_zero.vision_task(world(a), a.seed)),
+    "notes": (lambda a: [], lambda a: from_zero.notes_task(world(a), a.seed)),
+    "decoder": (lambda a: ["notes"], lambda a: from_zero.decoder_task(world(a))),
+    "stage1": (towers, stage_1),
+    "stage2": (stage_1_unless_given, stage_2),
+}
+ASKED = {0: ("vision", "decoder"), 1: ("stage1",), 2: ("stage2",)}
+TOWERS = ("vision", "notes", "decoder")  # small, so the first process trains them while the others wait
+
+
+def run_stage(name: str, a: argparse.Namespace) -> None:
+    """Train ``name``, and before it what it lacks."""
+    needs, set_up = STAGES[name]
+    for other in needs(a):
+        arguments = argparse.Namespace(**{**vars(a), **a.defaults, "resume": (a.out / other).exists()})
+        run_unless_finished(other, arguments)
+    task, recipe, out = set_up(a), recipe_of(name, a), a.out / name
+    estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
+    print(f"{name}: training, to {out}{estimate}", flush=True)
+    bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
+    train(task, recipe, Run(out, a.seed, a.resume, a.max_steps, a.device, bfloat16, a.team))
+
+
+def run_unless_finished(name: str, a: argparse.Namespace) -> None:
+    def work() -> None:
+        if is_finished(a.out / name):
+            print(f"{name}: there already, in {a.out / name}")
+        else:
+            run_stage(name, a)
+
+    if name in TOWERS:
+        team, a.team = a.team, ALONE
+        team.first_alone(work)
+    else:
+        work()
 
 
 def plan(a: argparse.Namespace) -> None:
@@ -280,43 +215,34 @@ def plan(a: argparse.Namespace) -> None:
         vision = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
         decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)
         config = LlavaConfig(vision, decoder, a.projector)
-    recipe = Run(a).recipe(f"stage{a.stage}", wanted=True)
-    gpu = a.device != "cpu"
+    recipe, gpu = recipe_of(f"stage{a.stage}", a), a.device != "cpu"
     bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype == "bfloat16"
     print(describe(config, a.stage, recipe, bfloat16, gpu, a.memory))
 
 
 def main() -> None:
-    arguments = parse()
-    if arguments.lora and arguments.stage != 2:
-        raise UserError(f"--lora: stage {arguments.stage} does not train the decoder of a LLaVA; stage 2 does")
-    if arguments.pack and not arguments.stage:
+    a = parse()
+    if a.lora and a.stage != 2:
+        raise UserError(f"--lora: stage {a.stage} does not train the decoder of a LLaVA; stage 2 does")
+    if a.pack and not a.stage:
         raise UserError("--pack: stage 0 has rows of its own; stages 1 and 2 have conversations")
-    if arguments.plan:
-        plan(arguments)
+    if a.plan:
+        plan(a)
         return
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with started(device, arguments.shard) as team:
-        arguments.device = own_device(device)
+    device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with started(device, a.shard) as team:
+        a.team, a.device = team, own_device(device)
         try:
-            torch.empty(0, device=arguments.device)
+            torch.empty(0, device=a.device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
-        train_stage(Run(arguments, team))
-
-
-def train_stage(run: Run) -> None:
-    stage, team = run.arguments.stage, run.team
-    for name in ("vision", "notes", "decoder", "stage1", "stage2"):
-        team.first_alone(lambda out=run.out / name: recover_folder(out))
-    if stage == 0:
-        team.first_alone(lambda: stage_0(run, wanted=True))
-        done = run.out / "vision", run.out / "decoder"
-    else:
-        stage_1(run, wanted=True) if stage == 1 else stage_2(run)
-        done = (run.out / f"stage{stage}",)
+            raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
+        for name in STAGES:
+            team.first_alone(lambda out=a.out / name: recover_folder(out))
+        for name in ASKED[a.stage]:
+            run_stage(name, a) if a.stage else run_unless_finished(name, a)
+    done = [a.out / name for name in ASKED[a.stage]]
     print(f"done: {', '.join(map(str, done))}")
-    if stage:
+    if a.stage:
         print(f"talk to it: python chat.py --model {done[0]}")
 
 

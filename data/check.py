@@ -19,12 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from minillava.checkpoint import read_outline
-from minillava.conversation import IGNORE, TEMPLATES
-from minillava.dataset import check_row, encode_row
+from minillava.config import PRETRAINED
+from minillava.conversation import IGNORE
+from minillava.conversations import check_row, encode_row
 from minillava.errors import UserError, run_program
-from minillava.evaluate import PRETRAINED
 from minillava.image import open_image, safe_join
+from minillava.processor import Processor
 from minillava.rows import scan
+from minillava.templates import TEMPLATES
 from minillava.tokenizer import IMAGE, Tokenizer
 
 SHOWN = 20  # faults of a kind that are listed
@@ -49,7 +51,7 @@ class Report:
     example: tuple[int, list[int], list[int]] | None = None  # row, ids, labels
 
 
-def read_file(path: Path, tokenizer: Tokenizer, num_image_tokens: int, template: str) -> Report:
+def read_file(path: Path, processor: Processor) -> Report:
     """Encode every row. What is no JSON ends the reading, and is a fault like others."""
     report = Report()
     try:
@@ -57,7 +59,7 @@ def read_file(path: Path, tokenizer: Tokenizer, num_image_tokens: int, template:
             report.rows += 1
             try:
                 check_row(row)
-                ids, labels = encode_row(row, tokenizer, num_image_tokens, template)
+                ids, labels = encode_row(row, processor)
             except UserError as error:
                 report.malformed.append(f"row {index}: {error}")
                 continue
@@ -69,7 +71,7 @@ def read_file(path: Path, tokenizer: Tokenizer, num_image_tokens: int, template:
             if "image" in row:
                 report.images.setdefault(row["image"], index)
                 report.uses[row["image"]] += 1
-            if report.example is None or ("image" in row and tokenizer.image_id not in report.example[1]):
+            if report.example is None or ("image" in row and processor.tokenizer.image_id not in report.example[1]):
                 report.example = index, ids, labels
     except UserError as error:
         if not report.rows:
@@ -157,7 +159,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside FILE)")
     parser.add_argument(
-        "--model", default=PRETRAINED, help="LLaVA folder or hub id that reads the rows (default: the shipped one)"
+        "--model",
+        default=PRETRAINED / "llava",
+        help="LLaVA folder or hub id that reads the rows (default: the shipped one)",
     )
     parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model has them)")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
@@ -167,14 +171,16 @@ def main() -> None:
     folder = arguments.image_folder or arguments.file.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    config, tokenizer, template = read_outline(arguments.model)
-    report = read_file(arguments.file, tokenizer, config.num_image_tokens, arguments.template or template)
+    config, processor = read_outline(arguments.model)
+    if arguments.template:
+        processor.template = TEMPLATES[arguments.template]
+    report = read_file(arguments.file, processor)
     open_pictures(report, folder)
     print(describe(report, config.decoder.max_position_embeddings, arguments.all))
     if report.example:
         index, ids, labels = report.example
         colour = arguments.colour or sys.stdout.isatty()
-        print(f"\nrow {index}, as the model reads it:\n{render(ids, labels, tokenizer, colour)}")
+        print(f"\nrow {index}, as the model reads it:\n{render(ids, labels, processor.tokenizer, colour)}")
     if report.malformed or report.pictures:
         sys.stdout.flush()
         raise UserError(

@@ -16,8 +16,7 @@ from data.teachers.scripted import Scripted
 from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
 from lessons.small_world import drawn_scenes, features_and_words, fitted_projection
 from minillava.checkpoint import load
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.evaluate import PRETRAINED
+from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.llava import Llava
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B

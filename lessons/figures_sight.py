@@ -17,10 +17,10 @@ from minillava.byte_characters import to_bytes
 from minillava.checkpoint import load, load_clip
 from minillava.contrastive import Clip
 from minillava.conversation import encode_conversation
-from minillava.dataset import pad
+from minillava.conversations import pad
 from minillava.image import ImageProcessor
+from minillava.tasks import initialise
 from minillava.tokenizer import _join
-from minillava.training import initialise
 
 SEVERAL = 41  # the seed of a scene of several things
 FROZEN, RED = (232, 232, 236), (200, 60, 60)
@@ -153,7 +153,7 @@ def patches() -> Image.Image:
     _, picture = drawn(3)
     model = load(PRETRAINED / "llava")
     with torch.no_grad():
-        vectors = model.vision_tower.embeddings(model.image_processor(picture)[None])[0]  # (65, hidden)
+        vectors = model.vision_tower.embeddings(model.processor.image(picture)[None])[0]  # (65, hidden)
     sheet = Sheet(1000, 340)
     sheet.picture(20, 40, picture, 256, 256)
     for index, patch in enumerate(cut(picture)):
@@ -246,12 +246,12 @@ def splice() -> Image.Image:
     scene, picture = drawn(3)
     question, _ = colour(scene, random.Random(0))
     model = load(PRETRAINED / "llava")
-    ids, _ = encode_conversation([{"from": "human", "value": f"<image>\n{question}"}], model.tokenizer)
+    ids, _ = encode_conversation([{"from": "human", "value": f"<image>\n{question}"}], model.processor.tokenizer)
     sheet = Sheet(1000, 176)
     x, y, seen = 20.0, 20, cut(picture)
     for index in ids:
         is_picture = index == model.config.image_token_id
-        shown = model.tokenizer.decode([index]).replace("\n", "\\n")
+        shown = model.processor.tokenizer.decode([index]).replace("\n", "\\n")
         width = 28 if is_picture else text_width(shown) + 8
         if x + width > 980:
             x, y = 20.0, y + 36
@@ -268,11 +268,11 @@ def nearest_words() -> Image.Image:
     """A picture, and for each of its visual tokens H_v the word whose embedding points most nearly the same way."""
     _, picture = drawn(SEVERAL)
     model = load(PRETRAINED / "llava")
-    texts = [model.tokenizer.decode([index]) for index in range(model.tokenizer.vocab_size)]
+    texts = [model.processor.tokenizer.decode([index]) for index in range(model.processor.tokenizer.vocab_size)]
     words = [index for index, text in enumerate(texts) if re.fullmatch(" [a-z]+", text)]
     table = F.normalize(model.language_model.embed_tokens.weight[words], dim=-1)
     with torch.no_grad():
-        visual = model.encode_images(model.image_processor(picture)[None])[0]  # (64, hidden)
+        visual = model.encode_images(model.processor.image(picture)[None])[0]  # (64, hidden)
         like = F.normalize(visual, dim=-1) @ table.T  # (64, words)
     sheet = Sheet(1000, 420)
     sheet.picture(20, 20, picture, 380, 380)

@@ -22,10 +22,9 @@ from lessons.small_world import (
 )
 from minillava.attention import CLOSED, causal_mask
 from minillava.checkpoint import load
-from minillava.config import DecoderConfig
+from minillava.config import PRETRAINED, DecoderConfig
 from minillava.conversation import IGNORE, encode_conversation
 from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
-from minillava.evaluate import PRETRAINED
 from minillava.recipes import TOY
 from minillava.tokenizer import Tokenizer
 
@@ -188,7 +187,7 @@ def stage_2() -> Image.Image:
 def looking() -> Image.Image:
     """Two pictures, a question about each, and where the decoder looks while it chooses each token of the answer."""
     model = load(PRETRAINED)
-    tokenizer, side = model.tokenizer, 90
+    tokenizer, side = model.processor.tokenizer, 90
     sheet = Sheet(880, 300)
     bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]
     for line, (scene, picture) in enumerate(bright[:2]):
@@ -198,7 +197,7 @@ def looking() -> Image.Image:
         start = len(encode_conversation(turns, tokenizer)[0])
         ids, _ = encode_conversation([*turns, {"from": "gpt", "value": answer}], tokenizer)
         row = torch.tensor([ids])
-        embeddings = model.embed(row, model.image_processor(picture)[None])
+        embeddings = model.embed(row, model.processor.image(picture)[None])
         weights = attention_weights(model.language_model, embeddings).mean(dim=(0, 1))[:, row[0] == tokenizer.image_id]
         sheet.picture(20, y, picture, side, side)
         sheet.text(20, y - 16, question, 13, anchor="lm")

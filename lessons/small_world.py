@@ -13,10 +13,11 @@ from data.picturebook.draw import draw_scene
 from data.picturebook.scene import Scene, sample_scene
 from minillava.checkpoint import join
 from minillava.conversation import encode_conversation, image_goes_first
-from minillava.dataset import pad, pad_rows
+from minillava.conversations import pad, pad_rows
 from minillava.llava import Llava
+from minillava.optimizers import build_optimizers, schedule
 from minillava.recipes import Recipe
-from minillava.training import build_optimizers, mean_of_words, schedule
+from minillava.tasks import mean_of_words
 
 PRETRAINED = Path(__file__).parents[1] / "minillava" / "pretrained"
 
@@ -37,9 +38,9 @@ def small_batch(
         turns = [{"from": speaker, "value": text} for pair in talk for speaker, text in zip(("human", "gpt"), pair)]
         turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         first = image_goes_first(seed=0, epoch=0, row=index)
-        rows.append(encode_conversation(turns, model.tokenizer, template, model.config.num_image_tokens, first))
-    pixel_values = torch.stack([model.image_processor(picture) for picture in pictures])
-    return pad_rows(rows, model.tokenizer) | {"pixel_values": pixel_values}
+        rows.append(encode_conversation(turns, model.processor.tokenizer, template, model.config.num_image_tokens, first))
+    pixel_values = torch.stack([model.processor.image(picture) for picture in pictures])
+    return pad_rows(rows, model.processor.tokenizer.pad_id) | {"pixel_values": pixel_values}
 
 
 def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
@@ -89,8 +90,8 @@ def short_training(
 def features_and_words(model: Llava, scenes: list[Scene], pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
     """For every patch of every picture, what the tower gives W, (patches, vision hidden), and the mean embedding of the
     words for what is there, (patches, decoder hidden)."""
-    config, tokenizer = model.config, model.tokenizer
-    pixel_values = torch.stack([model.image_processor(picture) for picture in pictures])
+    config, tokenizer = model.config, model.processor.tokenizer
+    pixel_values = torch.stack([model.processor.image(picture) for picture in pictures])
     grid = config.vision.image_size // config.vision.patch_size
     cells = [cell for scene in scenes for cell in language.words_by_patch(scene, grid)]
     word_ids = pad([tokenizer.encode(f" {cell}", special=False) for cell in cells], -1)  # (patches, longest)

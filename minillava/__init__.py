@@ -1,7 +1,10 @@
 """LLaVA from scratch: a vision tower, a projection, a decoder, and what joins and trains them."""
 
-from minillava.checkpoint import load, save
+from minillava.checkpoint import load
+from minillava.config import PRETRAINED
 from minillava.llava import Llava
+from minillava.processor import Processor
+from minillava.saving import save
 from minillava.tokenizer import Tokenizer
 
-__all__ = ["Llava", "Tokenizer", "load", "save"]
+__all__ = ["PRETRAINED", "Llava", "Processor", "Tokenizer", "load", "save"]

@@ -1,35 +1,35 @@
-"""Models <-> folders in Hugging Face's form: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
+"""Folders in Hugging Face's form -> models: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
 
-Our tensors are stored under the names that transformers writes, so it opens what we save. On reading, the spellings
-that hub files use are accepted too, and the layout of the LLaVA authors' own folders. A model is built without memory
-(on PyTorch's meta device) and then filled tensor by tensor, in the dtype and on the device asked for.
+The names that transformers writes are read, the spellings that hub files use, and the layout of the LLaVA authors' own
+folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the dtype and
+on the device asked for. saving.py writes the folders.
 """
 
-import json
+import math
 import os
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from minillava import lora
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
 from minillava.contrastive import Clip
-from minillava.conversation import TEMPLATES, chat_template, recognise
 from minillava.decoder import Decoder
 from minillava.errors import UserError
+from minillava.formats import adapter_config
 from minillava.hub import resolve_folder
 from minillava.image import ImageProcessor
-from minillava.llava import Llava, add_image_token
+from minillava.llava import Llava
+from minillava.processor import Processor
 from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
-from minillava.tokenizer import Tokenizer
+from minillava.saving import ADAPTER_PREFIX, TEMPLATE
+from minillava.templates import TEMPLATES, Template, recognise
+from minillava.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import ADAPTER, Dtype, Stored, Unfilled, fill, list_tensors, rename, write_tensors
+from minillava.weights import Dtype, Stored, Unfilled, fill, list_tensors, rename
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
@@ -49,9 +49,7 @@ ORIGINAL_NAMES = (
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
-ADAPTER_PREFIX = "base_model.model.model."  # peft's two wrappers, then LlavaForConditionalGeneration's model
 ADAPTER_NAMES = ((rf"^{re.escape(ADAPTER_PREFIX)}", ""),)
-TEMPLATE = "chat_template.jinja"
 
 
 def load(
@@ -67,7 +65,7 @@ def load(
     with LoRA leaves, names the folder that it adds to; the sum of both is read.
     """
     folder = resolve_folder(folder)
-    if lora.is_adapter(folder):
+    if adapter_config.is_adapter(folder):
         return _load_adapter(folder, device, dtype, vision)
     config = read_json_object(folder / "config.json")
     if "mm_vision_tower" in config:
@@ -83,10 +81,8 @@ def load(
 
 def _load_llava_hf(folder: Path, config: dict, device: str, dtype: Dtype) -> Llava:
     _check_type(config, folder)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    model = _build(lambda c: Llava(LlavaConfig.from_dict(c), tokenizer), config, folder)
-    model.image_processor = _image_processor(folder, model.config.vision)
-    model.template = _template(folder)
+    model = _build(lambda c: Llava(LlavaConfig.from_dict(c)), config, folder)
+    model.processor = _processor(folder, model.config)
     _fill_hf(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
     return model
 
@@ -103,12 +99,12 @@ def _fill_hf(model: Llava, tensors: dict[str, Stored], folder: Path, device: str
 
 def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.PathLike | None) -> Llava:
     """The base that the adapter names, with what was learnt added to its weights."""
-    config = lora.read_config(folder)
+    config = adapter_config.read_config(folder)
     try:
         base = folder / config.base if (folder / config.base).is_dir() else resolve_folder(config.base)
     except UserError as error:
-        raise UserError(f"{folder / lora.CONFIG}: its base {error}") from None
-    if lora.is_adapter(base):
+        raise UserError(f"{folder / adapter_config.CONFIG}: its base {error}") from None
+    if adapter_config.is_adapter(base):
         raise UserError(f"{folder}: its base {base} is an adapter too; merge that first (python -m minillava.merge)")
     model = load(base, device, dtype, vision)
     with torch.device("meta"):
@@ -116,7 +112,7 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.Path
     _fill_hf(model, rename(list_tensors(folder), ADAPTER_NAMES), folder, device, dtype)
     lora.merge_lora(model.language_model)
     if (folder / TEMPLATE).exists():
-        model.template = _template(folder)
+        model.processor.template = _template(folder)
     return model.eval()
 
 
@@ -124,16 +120,16 @@ def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: D
     """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
     tokenizer = Tokenizer.from_pretrained(folder)
     vision = _parse(VisionConfig.from_dict, _vision_part(clip), clip)
-    model = _build(lambda c: Llava(LlavaConfig.from_original(c, vision), tokenizer), config, folder)
+    model = _build(lambda c: Llava(LlavaConfig.from_original(c, vision)), config, folder)
     tensors = rename(list_tensors(folder), ORIGINAL_NAMES)
     if not any(name.startswith("vision_tower.") for name in tensors):
         model.vision_tower = load_vision(clip, device, dtype)
     fill(model, tensors, folder, device, dtype)
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
-    pad = config.get("image_aspect_ratio") == "pad"
-    model.image_processor = replace(_image_processor(clip, vision), do_pad=pad)
-    model.template = _original_template(config.get("_name_or_path") or folder.resolve().name)
+    image = replace(_image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
+    template = _original_template(config.get("_name_or_path") or folder.resolve().name)
+    model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template)
     return model
 
 
@@ -152,13 +148,25 @@ def join(
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
+    image = _image_processor(resolve_folder(vision), tower.config)
+    processor = Processor(tokenizer, image, config.num_image_tokens, _template(resolve_folder(decoder)))
     with torch.device("meta"), Unfilled():
-        model = Llava(config, tokenizer)
+        model = Llava(config, processor)
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
-    model.image_processor = _image_processor(resolve_folder(vision), tower.config)
-    model.template = _template(resolve_folder(decoder))
     return model
+
+
+def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Give a LLaMA that knows text alone an <image> and a padding token, where its tokenizer has none, and their rows.
+
+    The rows are filled up to a multiple of 64, as in llava-hf's folders. An embedding with rows enough stays as it is.
+    """
+    missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        decoder.grow(math.ceil(tokenizer.vocab_size / 64) * 64)
 
 
 def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
@@ -199,10 +207,16 @@ def read_llava(folder: str | os.PathLike) -> LlavaConfig:
     return _parse(LlavaConfig.from_dict, config, folder)
 
 
-def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Tokenizer, str]:
-    """A llava-hf folder's sizes, tokenizer and template, whatever its weights weigh."""
+def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Processor]:
+    """A llava-hf folder's sizes and processor, whatever its weights weigh."""
     folder = resolve_folder(folder)
-    return read_llava(folder), Tokenizer.from_pretrained(folder), _template(folder)
+    config = read_llava(folder)
+    return config, _processor(folder, config)
+
+
+def _processor(folder: Path, config: LlavaConfig) -> Processor:
+    image = _image_processor(folder, config.vision)
+    return Processor(Tokenizer.from_pretrained(folder), image, config.num_image_tokens, _template(folder))
 
 
 def read_vision(folder: str | os.PathLike) -> VisionConfig:
@@ -215,141 +229,6 @@ def read_decoder(folder: str | os.PathLike) -> DecoderConfig:
     """The sizes of a LLaMA folder."""
     folder = Path(folder)
     return _parse(DecoderConfig.from_dict, read_json_object(folder / "config.json"), folder)
-
-
-def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write a LLaVA folder that transformers opens. The folder is replaced as a whole or not at all."""
-    replace_folder(folder, lambda new: write_llava(model, new, dtype))
-
-
-def write_llava(
-    model: Llava, folder: Path, dtype: torch.dtype | None = None, tensors: dict[str, Tensor] | None = None
-) -> None:
-    """Write the files of a LLaVA folder as ``LlavaForConditionalGeneration`` has them.
-
-    ``tensors`` here and below: the model's, by their names, where it does not hold them itself, being in slices.
-    """
-    stored = {}
-    for name, tensor in _tensors_hf(model, tensors).items():
-        if lora.is_learnt(name):
-            raise ValueError("the model has LoRA beside its weights: merge_lora() it first, or write_adapter()")
-        if name.startswith("language_model.") and not name.startswith("language_model.lm_head"):
-            name = name.replace("language_model.", "language_model.model.", 1)
-        stored[name] = tensor
-    _write(folder, model.config.to_dict(), stored, model.tokenizer, dtype, _processor_files(model))
-
-
-def write_adapter(
-    model: Llava, base: str | os.PathLike, folder: Path, tensors: dict[str, Tensor] | None = None
-) -> None:
-    """Write what LoRA and the projection have learnt, as the peft library does, to be added to ``base``.
-
-    ``base`` is a hub id, or a folder, which is written down as it lies from here: the two can be moved together.
-    """
-    place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
-    learnt = {
-        ADAPTER_PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in _tensors_hf(model, tensors).items()
-        if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
-    }
-    save_file(learnt, folder / ADAPTER, metadata={"format": "pt"})
-    config = lora.config_of(model.language_model, place)
-    (folder / lora.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / TEMPLATE).write_text(chat_template(model.template), encoding="utf-8")
-
-
-def _tensors_hf(model: Llava, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The model's tensors; a linear projection as two layers, as transformers has them, the second changing nothing."""
-    tensors = dict(tensors or model.state_dict())
-    if model.config.projector == "linear":
-        size = model.config.decoder.hidden_size
-        for kind in ("weight", "bias"):
-            tensors[f"multi_modal_projector.linear_1.{kind}"] = tensors.pop(f"multi_modal_projector.{kind}")
-        like = tensors["multi_modal_projector.linear_1.weight"]
-        tensors["multi_modal_projector.linear_2.weight"] = torch.eye(size, dtype=like.dtype)
-        tensors["multi_modal_projector.linear_2.bias"] = torch.zeros(size, dtype=like.dtype)
-    return tensors
-
-
-def write_clip(
-    clip: Clip,
-    tokenizer: Tokenizer,
-    folder: Path,
-    dtype: torch.dtype | None = None,
-    tensors: dict[str, Tensor] | None = None,
-) -> None:
-    """Write both CLIP towers as ``CLIPModel`` has them."""
-    vision, text = clip.vision_model.config, clip.text_model.config
-    config = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": vision.projection_dim,
-        "vision_config": vision.to_dict(),
-        "text_config": text.to_dict(),
-    }
-    files = {"preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict()}
-    _write(folder, config, tensors or clip.state_dict(), tokenizer, dtype, files)
-
-
-def write_decoder(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    folder: Path,
-    dtype: torch.dtype | None = None,
-    tensors: dict[str, Tensor] | None = None,
-) -> None:
-    """Write a decoder as ``LlamaForCausalLM`` has it, its tokenizer beside it."""
-    config = {"architectures": ["LlamaForCausalLM"], **decoder.config.to_dict()}
-    stored = {
-        name if name.startswith("lm_head.") else f"model.{name}": tensor
-        for name, tensor in (tensors or decoder.state_dict()).items()
-    }
-    _write(folder, config, stored, tokenizer, dtype, {})
-
-
-def replace_folder(folder: str | os.PathLike, fill) -> None:
-    """Call ``fill(new)`` on a fresh folder, then put it in ``folder``'s place.
-
-    A kill at any moment leaves the old folder or the new one whole: the old one steps aside to ``folder.old`` before
-    the new one takes its name, and ``recover_folder`` undoes the moment between.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    recover_folder(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    fill(new)
-    for path in new.iterdir():  # on disk before it counts
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: str | os.PathLike) -> None:
-    """Finish what a kill inside ``replace_folder`` left: ``folder.old`` is the last whole state, or superfluous."""
-    folder = Path(folder)
-    old = folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(
-    folder: Path, config: dict, tensors: dict[str, Tensor], tokenizer, dtype, files: dict[str, dict | str]
-) -> None:
-    if config.get("tie_word_embeddings"):  # stored once, as the embedding
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
-    write_tensors(folder, tensors, dtype)
-    stored = str(dtype or next(iter(tensors.values())).dtype).removeprefix("torch.")
-    for name, content in {"config.json": {**config, "dtype": stored}, **files}.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
@@ -367,48 +246,25 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     return processor
 
 
-def _template(folder: Path) -> str:
-    """The name of the folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
+def _template(folder: Path) -> Template:
+    """The folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
     text = (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace") if (folder / TEMPLATE).exists() else None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if text is None and (folder / name).exists():
             text = read_json_object(folder / name).get("chat_template")
     if text is None:
-        return "v0"
+        return TEMPLATES["v0"]
     found = recognise(text) if isinstance(text, str) else None
     if found is None:
         known = ", ".join(TEMPLATES)
         print(f"{folder}: its chat template is none of {known}: the conversation is written as v0", file=sys.stderr)
-    return found or "v0"
+    return found or TEMPLATES["v0"]
 
 
-def _original_template(name: str) -> str:
+def _original_template(name: str) -> Template:
     """The LLaVA authors' code chooses the template by the model's name, and so must we."""
     name = name.lower()
-    return "llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"
-
-
-def _processor_files(model: Llava) -> dict[str, dict | str]:
-    """What transformers' AutoProcessor and generate() read beside the weights."""
-    vision = model.config.vision
-    files: dict[str, dict | str] = {
-        "preprocessor_config.json": model.image_processor.to_dict(),
-        "processor_config.json": {
-            "processor_class": "LlavaProcessor",
-            "patch_size": vision.patch_size,
-            "num_additional_image_tokens": 1,  # the class token
-            "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
-            "image_token": "<image>",
-        },
-        "generation_config.json": {"max_new_tokens": 256, "do_sample": False},
-    }
-    if model.tokenizer is not None:
-        files["generation_config.json"] |= {
-            "eos_token_id": model.stop_ids,
-            "pad_token_id": model.tokenizer.pad_id,
-        }
-        files[TEMPLATE] = chat_template(model.template)
-    return files
+    return TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
 
 
 def _parse(from_dict, config: dict, folder: Path):
@@ -465,8 +321,9 @@ def _fold(two: MLPProjector) -> LinearProjector:
 def _check_tokenizer(model: Llava, folder: Path) -> None:
     """The tokenizer beside the weights must be the one that they know."""
     image, rows = model.config.image_token_id, model.config.decoder.vocab_size
-    if model.tokenizer.image_id != image:
-        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {model.tokenizer.image_id}")
-    others = model.tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
+    tokenizer = model.processor.tokenizer
+    if tokenizer.image_id != image:
+        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {tokenizer.image_id}")
+    others = tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
     if others > rows:
         raise UserError(f"{folder}: the tokenizer has {others} tokens, the embedding {rows} rows")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minillava.errors import UserError
 
+PRETRAINED = Path(__file__).parent / "pretrained"  # the shipped model, llava, and the two towers it was made from
 JSON_BYTES = 1_000_000  # a larger configuration, or index of shards, is refused
 
 # What a config.json means by leaving a size out: transformers' defaults.

@@ -15,9 +15,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from minillava.attention import CLOSED, attend, causal_mask
+from minillava.attention import CLOSED, attend
 from minillava.config import DecoderConfig
 
 
@@ -75,8 +74,6 @@ class KVCache:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0  # tokens held; the decoder moves it on once all layers have written
-        # Every position's angles, for each new token to look up: reckoned anew they cost as much as its attention.
-        self.rope = rope_tables(torch.arange(capacity, device=device)[None], rope_frequencies(config, device))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, kv_heads, T, head_dim) after the past of ``layer``; return past and present together."""
@@ -86,15 +83,19 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """rope_tables() of positions (B, T)."""
-        cos, sin = self.rope
-        return cos[0, 0, positions].unsqueeze(1), sin[0, 0, positions].unsqueeze(1)
+
+def visible(attention_mask: Tensor, past: int = 0) -> Tensor:
+    """attention_mask (B, S) -> (B, T, S): whether the i-th of the T = S - past new tokens sees token j of the row.
+
+    It does where both are of the same conversation, j is no padding, and j does not come later.
+    """
+    new = attention_mask[:, past:]
+    see = (new[:, :, None] == attention_mask[:, None, :]) & (attention_mask > 0)[:, None]
+    return see.tril(diagonal=past)
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, (B, T, hidden) -> (B, T, hidden), or (N, hidden) at the N
-    places where ``where`` (B, T) is true."""
+    """Grouped-query self-attention with rotary positions, (B, T, hidden) -> (B, T, hidden)."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -106,14 +107,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        where: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         def heads(y: Tensor) -> Tensor:
             return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
 
@@ -121,10 +115,9 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        single = x.shape[1] == 1  # it sees all that came before
-        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
-        out = out.transpose(1, 2).flatten(2)
-        return self.o_proj(out if where is None else out[where])
+        causal = mask is None and x.shape[1] > 1  # a single token sees all that came before
+        out = attend(q, k, v, mask, causal)  # (B, heads, T, head_dim)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -150,16 +143,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        where: Tensor | None = None,
-    ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), rope, mask, cache, where)
-        x = attended + (x if where is None else x[where])
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -175,7 +160,6 @@ class Decoder(nn.Module):
         if config.head_dim % 2:
             raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions turn pairs")
         self.config = config
-        self.checkpointing = False  # in training, keep each block's input alone and compute the block again going back
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -184,44 +168,26 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(
-        self,
-        embeddings: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        segments: Tensor | None = None,
-        where: Tensor | None = None,
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Embeddings (B, T, hidden) of the new tokens -> final hidden states (B, T, hidden).
 
-        attention_mask (B, past + T), 1 for a token and 0 for padding (left or right), covers the cache too.
-        Positions count tokens alone, so padding on the left does not shift them. In its place segments (B, T) may tell
-        apart conversations that share a row: each sees itself alone, at positions from 0.
-
-        Where only some states are wanted, ``where`` (B, T) is true there, and they alone come out, (N, hidden). The
-        last block then computes its keys and values everywhere, and what comes after attention for those N.
+        attention_mask (B, S) covers the tokens in the cache and the new ones: 0 is padding, and k is conversation k of
+        the row. Each conversation sees itself only, at positions from 0. Without a mask a row is one conversation.
         """
         past = cache.length if cache is not None else 0
         length = embeddings.shape[1]
-        if attention_mask is None:
-            positions = torch.arange(past, past + length, device=embeddings.device)[None]
-        else:
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
-        mask = self._mask(embeddings, attention_mask, past)
-        if segments is not None:
-            same = segments[:, :, None] == segments[:, None, :]
-            positions = same.tril().sum(dim=-1) - 1
-            mask = causal_mask(length, device=embeddings.device).masked_fill(~same[:, None], CLOSED)
-        if cache is not None:
-            rope = cache.turns(positions)
-        else:
-            rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
+        mask, positions = None, torch.arange(past, past + length, device=embeddings.device)[None]  # (1, T)
+        if attention_mask is None and past and length > 1:
+            attention_mask = embeddings.new_ones(1, past + length)
+        if attention_mask is not None:
+            see = visible(attention_mask, past)  # (B, T, S)
+            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T)
+            mask = torch.zeros_like(see, dtype=torch.float32).masked_fill(~see, CLOSED)[:, None]  # (B, 1, T, S)
+        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
         x = embeddings
         for layer in self.layers:
-            wanted = where if layer is self.layers[-1] else None
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, mask, cache, wanted, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x, rope, mask, cache, wanted)
+            x = layer(x, rope, mask, cache)  # (B, T, hidden)
         if cache is not None:
             cache.length += length
         return self.norm(x)
@@ -238,17 +204,3 @@ class Decoder(nn.Module):
         tied = self.config.tie_word_embeddings
         self.lm_head.weight = self.embed_tokens.weight if tied else grown(self.lm_head.weight)
         self.config.vocab_size = self.embed_tokens.num_embeddings = self.lm_head.out_features = vocab_size
-
-    @staticmethod
-    def _mask(embeddings: Tensor, attention_mask: Tensor | None, past: int) -> Tensor | None:
-        """What is added to the scores: causal, and closed to padding; (1 or B, 1, T, past + T).
-
-        None where causal is all there is to say: attend() then does without the table.
-        """
-        length = embeddings.shape[1]
-        if attention_mask is None and (length == 1 or past == 0):
-            return None
-        mask = causal_mask(length, past, embeddings.device)[None, None]
-        if attention_mask is not None:
-            mask = mask.masked_fill((attention_mask == 0)[:, None, None, :], CLOSED)
-        return mask

@@ -94,33 +94,6 @@ class Team:
             work()
         self.total(0)
 
-    def whole(self, state):
-        """Dicts and lists of tensors, with each slice replaced by its whole tensor, in memory, on the first process.
-
-        All processes must call this together. On the others the tensors are None.
-        """
-        if not self.shard:
-            return state
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(state, DTensor):
-            value = state.full_tensor()
-            return value.cpu() if self.leads else None
-        if isinstance(state, dict):
-            return {key: self.whole(value) for key, value in state.items()}
-        if isinstance(state, list):
-            return [self.whole(value) for value in state]
-        return state
-
-    def slice_like(self, value: Tensor, parameter: Tensor) -> Tensor:
-        """What of a whole tensor this process holds, cut as ``parameter`` is."""
-        if not self.shard:
-            return value
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh = parameter.device_mesh
-        return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
-
 
 ALONE = Team()
 

@@ -20,12 +20,11 @@ import torch
 from tqdm import tqdm
 
 from minillava.checkpoint import load
-from minillava.conversation import TEMPLATES
-from minillava.dataset import ConversationDataset
+from minillava.config import PRETRAINED
+from minillava.conversations import ConversationDataset, encode_row, naming_row
 from minillava.errors import UserError, run_program
 from minillava.llava import Llava
 
-PRETRAINED = Path(__file__).parent / "pretrained" / "llava"
 DESCRIPTIONS = ("detail", "caption")
 
 
@@ -46,7 +45,8 @@ def questions(dataset: ConversationDataset) -> list[Question]:
     for index, row in enumerate(dataset.rows):
         turns = row["conversations"]
         for position in range(1, len(turns), 2):
-            prompt, _ = dataset.encode(index, epoch=0, turns=position)
+            with naming_row(dataset.path, index):
+                prompt, _ = encode_row(row, dataset.processor, turns=position)
             reference = turns[position]["value"].strip()
             found.append(Question(index, prompt, reference, row.get("type", "all"), row.get("things", [])))
     return found
@@ -54,22 +54,23 @@ def questions(dataset: ConversationDataset) -> list[Question]:
 
 @torch.inference_mode()
 def answer_all(
-    model: Llava, dataset: ConversationDataset, asked: list[Question], look: str, batch_size: int = 64
+    model: Llava, dataset: ConversationDataset, asked: list[Question], shown: str, batch_size: int = 64
 ) -> list[str]:
-    """The model's greedy answers. ``look`` is "normal", "blind" or "shuffled"."""
-    pictured = [i for i, row in enumerate(dataset.rows) if "image" in row]
-    names = sorted({dataset.rows[i]["image"] for i in pictured})
-    first_row = {}
-    for i in pictured:
-        first_row.setdefault(dataset.rows[i]["image"], i)
-    # "shuffled": the picture that stands half the list away
+    """The model's greedy answers. What is ``shown`` is the row's picture ("normal"), "blind" or "shuffled"."""
+    images = {index: row["image"] for index, row in enumerate(dataset.rows) if "image" in row}
+    first_row = {name: index for index, name in reversed(images.items())}
+    names = sorted(first_row)
+    # "shuffled": the picture that is half the list away
     other = {name: first_row[names[(k + len(names) // 2) % len(names)]] for k, name in enumerate(names)}
-    tokenizer = model.tokenizer
-    stop = TEMPLATES[model.template].stop
-    stop_ids = model.stop_ids
+    tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
+
+    def picture(row: int) -> torch.Tensor:
+        with naming_row(dataset.path, row):
+            return dataset.pixels(dataset.rows[row])
+
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
-    with tqdm(total=len(asked), desc=look, unit="question", disable=None) as bar:
+    with tqdm(total=len(asked), desc=shown, unit="question", disable=None) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [asked[i] for i in chosen]
@@ -79,17 +80,14 @@ def answer_all(
             for line, question in enumerate(batch):  # padded on the left: all answers begin in one column
                 ids[line, longest - len(question.prompt) :] = torch.tensor(question.prompt)
                 mask[line, longest - len(question.prompt) :] = 1
-            shown = [q.row for q in batch if "image" in dataset.rows[q.row]]
-            if look == "shuffled":
-                shown = [other[dataset.rows[row]["image"]] for row in shown]
-            pixels = torch.stack([dataset.pixels(row) for row in shown]) if shown else None
-            if pixels is not None and look == "blind":
+            rows = [question.row for question in batch if question.row in images]
+            if shown == "shuffled":
+                rows = [other[images[row]] for row in rows]
+            pixels = torch.stack([picture(row) for row in rows]) if rows else None
+            if pixels is not None and shown == "blind":
                 pixels = torch.zeros_like(pixels)
             room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
-            device = model.device
-            out = model.generate(
-                ids.to(device), pixels, max_new_tokens=room, stop_ids=stop_ids, attention_mask=mask.to(device)
-            )
+            out = model.generate(ids.to(model.device), pixels, mask.to(model.device), max_new_tokens=room)
             for i, row in zip(chosen, out.tolist()):
                 answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
             bar.update(len(batch))
@@ -127,15 +125,7 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
 
 def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
     """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
-    dataset = ConversationDataset(
-        data,
-        image_folder,
-        model.tokenizer,
-        model.image_processor,
-        model.config.num_image_tokens,
-        model.template,
-        image_first=True,
-    )
+    dataset = ConversationDataset(data, image_folder, model.processor)
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
@@ -176,7 +166,7 @@ def _share(hits: Iterable[bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=PRETRAINED, help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder (default: the shipped one)")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
 """Writing an answer one token at a time: sampling, stops, the KV cache, streaming.
 
 The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then
-costs one pass of length one, which step.py makes where there is a single row.
+costs one pass of length one.
 """
 
 import codecs
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from minillava.decoder import Decoder, KVCache
-from minillava.step import Step, is_plain
 from minillava.tokenizer import Tokenizer
 
 
@@ -37,15 +36,10 @@ def generate_ids(
     """
     batch, length = embeddings.shape[:2]
     cache = KVCache(decoder.config, batch, length + max_new_tokens, embeddings.dtype, embeddings.device)
-    step = Step(decoder, cache) if batch == 1 and attention_mask is None and is_plain(decoder) else None
-    ids = None
     for _ in range(max_new_tokens):
-        alone = step and ids is not None  # the prompt has been read
-        logits = step(ids) if alone else decoder.lm_head(decoder(embeddings, attention_mask, cache)[:, -1])
-        ids = sample(logits, temperature)
+        hidden = decoder(embeddings, attention_mask, cache)  # (B, T, hidden), T = 1 from the second pass on
+        ids = sample(decoder.lm_head(hidden[:, -1]), temperature)  # (B,)
         yield ids
-        if step:
-            continue
         embeddings = decoder.embed_tokens(ids[:, None])
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)

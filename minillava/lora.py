@@ -8,36 +8,15 @@ A linear layer W (out, in) is frozen, and what it learns is kept apart, as a pro
 - gradients and the optimiser's state exist for A and B alone: r (in + out) numbers where W has in x out;
 - afterwards (alpha / r) B A is added to W, and nothing of LoRA remains.
 
-What is learnt is saved in an adapter folder, in the form of the peft library: adapter_model.safetensors and
-adapter_config.json. Of the latter, the part that is ours is here; checkpoint.py writes and reads the tensors.
+What is learnt is saved in an adapter folder, in the form of the peft library.
 """
-
-import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minillava.config import read_json_object
 from minillava.decoder import Decoder
-from minillava.errors import UserError
 
 ALPHA = 2  # alpha / r in training: 256 / 128 in the authors' scripts/v1_5/finetune_lora.sh
-CONFIG = "adapter_config.json"
-# What else adapter_config.json says, and what we compute where it says so.
-FIXED = {
-    "peft_type": "LORA",
-    # A pattern, not names alone: the vision tower has layers called q_proj too.
-    "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-    "modules_to_save": ["multi_modal_projector"],
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "use_rslora": False,
-    "use_dora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-}
 
 
 class LoraLinear(nn.Linear):
@@ -84,39 +63,3 @@ def merge_lora(decoder: Decoder) -> None:
 def is_learnt(name: str) -> bool:
     """Whether a tensor of this name is one of LoRA's matrices."""
     return ".lora_A." in name or ".lora_B." in name
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What adapter_config.json says: where the weights lie that the adapter adds to, and LoRA's two numbers."""
-
-    base: str
-    rank: int
-    alpha: float
-
-
-def is_adapter(folder: str | os.PathLike) -> bool:
-    return (Path(folder) / CONFIG).exists()
-
-
-def config_of(decoder: Decoder, base: str) -> dict:
-    """The adapter_config.json of a decoder with LoRA."""
-    linear = decoder.layers[0].self_attn.q_proj
-    sizes = {"r": linear.lora_A.out_features, "lora_alpha": linear.alpha, "lora_dropout": 0.0}
-    return {**FIXED, "base_model_name_or_path": base, **sizes}
-
-
-def read_config(folder: Path) -> AdapterConfig:
-    """Raises UserError for a file that is broken, or asks for what is not computed here."""
-    path = folder / CONFIG
-    values = read_json_object(path)
-    for name, only in FIXED.items():
-        if values.get(name, only) != only:
-            raise UserError(f"{path}: {name} is {values[name]!r}; only {only!r} is known")
-    base, rank, alpha = (values.get(name) for name in ("base_model_name_or_path", "r", "lora_alpha"))
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base_model_name_or_path is {base!r}, not a folder")
-    for name, value, kinds in (("r", rank, int), ("lora_alpha", alpha, (int, float))):
-        if not isinstance(value, kinds) or not 0 < value < float("inf"):
-            raise UserError(f"{path}: {name} is {value!r}, not a positive number")
-    return AdapterConfig(base, rank, alpha)

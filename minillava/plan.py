@@ -4,7 +4,6 @@ Held all the time are the weights and the optimiser's state. What else is held a
 
 - where the way back begins: what autograd kept of the forward pass, and the logits or the last block's intermediate
   results; with the gradients of earlier micro-batches, if a batch is cut into several;
-- the same a block later: the last block is done with, but it computed little, and the one before it all tokens;
 - where it ends: all gradients, and with checkpointing the one block that is computed again;
 - in the optimiser's step: all gradients, and what the step needs besides;
 - before all that, one block of the vision tower.
@@ -20,8 +19,10 @@ import torch
 
 from minillava.config import LlavaConfig, VisionConfig
 from minillava.llava import Llava
+from minillava.loop import prepare
+from minillava.optimizers import build_optimizers
 from minillava.recipes import Recipe
-from minillava.training import build_optimizers, choose_what_learns, prepare
+from minillava.tasks import choose_what_learns
 from minillava.weights import Unfilled
 
 GIB = 2**30
@@ -107,8 +108,7 @@ def plan(setting: Setting) -> Plan:
     )
 
     kept = kept_bytes(s)
-    # With checkpointing a block is computed again, the last one first.
-    again, last = (block_bytes(s, s.length), block_bytes(s, s.labels)) if s.recipe.checkpointing else (0, 0)
+    again = block_bytes(s) if s.recipe.checkpointing else 0  # one block at a time
     # Three tables in float32: the logarithms of softmax, their gradients and those of the logits.
     logits = 12 * s.rows * s.labels * config.decoder.vocab_size
     earlier = gradients if s.recipe.accumulation > 1 else 0
@@ -116,8 +116,7 @@ def plan(setting: Setting) -> Plan:
     step = 0 if s.gpu else 8 * max(p.numel() for p in learning.values())
     moments = (
         earlier + vision_work(s),
-        earlier + kept + max(logits, last + block_work(s, s.labels)),
-        earlier + kept - kept_of_block(s, s.labels) + again + block_work(s, s.length),
+        earlier + kept + max(logits, again + block_work(s)),
         gradients + max(again, step),
     )
     reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * max(moments))
@@ -136,14 +135,8 @@ def plan(setting: Setting) -> Plan:
 
 def kept_bytes(s: Setting) -> int:
     """Bytes that autograd keeps of a forward pass, the loss left out."""
-    blocks = (s.config.decoder.num_hidden_layers - 1) * kept_of_block(s, s.length) + kept_of_block(s, s.labels)
-    return blocks + projection_bytes(s) + end_bytes(s)
-
-
-def kept_of_block(s: Setting, after: int) -> int:
-    """Bytes that autograd keeps of a decoder block until its way back; with checkpointing its input alone."""
-    checkpoint = s.rows * s.length * s.config.decoder.hidden_size * s.stream
-    return checkpoint if s.recipe.checkpointing else block_bytes(s, after)
+    block = s.rows * s.length * s.config.decoder.hidden_size * s.stream if s.recipe.checkpointing else block_bytes(s)
+    return s.config.decoder.num_hidden_layers * block + projection_bytes(s) + end_bytes(s)
 
 
 def norm_bytes(s: Setting) -> int:
@@ -153,9 +146,8 @@ def norm_bytes(s: Setting) -> int:
     return size + 4 + (size if s.whole and not s.gpu else 0)
 
 
-def block_bytes(s: Setting, after: int) -> int:
-    """Bytes that autograd keeps of one decoder block. What comes after attention is computed for ``after`` tokens of a
-    row: for all, or in the last block for those before labels."""
+def block_bytes(s: Setting) -> int:
+    """Bytes that autograd keeps of one decoder block."""
     c = s.config.decoder
     hidden, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads
     width = heads * c.head_dim
@@ -166,16 +158,12 @@ def block_bytes(s: Setting, after: int) -> int:
     mlp = 3 * inner * s.product  # gate, silu(gate), up
     # What the matrices read, if they or low-rank ones beside them learn. Where it is not in the products' dtype each
     # makes a copy of its own.
-    read = read_after = 0
+    read = 0
     if s.stage == 2:
         copies = 1 if s.stream == s.product else 3
-        read = copies * hidden + 3 * s.recipe.lora  # by q, k, v and their B
-        read_after = min(copies, 2) * hidden + inner + 4 * s.recipe.lora  # by gate and up, by down, and their B and o's
-        # By o; from a fused kernel it is the output, kept already, unless a part of it is taken.
-        read_after += 0 if s.fused and after == s.length else width
-    tokens = s.length * (norm_bytes(s) + attention + read * s.product)
-    tokens += after * (norm_bytes(s) + mlp + read_after * s.product)
-    return s.rows * tokens + block_copies(s)
+        # By q, k and v; by gate and up, and by down; by o, from a fused kernel the output, kept already; by every B.
+        read = (copies + min(copies, 2)) * hidden + inner + (0 if s.fused else width) + 7 * s.recipe.lora
+    return s.rows * s.length * (2 * norm_bytes(s) + attention + mlp + read * s.product) + block_copies(s)
 
 
 def block_copies(s: Setting) -> int:
@@ -204,19 +192,19 @@ def projection_bytes(s: Setting) -> int:
 
 
 def end_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of the last norm and of what the head reads, where labels are."""
+    """Bytes that autograd keeps of the last norm, and of what the head reads before labels."""
     c = s.config.decoder
-    norm = s.rows * s.labels * norm_bytes(s)
+    norm = s.rows * s.length * norm_bytes(s)
     head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0
     copy = 2 * c.vocab_size * c.hidden_size if s.bfloat16 and s.stream == 4 else 0
     return norm + head + copy
 
 
-def block_work(s: Setting, after: int) -> int:
+def block_work(s: Setting) -> int:
     """Bytes that a block needs besides what it keeps: two more tables of scores, or SwiGLU's gradients."""
     c = s.config.decoder
     scores = 0 if s.fused else 2 * c.num_attention_heads * s.length**2
-    return s.rows * max(scores, 3 * c.intermediate_size * after) * s.product
+    return s.rows * max(scores, 3 * c.intermediate_size * s.length) * s.product
 
 
 def vision_work(s: Setting) -> int:

@@ -56,7 +56,7 @@ def randomise_fixture():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> "Tokenizer":
     from minillava import Tokenizer
-    from minillava.conversation import SYSTEM
+    from minillava.templates import SYSTEM
     from minillava.tokenizer import train_bpe, write_tokenizer
 
     rng = random.Random(0)

@@ -13,9 +13,9 @@ from PIL import Image
 from data import check as module
 from data.check import main, printable, render
 from minillava import Tokenizer
+from minillava.config import PRETRAINED
 from minillava.conversation import encode_conversation
 from minillava.errors import run_program
-from minillava.evaluate import PRETRAINED
 
 PATCHES = 64  # of the shipped model
 

@@ -23,12 +23,13 @@ from transformers import (
 )
 
 from minillava import Llava, load, save
-from minillava.checkpoint import load_decoder, load_vision, recover_folder, replace_folder, write_clip, write_decoder
+from minillava.checkpoint import load_decoder, load_vision
 from minillava.config import LlavaConfig, TextConfig
 from minillava.contrastive import Clip
 from minillava.conversation import encode_conversation
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
+from minillava.saving import recover_folder, replace_folder, write_clip, write_decoder
 
 PATCHES = 9
 LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -42,7 +43,7 @@ def variant(
         model.config, projector=projector, vision_feature_layer=layer, vision_feature_select_strategy=strategy
     )
     config.decoder = replace(config.decoder, **decoder)
-    return randomise(Llava(config, model.tokenizer))
+    return randomise(Llava(config, model.processor.tokenizer))
 
 
 VARIANTS = {
@@ -103,7 +104,7 @@ def test_what_is_saved_comes_back_bit_for_bit(model, tmp_path):
     assert read.state_dict().keys() == wanted.keys()
     for name, tensor in read.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name
-    assert read.tokenizer.encode("a red fish###") == model.tokenizer.encode("a red fish###")
+    assert read.processor.tokenizer.encode("a red fish###") == model.processor.tokenizer.encode("a red fish###")
     assert torch.equal(logits(read), logits(model))
 
 
@@ -135,7 +136,7 @@ def test_a_model_in_half_precision_is_stored_in_it_throughout(tiny_model, tmp_pa
 def test_the_head_is_stored_unless_it_is_the_embedding(tiny_model, randomise, tmp_path, tied):
     model = variant(tiny_model, randomise, tie_word_embeddings=tied)
     save(model, tmp_path / "llava")
-    write_decoder(model.language_model, model.tokenizer, tmp_path)
+    write_decoder(model.language_model, model.processor.tokenizer, tmp_path)
     for folder in (tmp_path / "llava", tmp_path):
         heads = [name for name in load_file(folder / "model.safetensors") if "lm_head" in name]
         assert len(heads) == (0 if tied else 1)
@@ -170,7 +171,7 @@ def test_transformers_opens_what_we_save(model, tmp_path):
 def test_we_open_what_transformers_saves(model, tmp_path):
     save(model, tmp_path / "ours")
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
-    model.tokenizer.save_pretrained(tmp_path / "theirs")
+    model.processor.tokenizer.save_pretrained(tmp_path / "theirs")
     read = load(tmp_path / "theirs")
     assert read.config == model.config
     torch.testing.assert_close(logits(read), logits(model), rtol=1e-4, atol=1e-5)
@@ -179,11 +180,11 @@ def test_we_open_what_transformers_saves(model, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_decoders_go_to_transformers_and_back(tiny_model, randomise, tmp_path, tied):
     decoder = variant(tiny_model, randomise, tie_word_embeddings=tied, rope_theta=77.0).language_model
-    write_decoder(decoder, tiny_model.tokenizer, tmp_path)
+    write_decoder(decoder, tiny_model.processor.tokenizer, tmp_path)
     theirs, report = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     theirs.save_pretrained(tmp_path / "theirs")
-    tiny_model.tokenizer.save_pretrained(tmp_path / "theirs")
+    tiny_model.processor.tokenizer.save_pretrained(tmp_path / "theirs")
     read, tokenizer = load_decoder(tmp_path / "theirs")
     assert tokenizer.vocab_size == decoder.config.vocab_size
     ids = torch.randint(100, (1, 9))
@@ -195,7 +196,7 @@ def test_decoders_go_to_transformers_and_back(tiny_model, randomise, tmp_path, t
 
 @pytest.mark.parametrize("source", ["write_clip", "CLIPModel", "CLIPVisionModel", "hub"])
 def test_vision_towers_are_read_alone_or_out_of_both_towers(tiny_model, randomise, tmp_path, source):
-    tokenizer = tiny_model.tokenizer
+    tokenizer = tiny_model.processor.tokenizer
     clip = randomise(Clip(tiny_model.config.vision, TextConfig(tokenizer.vocab_size, projection_dim=20)))
     write_clip(clip, tokenizer, tmp_path)
     folder = tmp_path
@@ -258,7 +259,7 @@ def test_processor_gives_our_pixels_and_our_ids(tiny_model, saved):
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         turn = {"from": "human", "value": "<image>\nWhat is it?"}
-        ids, _ = encode_conversation([turn], tiny_model.tokenizer, num_image_tokens=PATCHES)
+        ids, _ = encode_conversation([turn], tiny_model.processor.tokenizer, num_image_tokens=PATCHES)
         assert inputs["input_ids"].tolist() == [ids]
         torch.testing.assert_close(
             inputs["pixel_values"][0], ImageProcessor.for_size(24)(image), msg=f"{width} x {height}"
@@ -274,15 +275,15 @@ def test_chat_template_writes_further_turns_as_we_do(tiny_model, saved):
         for i, text in enumerate(said)
     ]
     text = processor.apply_chat_template(messages)
-    ids, _ = encode_conversation(turns, tiny_model.tokenizer)
-    assert tiny_model.tokenizer.decode(ids) == text
+    ids, _ = encode_conversation(turns, tiny_model.processor.tokenizer)
+    assert tiny_model.processor.tokenizer.decode(ids) == text
     assert processor.tokenizer(text)["input_ids"] == ids
 
 
 def test_transformers_stops_where_we_stop(tiny_model, saved):
     config = LlavaForConditionalGeneration.from_pretrained(saved).generation_config
-    assert config.eos_token_id == [tiny_model.tokenizer.eos_id, *tiny_model.tokenizer.encode("###")]
-    assert config.pad_token_id == tiny_model.tokenizer.pad_id and config.do_sample is False
+    assert config.eos_token_id == [tiny_model.processor.tokenizer.eos_id, *tiny_model.processor.tokenizer.encode("###")]
+    assert config.pad_token_id == tiny_model.processor.tokenizer.pad_id and config.do_sample is False
 
 
 # Damage
@@ -294,7 +295,7 @@ def test_no_such_folder_is_named(tmp_path):
 
 
 def test_a_folder_of_another_architecture_is_named(tiny_model, saved, tmp_path):
-    write_decoder(tiny_model.language_model, tiny_model.tokenizer, tmp_path)
+    write_decoder(tiny_model.language_model, tiny_model.processor.tokenizer, tmp_path)
     for read, folder in ((load, tmp_path), (load_vision, tmp_path), (load_vision, saved), (load_decoder, saved)):
         kind = "llava" if folder == saved else "llama"
         assert_refused(lambda read=read, folder=folder: read(folder), f"{folder}/config.json", "model_type", kind)

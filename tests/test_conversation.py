@@ -11,8 +11,9 @@ import tokenizers
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from minillava.conversation import TEMPLATES, arrange, chat_template, encode_conversation, image_goes_first, recognise
+from minillava.conversation import encode_conversation, image_goes_first
 from minillava.errors import UserError
+from minillava.templates import TEMPLATES, chat_template, recognise
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 SYSTEM = (

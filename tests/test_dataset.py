@@ -11,9 +11,11 @@ from PIL import Image, ImageColor
 from data.picturebook.language import words_by_patch
 from data.picturebook.scene import sample_scene
 from minillava.conversation import encode_conversation, image_goes_first
-from minillava.dataset import ConversationDataset, RegionDataset, batch_order, patches_of_boxes
+from minillava.conversations import ConversationDataset
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
+from minillava.order import batch_order
+from minillava.regions import RegionDataset, patches_of_boxes
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]

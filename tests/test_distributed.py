@@ -18,7 +18,7 @@ from minillava import Llava, load, save
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.distributed import ALONE, Team
 from minillava.lora import is_adapter
-from minillava.training import STATE
+from minillava.resume import STATE
 from minillava.weights import ADAPTER, WEIGHTS
 
 ROOT = Path(__file__).parent.parent

@@ -9,10 +9,10 @@ from transformers import LlavaForConditionalGeneration
 from minillava import Llava, save
 from minillava.conversation import encode_conversation
 from minillava.errors import UserError
+from minillava.fast import Step
 from minillava.generation import collect, generate_ids, sample, stream_text
 from minillava.image import ImageProcessor
 from minillava.lora import add_lora, merge_lora
-from minillava.step import Step
 
 PATCHES = 9
 
@@ -34,7 +34,7 @@ def picture() -> Image.Image:
 
 def prompt(model: Llava, question: str) -> torch.Tensor:
     turn = {"from": "human", "value": f"<image>\n{question}"}
-    return torch.tensor([encode_conversation([turn], model.tokenizer, num_image_tokens=PATCHES)[0]])
+    return torch.tensor([encode_conversation([turn], model.processor.tokenizer, num_image_tokens=PATCHES)[0]])
 
 
 def left_padded(model: Llava, prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ def left_padded(model: Llava, prompts: list[torch.Tensor]) -> tuple[torch.Tensor
     rows, masks = [], []
     for ids in prompts:
         padding = longest - ids.shape[1]
-        rows.append(torch.cat([torch.full((1, padding), model.tokenizer.pad_id), ids], dim=1))
+        rows.append(torch.cat([torch.full((1, padding), model.processor.tokenizer.pad_id), ids], dim=1))
         masks.append(torch.cat([torch.zeros(1, padding, dtype=torch.long), torch.ones_like(ids)], dim=1))
     return torch.cat(rows), torch.cat(masks)
 
@@ -60,7 +60,7 @@ def test_greedy_is_transformers_generate(model, tmp_path):
             max_new_tokens=40,
             do_sample=False,
             eos_token_id=None,
-            pad_token_id=model.tokenizer.pad_id,
+            pad_token_id=model.processor.tokenizer.pad_id,
         )
         assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
         assert len(set(ours[0].tolist())) > 10
@@ -90,7 +90,7 @@ def test_a_left_padded_batch_is_transformers_generate(model, tmp_path):
         max_new_tokens=20,
         do_sample=False,
         eos_token_id=None,
-        pad_token_id=model.tokenizer.pad_id,
+        pad_token_id=model.processor.tokenizer.pad_id,
     )
     assert ours.tolist() == expected[:, ids.shape[1] :].tolist()
 
@@ -127,7 +127,7 @@ def test_each_new_token_costs_one_pass_of_length_one(model, monkeypatch, rows):
 
 def test_padding_before_a_lone_row_changes_nothing(model):
     ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
-    padded = torch.nn.functional.pad(ids, (7, 0), value=model.tokenizer.pad_id)
+    padded = torch.nn.functional.pad(ids, (7, 0), value=model.processor.tokenizer.pad_id)
     mask = torch.nn.functional.pad(torch.ones_like(ids), (7, 0))
     alone = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
     assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(alone)
@@ -159,14 +159,14 @@ def test_generate_stops_at_stop_ids_and_fills_with_padding(model):
     stops = [free[0][3], free[1][8]]
     ends = [next(i for i, token in enumerate(row) if token in stops) + 1 for row in free]
     assert ends[0] != ends[1]
-    expected = [row[:end] + [model.tokenizer.pad_id] * (max(ends) - end) for row, end in zip(free, ends)]
+    expected = [row[:end] + [model.processor.tokenizer.pad_id] * (max(ends) - end) for row, end in zip(free, ends)]
     assert model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=stops).tolist() == expected
 
 
 def test_the_end_token_is_the_stop_unless_others_are_given(model, monkeypatch):
     ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
     free = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])[0].tolist()
-    monkeypatch.setattr(model.tokenizer, "eos_id", free[6])
+    monkeypatch.setattr(model.processor.tokenizer, "eos_id", free[6])
     end = free.index(free[6]) + 1
     assert model.generate(ids, pixel_values, max_new_tokens=20)[0].tolist() == free[:end]
 
@@ -235,7 +235,7 @@ def test_stream_shows_a_character_of_several_tokens_whole(tokenizer):
 
 @pytest.mark.parametrize("with_picture", [True, False])
 def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
-    tokenizer, question = model.tokenizer, "What is it?"
+    tokenizer, question = model.processor.tokenizer, "What is it?"
     image = picture if with_picture else None
     turn = {"from": "human", "value": f"<image>\n{question}" if with_picture else question}
     ids, _ = encode_conversation([turn], tokenizer, num_image_tokens=PATCHES)
@@ -249,7 +249,7 @@ def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
 
 
 def test_an_answer_begins_with_its_first_word(model, monkeypatch):
-    ids = [model.tokenizer.encode(piece) for piece in (" ", "\n", " red", " fish", "###")]
+    ids = [model.processor.tokenizer.encode(piece) for piece in (" ", "\n", " red", " fish", "###")]
     steps = [torch.tensor([index]) for piece in ids for index in piece]
     monkeypatch.setattr("minillava.llava.generate_ids", lambda *arguments: iter(steps))
     assert "".join(model.stream(None, "What is it?", max_new_tokens=len(steps))) == "red fish"
@@ -265,7 +265,7 @@ def test_a_picture_talked_about_for_many_turns_is_encoded_once(model, picture):
     expected = [model.chat(picture, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])]
     calls = []
     model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
-    seen = model.look(picture)
+    seen = model.encode_image(picture)
     assert [model.chat(seen, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])] == expected
     assert len(calls) == 1
 
@@ -279,12 +279,12 @@ def test_history_is_what_was_said_before(model, picture):
         {"from": "gpt", "value": "It is small."},
         {"from": "human", "value": "Where is it?"},
     ]
-    ids, _ = encode_conversation(turns, model.tokenizer, num_image_tokens=PATCHES)
-    stops = [model.tokenizer.eos_id, *model.tokenizer.encode("###")]
+    ids, _ = encode_conversation(turns, model.processor.tokenizer, num_image_tokens=PATCHES)
+    stops = [model.processor.tokenizer.eos_id, *model.processor.tokenizer.encode("###")]
     out = model.generate(
         torch.tensor([ids]), ImageProcessor.for_size(24)(picture)[None], max_new_tokens=15, stop_ids=stops
     )
-    expected = model.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
+    expected = model.processor.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
     assert model.chat(picture, "Where is it?", history=history, max_new_tokens=15) == expected
     assert model.chat(picture, "Where is it?", max_new_tokens=15) != expected
     assert len(history) == 2  # the caller's list is left alone

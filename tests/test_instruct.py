@@ -24,7 +24,7 @@ from data.picturebook import language
 from data.picturebook.scene import sample_scene
 from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
-from minillava.dataset import ConversationDataset
+from minillava.conversations import ConversationDataset
 from minillava.errors import UserError, run_program
 from minillava.image import ImageProcessor
 

@@ -23,8 +23,8 @@ import chat
 import train
 from minillava import load, save
 from minillava.checkpoint import join
-from minillava.conversation import TEMPLATES, chat_template
 from minillava.errors import UserError
+from minillava.templates import TEMPLATES, chat_template
 
 VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # no more than its signs
 PICTURE_SIZE = 32
@@ -83,7 +83,7 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(images=image, text=prompt, return_tensors="pt")
-    torch.testing.assert_close(inputs["pixel_values"][0], ours.image_processor(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs["pixel_values"][0], ours.processor.image(image), atol=1e-5, rtol=0)
     with torch.no_grad():
         found, expected = ours(**inputs).logits, theirs(**inputs).logits
     assert (found - expected).norm() < 1e-4 * expected.norm()
@@ -97,10 +97,10 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
 
 def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
     model = join(*towers)
-    assert (model.tokenizer.image_id, model.tokenizer.pad_id) == (900, 901)
+    assert (model.processor.tokenizer.image_id, model.processor.tokenizer.pad_id) == (900, 901)
     assert model.config.decoder.vocab_size == 960  # a multiple of 64
-    assert model.template == "v1" and model.stop_ids == [2]
-    assert model.image_processor.image_mean == (0.3, 0.4, 0.5)
+    assert model.template == "v1" and model.processor.stop_ids == [2]
+    assert model.processor.image.image_mean == (0.3, 0.4, 0.5)
 
 
 def test_a_picture_processor_of_another_size_is_refused(towers):

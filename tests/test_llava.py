@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 
 from minillava import Llava, save
 from minillava.conversation import IGNORE, encode_conversation
-from minillava.dataset import pad_rows
+from minillava.conversations import pad_rows
 from minillava.llava import answer_loss, before_labels, splice
 
 PATCHES = 9
@@ -57,7 +57,7 @@ def test_logits_and_loss_are_transformers_llava(model, tmp_path, layer):
 def test_logits_behind_left_padding_are_transformers_llava(model, tmp_path):
     theirs = opened_by_transformers(model, tmp_path / "model")
     inputs = batch(model)
-    ids = torch.cat([torch.full((3, 4), model.tokenizer.pad_id), inputs["input_ids"]], dim=1)
+    ids = torch.cat([torch.full((3, 4), model.processor.tokenizer.pad_id), inputs["input_ids"]], dim=1)
     mask = torch.ones_like(ids)
     mask[:, :4] = 0
     ours = model(ids, inputs["pixel_values"], mask).logits
@@ -166,7 +166,7 @@ def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
 
 
 def test_one_batch_is_learned_by_heart_and_told_apart_by_its_pictures(tiny_model):
-    model, tokenizer = tiny_model.train(), tiny_model.tokenizer
+    model, tokenizer = tiny_model.train(), tiny_model.processor.tokenizer
     question = {"from": "human", "value": "<image>\nWhat is it?"}
     answers = ["The small red fish is at the top.", "It is a blue boat."]
     rows = [
@@ -177,7 +177,7 @@ def test_one_batch_is_learned_by_heart_and_told_apart_by_its_pictures(tiny_model
     optimizer, losses = torch.optim.AdamW(model.parameters(), 5e-3), []
     for _ in range(80):
         optimizer.zero_grad()
-        losses.append(model(pixel_values=pictures, **pad_rows(rows, tokenizer)).loss)
+        losses.append(model(pixel_values=pictures, **pad_rows(rows, tokenizer.pad_id)).loss)
         losses[-1].backward()
         optimizer.step()
     assert losses[0] > 2 and losses[-1] < 0.02

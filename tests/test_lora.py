@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minillava import Llava, load, merge, save
-from minillava.checkpoint import replace_folder, write_adapter
 from minillava.conversation import IGNORE
 from minillava.errors import UserError, run_program
+from minillava.loop import train
 from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
 from minillava.recipes import Recipe
-from minillava.training import llava_task, train
+from minillava.saving import replace_folder, write_adapter
+from minillava.tasks import llava_task
 from minillava.weights import ADAPTER
 
 RANK, ALPHA = 3, 12.0
@@ -183,7 +184,7 @@ def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_p
     loaded = load(tmp_path / "out")
     torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
     assert loaded.template == "chatml" and not loaded.training
-    assert loaded.tokenizer.vocab_size == model.tokenizer.vocab_size
+    assert loaded.processor.tokenizer.vocab_size == model.processor.tokenizer.vocab_size
 
 
 def test_names_are_those_that_peft_gives_the_modules_of_transformers(tiny_model, adapter):

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from minillava import Llava, Tokenizer, load, save
-from minillava.checkpoint import load_decoder, write_clip, write_decoder
+from minillava.checkpoint import add_image_token, load_decoder
 from minillava.config import TextConfig
 from minillava.contrastive import Clip
 from minillava.errors import UserError
-from minillava.llava import add_image_token
+from minillava.saving import write_clip, write_decoder
 
 CLIP = "clip-vit-tiny"
 
@@ -63,12 +63,12 @@ def write_original(model: Llava, folder: Path, tower: bool, pickle: bool = False
         torch.save(tensors, folder / "pytorch_model.bin")
     else:
         save_file(tensors, folder / "model.safetensors")
-    model.tokenizer.save_pretrained(folder)
-    clip = Clip(model.config.vision, TextConfig(model.tokenizer.vocab_size, projection_dim=20))
+    model.processor.tokenizer.save_pretrained(folder)
+    clip = Clip(model.config.vision, TextConfig(model.processor.tokenizer.vocab_size, projection_dim=20))
     if not tower:
         clip.vision_model = model.vision_tower
     (folder.parent / "ours").mkdir()
-    write_clip(clip, model.tokenizer, folder.parent / "ours")
+    write_clip(clip, model.processor.tokenizer, folder.parent / "ours")
     CLIPModel.from_pretrained(folder.parent / "ours").save_pretrained(folder.parent / CLIP)
 
 
@@ -223,7 +223,7 @@ def test_an_original_folder_of_text_tokens_gains_the_image_token(tiny_model, tmp
     write_original(tiny_model, tmp_path / "original", tower=True)
     monkeypatch.setattr(Tokenizer, "from_pretrained", lambda folder: TextTokenizer(rows))
     ours = load(tmp_path / "original")
-    ours.tokenizer = None
+    ours.processor.tokenizer = None
     assert ours.config.image_token_id == rows and ours.config.decoder.vocab_size % 64 == 0
     save(ours, tmp_path / "saved")
     theirs, report = LlavaForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
@@ -257,6 +257,6 @@ def test_a_tokenizer_that_the_weights_do_not_know_is_refused(tiny_model, tmp_pat
 
 
 def test_a_decoder_folder_of_text_tokens_is_read(tiny_model, tmp_path):
-    write_decoder(tiny_model.language_model, tiny_model.tokenizer, tmp_path)
+    write_decoder(tiny_model.language_model, tiny_model.processor.tokenizer, tmp_path)
     decoder, _ = load_decoder(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from minillava.training import _accumulate, nullcontext
 from PIL import Image
 
 from minillava import Llava
 from minillava.conversation import IGNORE
-from minillava.dataset import ConversationDataset, share_rows
+from minillava.conversations import ConversationDataset, share_rows
 from minillava.image import ImageProcessor
-from minillava.training import _accumulate, llava_task, nullcontext
+from minillava.tasks import llava_task
 
 TURNS = [1, 4, 1, 2, 3, 1, 2, 1]
 
@@ -35,7 +36,7 @@ def dataset(folder: Path, model: Llava, pack: bool) -> ConversationDataset:
     return ConversationDataset(
         folder / "rows.json",
         folder,
-        model.tokenizer,
+        model.processor.tokenizer,
         ImageProcessor.for_size(24),
         model.config.num_image_tokens,
         text_path=folder / "text.txt",

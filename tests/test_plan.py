@@ -15,9 +15,11 @@ import train
 from minillava.config import LlavaConfig
 from minillava.errors import run_program
 from minillava.llava import Llava
+from minillava.loop import prepare
+from minillava.optimizers import build_optimizers
 from minillava.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
 from minillava.recipes import PRESETS, Recipe
-from minillava.training import build_optimizers, choose_what_learns, prepare
+from minillava.tasks import choose_what_learns
 
 ROOT = Path(__file__).parent.parent
 ROWS, LENGTH, LABELS = 3, 25, 11

@@ -8,7 +8,8 @@ import torch
 
 from data.picturebook.write import write_world
 from minillava.checkpoint import load, load_clip, load_decoder, load_vision
-from minillava.evaluate import PRETRAINED, evaluate
+from minillava.config import PRETRAINED
+from minillava.evaluate import evaluate
 
 ROOT = PRETRAINED.parent
 

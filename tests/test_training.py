@@ -15,16 +15,19 @@ from PIL import Image
 
 from data.picturebook.write import write_world
 from minillava import training
-from minillava.checkpoint import load, replace_folder
+from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
-from minillava.dataset import ConversationDataset, RegionDataset
+from minillava.conversations import ConversationDataset
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
+from minillava.loop import train
+from minillava.recipes import Recipe
+from minillava.regions import RegionDataset
+from minillava.saving import replace_folder
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
-from minillava.training import Recipe, train
 
 VISION = VisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, projection_dim=32

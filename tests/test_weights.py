@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from minillava import config, load, save, weights
-from minillava.checkpoint import load_decoder, write_decoder
+from minillava.checkpoint import load_decoder
 from minillava.errors import UserError
+from minillava.saving import write_decoder
 
 ROOT = Path(__file__).parents[1]
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
@@ -160,7 +161,7 @@ def test_a_large_model_is_written_in_shards_that_transformers_opens(tiny_model, 
 
 def test_a_decoder_in_shards_goes_to_transformers_and_back(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 30_000)
-    write_decoder(tiny_model.language_model, tiny_model.tokenizer, tmp_path)
+    write_decoder(tiny_model.language_model, tiny_model.processor.tokenizer, tmp_path)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     theirs, report = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report

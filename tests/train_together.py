@@ -14,11 +14,11 @@ import torch
 
 from minillava import training
 from minillava.checkpoint import load
-from minillava.dataset import ConversationDataset
+from minillava.conversations import ConversationDataset
 from minillava.distributed import Team, started
 from minillava.image import ImageProcessor
+from minillava.loop import train
 from minillava.recipes import Recipe
-from minillava.training import train
 
 # Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
 # more than seven batches, so in each epoch one process is left without a row.
@@ -36,7 +36,7 @@ def make(folder: Path, stage: int, lora: int = 0) -> training.Task:
     """A small LLaVA's training, always the same."""
     model = load(folder / "model")
     dataset = ConversationDataset(
-        folder / "rows.json", folder, model.tokenizer, ImageProcessor.for_size(24), model.config.num_image_tokens
+        folder / "rows.json", folder, model.processor.tokenizer, ImageProcessor.for_size(24), model.config.num_image_tokens
     )
     torch.manual_seed(0)
     return training.llava_task(model, dataset, stage, lora, folder / "model")

@@ -61,10 +61,9 @@ def decoder_flops(s: Setting) -> int:
         low_rank = 3 * s.recipe.lora * sum(a + b for a, b in matrices) if s.stage == 2 else 0
         return 2 * ((3 if s.whole else 2) * sum(a * b for a, b in matrices) + low_rank)
 
-    before = s.length * per_token((c.hidden_size, width), *[(c.hidden_size, key_width)] * 2) + 12 * s.length**2 * width
-    after = per_token((width, c.hidden_size), *[(c.hidden_size, c.intermediate_size)] * 3)
-    tokens = (c.num_hidden_layers - 1) * s.length + s.labels  # of all blocks
-    return s.rows * (c.num_hidden_layers * before + tokens * after)
+    attention = [(c.hidden_size, width), (c.hidden_size, key_width), (c.hidden_size, key_width), (width, c.hidden_size)]
+    matrices = per_token(*attention, *[(c.hidden_size, c.intermediate_size)] * 3)
+    return s.rows * c.num_hidden_layers * (s.length * matrices + 12 * s.length**2 * width)
 
 
 def head_flops(s: Setting) -> int:

@@ -23,9 +23,9 @@ from models import random_task, resident
 from torch import nn
 
 from minillava.config import LlavaConfig
+from minillava.optimizers import build_optimizers
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import PRESETS
-from minillava.training import build_optimizers
 
 
 def measure(name: str, stage: int, steps: int, device: str, memory: float) -> dict:

@@ -20,8 +20,7 @@ from models import resident
 from safetensors.torch import save_file
 
 from minillava import Llava, Tokenizer, load
-from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.evaluate import PRETRAINED
+from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 
 LARGE_VISION = VisionConfig(
     hidden_size=1024,

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from minillava.dataset import pad_rows  # noqa: E402
+from minillava.training import prepare  # noqa: E402
+
 from data.picturebook.draw import draw_scene  # noqa: E402
 from data.picturebook.language import LENGTH, captions, conversation  # noqa: E402
 from data.picturebook.scene import sample_scene  # noqa: E402
 from minillava import Llava, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
 from minillava.conversation import IGNORE, encode_conversation  # noqa: E402
-from minillava.dataset import pad_rows  # noqa: E402
 from minillava.evaluate import PRETRAINED  # noqa: E402
 from minillava.plan import Setting  # noqa: E402
 from minillava.recipes import TINYLLAMA  # noqa: E402
-from minillava.training import Task, llava_task, prepare  # noqa: E402
+from minillava.tasks import Task, llava_task
 from minillava.weights import Unfilled  # noqa: E402
 
 CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
@@ -76,13 +78,13 @@ def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
     pairs, pictures = [], []
     for _ in range(rows):
         scene = sample_scene(rng)
-        pictures.append(model.image_processor(draw_scene(scene, rng)))
+        pictures.append(model.processor.image(draw_scene(scene, rng)))
         told = [("Describe the image concisely.", captions(scene)[0])]
         said = told if stage == 1 else conversation(scene, rng, LENGTH)
         row = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair)]
         row[0]["value"] = f"<image>\n{row[0]['value']}"
-        pairs.append(encode_conversation(row, model.tokenizer, num_image_tokens=model.config.num_image_tokens))
-    return {**pad_rows(pairs, model.tokenizer), "pixel_values": torch.stack(pictures)}
+        pairs.append(encode_conversation(row, model.processor.tokenizer, num_image_tokens=model.config.num_image_tokens))
+    return {**pad_rows(pairs, model.processor.tokenizer.pad_id), "pixel_values": torch.stack(pictures)}
 
 
 class RandomRows:

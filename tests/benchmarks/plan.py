@@ -21,9 +21,9 @@ from models import CLIP_B, SMOLLM2_135M, random_task, resident
 
 from minillava import training
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
+from minillava.loop import train
 from minillava.plan import Setting, plan
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
-from minillava.training import train
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks one by one, unless keep_memory forbids it
 

@@ -17,8 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from data.rows import write_rows  # noqa: E402
 from minillava.dataset import check_row  # noqa: E402
+
+from data.rows import write_rows  # noqa: E402
 from minillava.rows import Rows  # noqa: E402
 
 

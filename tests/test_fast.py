@@ -5,8 +5,8 @@ import torch
 from test_decoder import CLOSE, CONFIGS
 
 from minillava.decoder import Decoder, KVCache
+from minillava.fast import Step, is_plain
 from minillava.lora import add_lora, merge_lora
-from minillava.step import Step, is_plain
 
 
 @torch.no_grad()

@@ -10,13 +10,32 @@ Both are kept low here:
 What comes out is what Decoder.forward and lm_head give, to rounding.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillava.attention import attend
-from minillava.decoder import Decoder, KVCache, rotate
+from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
+from minillava.generation import sample
 from minillava.lora import LoraLinear
+
+
+@torch.inference_mode()
+def generate_ids(
+    decoder: Decoder, embeddings: Tensor, max_new_tokens: int = 256, temperature: float = 0.0
+) -> Iterator[Tensor]:
+    """generation.generate_ids() for one row (1, T, hidden) without padding."""
+    capacity = embeddings.shape[1] + max_new_tokens
+    cache = KVCache(decoder.config, 1, capacity, embeddings.dtype, embeddings.device)
+    logits = decoder.lm_head(decoder(embeddings, cache=cache)[:, -1])  # (1, V)
+    step = Step(decoder, cache)
+    for left in reversed(range(max_new_tokens)):
+        ids = sample(logits, temperature)
+        yield ids
+        if left:
+            logits = step(ids)
 
 
 class Step:
@@ -28,6 +47,9 @@ class Step:
         self.norm = decoder.norm.weight
         blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
         self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
+        # Each position's angles: computing them for each token would cost as much as its attention.
+        positions = torch.arange(cache.store.shape[4], device=cache.store.device)[None]
+        self.rope = rope_tables(positions, rope_frequencies(decoder.config, cache.store.device))
         # A tensor: from a number each addition would make one.
         self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
 
@@ -40,7 +62,7 @@ class Step:
     def __call__(self, ids: Tensor) -> Tensor:
         """The newest token, ids (1,) -> the logits of the next, (1, V)."""
         head_dim, at = self.head_dim, self.cache.length
-        cos, sin = (table[0, 0, at] for table in self.cache.rope)
+        cos, sin = (table[0, 0, at] for table in self.rope)
         x = self.embed_tokens[ids[0]]
         for block, keys, values in self.layers:
             y = self.rms_norm(x, block["input_layernorm.weight"])

@@ -1,0 +1,193 @@
+"""LLaVA JSON -> examples, and examples -> batches.
+
+``ConversationDataset`` is a map-style data set over a file and its image folder; it also reads rows whose picture is
+given in words, and lines of plain text. ``collate`` pads examples to a batch, ``collate_packed`` lets several
+conversations share a row.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minillava.conversation import IGNORE, image_goes_first
+from minillava.errors import UserError
+from minillava.image import open_image, safe_join
+from minillava.processor import Processor
+from minillava.rows import Rows
+from minillava.tokenizer import IMAGE
+
+Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1
+
+
+@contextmanager
+def naming_row(path: str | os.PathLike, index: int) -> Iterator[None]:
+    """What is wrong in here is wrong with this row of this file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: row {index}: {error}") from None
+
+
+def check_row(row: dict) -> None:
+    """What is asked of every row before any is used. Raises UserError."""
+    if not isinstance(row.get("conversations"), list):
+        raise UserError("no 'conversations'")
+    if not isinstance(row.get("image", ""), str):
+        raise UserError("'image' is not a text")
+
+
+def encode_row(
+    row: dict, processor: Processor, image_first: bool = True, turns: int | None = None
+) -> tuple[list[int], list[int]]:
+    """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
+    the next answer. Raises UserError where the row is malformed."""
+    captions = processor.for_captions()
+    if row.get("type") == "caption" and not captions.template.picture_only:
+        processor = captions  # a caption keeps stage 1's form among other rows, if that asks for it in words
+    ids, labels = processor.encode(row["conversations"][:turns], image_first)
+    patches = processor.num_image_tokens
+    words = row.get("words", [""] * patches)
+    if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
+        raise UserError(f"'words' must be {patches} texts")
+    pictures = ("image" in row) + ("words" in row)
+    if ids.count(processor.tokenizer.image_id) != pictures * patches:
+        raise UserError(f"{pictures} pictures and as many {IMAGE} marks are wanted")
+    if turns is None and all(label == IGNORE for label in labels):
+        raise UserError("no answer to learn from")
+    return ids, labels
+
+
+class ConversationDataset(Dataset):
+    """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
+
+    The key holds all that decides an example, so that any worker gives the same one: with ``image_place`` "random"
+    eq. 1's coin depends on seed, epoch and row. The lines of ``text_path`` become further rows, in which every token
+    has a loss.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_folder: str | os.PathLike,
+        processor: Processor,
+        image_place: Place = "random",
+        text_path: str | os.PathLike | None = None,
+    ):
+        self.path, self.image_folder, self.processor = Path(path), image_folder, processor
+        self.image_place = image_place
+        self.rows = Rows(path, check_row)
+        self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.lines)
+
+    def size(self, index: int) -> int:
+        """How long a row is, in bytes: what is known of its length before it is parsed."""
+        return self.rows.size(index) if index < len(self.rows) else len(self.lines[index - len(self.rows)])
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        """{"input_ids", "labels"}, lists of equal length; "pixel_values" (3, H, W) where the row has a picture;
+        "word_ids", a list for each patch, where its picture is given in words.
+
+        Raises UserError, naming file and row, where the row is malformed or its picture cannot be read.
+        """
+        seed, epoch, index = key
+        tokenizer = self.processor.tokenizer
+        if index >= len(self.rows):
+            ids = [*tokenizer.encode(self.lines[index - len(self.rows)], special=False), tokenizer.eos_id]
+            return {"input_ids": ids, "labels": ids}
+        row = self.rows[index]
+        first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
+        with naming_row(self.path, index):
+            ids, labels = encode_row(row, self.processor, first)
+            example = {"input_ids": ids, "labels": labels}
+            if "image" in row:
+                example["pixel_values"] = self.pixels(row)
+        if "words" in row:
+            cells = {cell: tokenizer.encode(f" {cell}", special=False) for cell in set(row["words"])}  # most are alike
+            example["word_ids"] = [cells[cell] for cell in row["words"]]
+        return example
+
+    def pixels(self, row: dict) -> Tensor:
+        """The picture of a row, (3, H, W). Raises UserError where it cannot be read."""
+        return self.processor.image(open_image(safe_join(self.image_folder, row["image"])))
+
+    def collate(self, examples: list[dict]) -> dict[str, Tensor]:
+        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
+        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any.
+        """
+        batch = pad_rows([(example["input_ids"], example["labels"]) for example in examples], self._pad_id)
+        batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
+        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
+        if pictures:
+            batch["pixel_values"] = torch.stack(pictures)
+        told = [example["word_ids"] for example in examples if "word_ids" in example]
+        if told:
+            longest = max(len(cell) for cells in told for cell in cells)
+            batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
+        return batch
+
+    def collate_packed(self, examples: list[dict]) -> dict[str, Tensor]:
+        """The same with several conversations in a row: attention_mask (B, T) has k for the tokens of the row's k-th
+        conversation and 0 for padding. A conversation's first token has no loss: another one stands before it."""
+        groups = [[examples[i] for i in group] for group in share_rows([len(e["input_ids"]) for e in examples])]
+        batch = self.collate([example for group in groups for example in group])
+        ids = [[index for example in group for index in example["input_ids"]] for group in groups]
+        labels = [[label for e in group for label in (IGNORE, *e["labels"][1:])] for group in groups]
+        numbers = [[k for k, example in enumerate(group, 1) for _ in example["input_ids"]] for group in groups]
+        batch |= pad_rows(zip(ids, labels), self._pad_id)
+        return batch | {"lengths": torch.tensor([len(row) for row in ids]), "attention_mask": pad(numbers, 0)}
+
+    @property
+    def _pad_id(self) -> int:
+        return self.processor.tokenizer.pad_id
+
+
+def pad_rows(rows: Iterable[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """(ids, labels) of each row -> input_ids and labels, (B, T) each.
+
+    No attention mask is needed: padding stands on the right, where the causal mask hides it from every token.
+    """
+    ids, labels = zip(*rows)
+    return {"input_ids": pad(ids, pad_id), "labels": pad(labels, IGNORE)}
+
+
+def share_rows(lengths: list[int]) -> list[list[int]]:
+    """Which conversations share a row as long as the longest: each, the longest first, in the first with room."""
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        for row in rows:
+            if sum(lengths[other] for other in row) + lengths[index] <= max(lengths):
+                row.append(index)
+                break
+        else:
+            rows.append([index])
+    return rows
+
+
+def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, each with its number from 1.
+
+    Raises UserError where the file is missing, no UTF-8, or empty.
+    """
+    try:
+        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if not lines:
+        raise UserError(f"{path}: empty")
+    return lines
+
+
+def pad(rows: list[list[int]], value: int, length: int | None = None) -> Tensor:
+    """Lists of ids -> (B, longest or ``length``) int64, filled up on the right."""
+    out = torch.full((len(rows), length or max(map(len, rows))), value, dtype=torch.long)
+    for row, ids in zip(out, rows):
+        row[: len(ids)] = torch.tensor(ids)
+    return out

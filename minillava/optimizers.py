@@ -1,0 +1,33 @@
+"""What moves the weights: AdamW or Muon, and how the learning rate goes up and down."""
+
+import math
+
+import torch
+from torch import nn
+
+from minillava.recipes import Recipe
+
+
+def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest (embeddings, norms, projections)."""
+    matrices = [p for name, p in trainable.items() if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name]
+    others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
+    fused = others[0].is_cuda or None  # PyTorch's choice for GPUs holds a copy of all that learns while it steps
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=fused)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def schedule(step: int, total: int, recipe: Recipe) -> float:
+    """The share of the learning rate at ``step``: up in a line over the warm-up, then down half a cosine to zero."""
+    warmup = max(1, round(recipe.warmup * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

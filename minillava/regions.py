@@ -1,0 +1,104 @@
+"""Pictures with captions and boxes -> batches for the contrastive training of the vision tower."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minillava.config import VisionConfig
+from minillava.conversations import pad, read_lines
+from minillava.errors import UserError
+from minillava.image import ImageProcessor, open_image, safe_join
+from minillava.tokenizer import Tokenizer
+
+
+class RegionDataset(Dataset):
+    """Pictures with captions and boxes, one a line of ``contexts.jsonl``, as examples: ``dataset[seed, epoch, row]``.
+
+    The key decides which of a picture's captions is taken.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, vision: VisionConfig
+    ):
+        """Raises UserError, naming the line, for what is no picture with captions and boxes."""
+        self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
+        self.image_processor = ImageProcessor.for_size(vision.image_size)
+        self.grid = vision.image_size // vision.patch_size
+        self.rows = []
+        for number, line in read_lines(path):
+            try:
+                self.rows.append({"line": number, **self._parsed(json.loads(line))})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: line {number}: no picture with captions and boxes ({error!r})") from None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        """{"pixel_values": (3, H, W), "caption": text, "regions": [(phrase, its patches), ...]}."""
+        seed, epoch, index = key
+        row = self.rows[index]
+        try:
+            pixel_values = self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
+        except UserError as error:
+            raise UserError(f"{self.path}: line {row['line']}: {error}") from None
+        caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
+        return {"pixel_values": pixel_values, "caption": caption, "regions": list(zip(row["phrases"], row["patches"]))}
+
+    def collate(self, examples: list[dict]) -> dict[str, Tensor]:
+        """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
+        region_owner (R,) and region_patch (R,): the pictures' positions and patches that boxes cover; phrases (P, T),
+        distinct, and phrase_match (R,)."""
+        captions: dict[str, int] = {}
+        phrases: dict[str, int] = {}
+        caption_match, phrase_match, owner, patch = [], [], [], []
+        for position, example in enumerate(examples):
+            caption_match.append(captions.setdefault(example["caption"], len(captions)))
+            for phrase, patches in example["regions"]:
+                if patches:
+                    phrase_match += [phrases.setdefault(phrase, len(phrases))] * len(patches)
+                    owner += [position] * len(patches)
+                    patch += patches
+        return {
+            "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+            "captions": self._texts(captions),
+            "caption_match": torch.tensor(caption_match, dtype=torch.long),
+            "region_owner": torch.tensor(owner, dtype=torch.long),
+            "region_patch": torch.tensor(patch, dtype=torch.long),
+            "phrases": self._texts(phrases),
+            "phrase_match": torch.tensor(phrase_match, dtype=torch.long),
+        }
+
+    def _parsed(self, row: dict) -> dict:
+        """What training reads of a line. Raises ValueError, KeyError or TypeError where it is not there."""
+        phrases = [instance["phrase"] for instance in row["instances"]]
+        if not row["captions"] or not isinstance(row["captions"], list):
+            raise ValueError("no list of captions")
+        if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
+            raise TypeError("image, captions and phrases must be texts")
+        boxes = [instance["bbox"] for instance in row["instances"]]
+        patches = patches_of_boxes(boxes, self.grid)
+        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "patches": patches}
+
+    def _texts(self, texts: dict[str, int]) -> Tensor:
+        end = self.tokenizer.eos_id
+        if not texts:
+            return torch.empty(0, 1, dtype=torch.long)
+        return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
+
+
+def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
+    """For each box (x1, y1, x2, y2 in 0..1), the patches whose middle it covers and no smaller box does."""
+    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    patches: list[list[int]] = [[] for _ in boxes]
+    for index in range(grid * grid):
+        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid
+        covering = [i for i, (x1, y1, x2, y2) in enumerate(boxes) if x1 <= u <= x2 and y1 <= v <= y2]
+        if covering:
+            patches[min(covering, key=area.__getitem__)].append(index)
+    return patches

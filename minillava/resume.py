@@ -1,0 +1,79 @@
+"""Saving a training and going on with it: the checkpoint folder, with trainer_state.pt in it."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from minillava.errors import UserError
+from minillava.saving import recover_folder, replace_folder
+
+STATE = "trainer_state.pt"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process; the others get nothing
+
+
+def is_finished(out: Path) -> bool:
+    """Whether ``out`` holds a training that ran to its end."""
+    recover_folder(out)
+    if not (out / STATE).exists():
+        return False
+    state = _read_state(out)
+    return state["step"] >= state["total"]
+
+
+def save(task, optimizers: list[torch.optim.Optimizer], run, step: int, total: int) -> None:
+    """Write the model and, beside it, what resuming needs. ``run.out`` is replaced as a whole or not at all."""
+    tensors = get_model_state_dict(task.model, options=WHOLE)
+    moments = get_optimizer_state_dict(task.model, optimizers, options=WHOLE)
+    learns = [name for name, parameter in task.model.named_parameters() if parameter.requires_grad]
+
+    def fill(folder: Path) -> None:
+        task.write(tensors, folder)
+        state = {
+            "step": step,
+            "total": total,
+            "seed": run.seed,
+            "parameters": {name: tensors[name] for name in learns},
+            "optimizers": moments,
+        }
+        torch.save(state, folder / STATE)
+
+    run.team.first_alone(lambda: replace_folder(run.out, fill))
+
+
+def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> tuple[int, list[dict]]:
+    """Give the model and the optimisers what ``run.out`` holds; returns the steps done, and their metrics.
+
+    Raises UserError where there is nothing to go on with, or it is another run's.
+    """
+    state = _read_state(run.out)
+    if state["seed"] != run.seed or state["total"] != total:
+        its, ours = f"{state['total']} steps with seed {state['seed']}", f"{total} steps with seed {run.seed}"
+        raise UserError(f"{run.out / STATE}: from a run of {its}, not {ours}")
+    saved = state["parameters"]
+    for name, parameter in task.model.named_parameters():
+        if parameter.requires_grad and (name not in saved or saved[name].shape != parameter.shape):
+            raise UserError(f"{run.out / STATE}: tensor {name} is missing or has another shape")
+    options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in it
+    set_model_state_dict(task.model, saved, options=options)
+    set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
+    log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
+    lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one
+    return state["step"], [json.loads(line) for line in lines]
+
+
+def _read_state(out: Path) -> dict:
+    path = out / STATE
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, so there is nothing to resume") from None
+    except Exception as error:  # a cut-short or foreign file fails in torch, zipfile or pickle, each in its own way
+        raise UserError(f"{path}: not a training state ({type(error).__name__})") from None

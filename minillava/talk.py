@@ -1,0 +1,62 @@
+"""Talking with a model about a picture: earlier turns and a question in, an answer out, piece by piece."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from minillava import fast, generation
+from minillava.errors import UserError
+from minillava.llava import Llava, Picture
+from minillava.tokenizer import IMAGE
+
+
+def stream(
+    model: Llava,
+    image: Picture | None,
+    prompt: str,
+    history: list[tuple[str, str]] | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+) -> Iterator[str]:
+    """Answer ``prompt`` about a picture (a path, what encode_image() made of it, or none), piece by piece.
+
+    ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first. Raises UserError for a
+    question that holds <image>, and for a conversation longer than the model reads.
+    """
+    if model.processor is None:
+        raise ValueError("a model without a processor cannot chat: load() one that has its tokenizer beside it")
+    ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
+    limit = model.config.decoder.max_position_embeddings
+    if len(ids) + max_new_tokens > limit:
+        raise UserError(f"the conversation has grown to {len(ids)} tokens; the model reads {limit} at most")
+    if image is not None and not isinstance(image, Tensor):
+        image = model.encode_image(image)
+    with torch.inference_mode():
+        embeddings = model.embed(torch.tensor([ids], device=model.device), visual=image)  # (1, T, hidden)
+    decoder = model.language_model
+    if fast.is_plain(decoder):
+        steps = fast.generate_ids(decoder, embeddings, max_new_tokens, temperature)
+    else:
+        steps = generation.generate_ids(decoder, embeddings, None, max_new_tokens, temperature)
+    pieces = generation.stream_text(steps, model.processor.tokenizer, model.processor.template.stop)
+    first = True
+    for piece in pieces:
+        piece = piece.lstrip() if first else piece
+        first = first and not piece
+        if piece:
+            yield piece
+
+
+def make_turns(prompt: str, history: list[tuple[str, str]], has_image: bool) -> list[dict]:
+    """A conversation that ends on the question ``prompt``, as a row of LLaVA JSON has it."""
+    turns = []
+    for question, answer in [*history, (prompt, None)]:
+        if IMAGE in question:
+            raise UserError(f"a question must not hold {IMAGE}: the picture's place is chosen for you")
+        turns.append({"from": "human", "value": question})
+        if answer is not None:
+            turns.append({"from": "gpt", "value": answer})
+    if has_image:
+        turns[0]["value"] = f"{IMAGE}\n{turns[0]['value']}"
+    return turns

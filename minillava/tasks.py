@@ -1,0 +1,143 @@
+"""The four trainings: contrast, next token, stage 1, stage 2.
+
+Each says what learns and what is frozen, from which data, by which loss, and how the result is saved.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from minillava.contrastive import Clip, clip_loss
+from minillava.conversation import IGNORE
+from minillava.conversations import ConversationDataset
+from minillava.decoder import Decoder
+from minillava.llava import Llava, next_token_loss, splice
+from minillava.lora import ALPHA, add_lora
+from minillava.regions import RegionDataset
+from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
+from minillava.tokenizer import Tokenizer
+
+
+def count_labels(batch: dict[str, Tensor]) -> int:
+    """How many tokens of a batch have a loss."""
+    return (batch["labels"][:, 1:] != IGNORE).sum().item()
+
+
+@dataclass
+class Task:
+    """What learns (``model``'s parameters that require a gradient), from what, by which loss, and how it is saved."""
+
+    name: str
+    model: nn.Module
+    dataset: Dataset  # dataset[seed, epoch, row] is an example
+    collate: Callable[[list[dict]], dict[str, Tensor]]
+    loss: Callable[[dict[str, Tensor]], Tensor]  # the mean over a batch
+    write: Callable[[dict[str, Tensor], Path], None]  # the model's tensors by their names, to a folder
+    weight: Callable[[dict[str, Tensor]], int] = count_labels  # how many parts the mean is over
+    size: Callable[[int], int] = lambda row: 0  # about how long a row is: rows of like size share a micro-batch
+    after_step: Callable[[], None] = lambda: None
+
+
+def contrastive_task(clip: Clip, dataset: RegionDataset, tokenizer: Tokenizer) -> Task:
+    """Train both CLIP towers."""
+
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
+        write_clip(clip, tokenizer, folder, tensors=tensors)
+
+    def after_step() -> None:
+        clip.logit_scale.data.clamp_(max=math.log(100))  # CLIP's bound on the temperature
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        return clip_loss(clip, batch)
+
+    return Task("vision", clip, dataset, dataset.collate, loss, write, weight=lambda batch: 1, after_step=after_step)
+
+
+def next_token_task(name: str, decoder: Decoder, dataset: ConversationDataset) -> Task:
+    """Train the decoder alone, on text and on pictures told in words."""
+    tokenizer = dataset.processor.tokenizer
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        embeddings = decoder.embed_tokens(batch["input_ids"])
+        if "word_ids" in batch:
+            told = mean_of_words(decoder.embed_tokens, batch["word_ids"])
+            embeddings = splice(embeddings, batch["input_ids"], tokenizer.image_id, told)
+        return next_token_loss(decoder, decoder(embeddings), batch["labels"])[1]
+
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
+        write_decoder(decoder, tokenizer, folder, tensors=tensors)
+
+    return Task(name, decoder, dataset, dataset.collate, loss, write, size=dataset.size)
+
+
+def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
+    """word_ids (pictures, patches, words), -1 for no word -> each patch's mean embedding (pictures, patches, hidden).
+
+    The visual tokens that an ideal projection would give: what the patch shows, in the decoder's own words.
+    """
+    there = (word_ids >= 0).unsqueeze(-1)
+    return (embedding(word_ids.clamp(min=0)) * there).sum(dim=2) / there.sum(dim=2)
+
+
+def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
+    """Stage 1 trains W alone; stage 2 trains W and the decoder, or low-rank matrices beside the decoder's (``lora`` is
+    their rank). The vision tower is frozen in both (paper, 4.2)."""
+    model.requires_grad_(False)
+    model.multi_modal_projector.requires_grad_(True)
+    if stage == 2 and lora:
+        add_lora(model.language_model, lora, ALPHA * lora)
+    elif stage == 2:
+        model.language_model.requires_grad_(True)
+
+
+def llava_task(
+    model: Llava,
+    dataset: ConversationDataset,
+    stage: int,
+    lora: int = 0,
+    base: str | os.PathLike | None = None,
+    pack: bool = False,
+) -> Task:
+    """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved; with ``pack``
+    conversations share rows."""
+    choose_what_learns(model, stage, lora)
+    # Rows of text alone pass the tower and W with no pictures, so W has a gradient, of zero: every process of a team
+    # must have the same gradients to add up.
+    no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        pictures, mask = batch.get("pixel_values", no_pictures), batch.get("attention_mask")
+        return model(batch["input_ids"], pictures, mask, batch["labels"])[1]
+
+    def write(tensors: dict[str, Tensor], folder: Path) -> None:
+        if lora:
+            write_adapter(model, base, folder, tensors)
+        else:
+            write_llava(model, folder, tensors=tensors)
+
+    if pack:  # rows of any size together: short ones fill up what long ones leave
+        return Task(f"stage{stage}", model, dataset, dataset.collate_packed, loss, write)
+    return Task(f"stage{stage}", model, dataset, dataset.collate, loss, write, size=dataset.size)
+
+
+def initialise(module: nn.Module) -> None:
+    """Fresh weights for a tower trained from zero: normal, 0.02 for embeddings and 1 / sqrt(inputs) for matrices.
+
+    The last matrix of every attention and MLP starts at zero, so a block begins by passing its input on unchanged. A
+    decoder's word embeddings start large (1.0) and its head at zero: words that stay distinct from the first step on
+    are what attention learns to find.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=1.0 if name.endswith("embed_tokens") else 0.02)
+        elif isinstance(part, (nn.Linear, nn.Conv2d)):
+            starts_at_zero = name.endswith(("o_proj", "down_proj", "out_proj", "fc2", "lm_head"))
+            nn.init.normal_(part.weight, std=0.0 if starts_at_zero else part.weight[0].numel() ** -0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

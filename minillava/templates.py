@@ -1,0 +1,144 @@
+"""How model families write a conversation down: the paper's way, Vicuna's, LLaMA's, ChatML; and as jinja templates."""
+
+import json
+from dataclasses import dataclass
+
+from minillava.tokenizer import IMAGE, STOP
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+VISION_SYSTEM = (  # the LLaVA authors' for LLaMA 2 and 3
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written down. In a row, for each turn, stand
+
+        opening or human, QUESTION, after_question, assistant, before_answer, ANSWER, after_answer, stop, after_stop
+
+    and the loss is on ``before_answer`` up to and with ``stop``. A beginning-of-text token is written here only where
+    the model family's own chat template writes it; otherwise the tokenizer decides (``add_bos``).
+    """
+
+    opening: str = ""  # before the first question: the system message too
+    human: str = ""  # before each later question
+    after_question: str = ""
+    assistant: str = ""  # where an answer is wanted, the prompt ends on this
+    before_answer: str = ""
+    after_answer: str = ""
+    stop: str = ""  # the model learns to write it, and generation ends at it
+    after_stop: str = ""
+    picture_only: bool = False  # the question's words are left out: one picture, one caption
+    for_captions: str = "plain"  # the name of the template in which stage 1 asks for captions
+
+
+TEMPLATES = {
+    "v0": Template(  # paper, table 2
+        opening=f"{SYSTEM}###\nHuman: ",
+        human="Human: ",
+        after_question="###\n",
+        assistant="Assistant:",
+        before_answer=" ",
+        stop=STOP,
+        after_stop="\n",
+        for_captions="brief",
+    ),
+    "brief": Template(  # stage 1: X_q, X_v <STOP> \n Assistant: X_a <STOP> \n
+        after_question="###\n",
+        assistant="Assistant:",
+        before_answer=" ",
+        stop=STOP,
+        after_stop="\n",
+        for_captions="brief",
+    ),
+    "v1": Template(  # Vicuna 1.1 and later, LLaVA-1.5
+        opening=f"{SYSTEM.replace('human', 'user')} USER: ",
+        human="USER: ",
+        after_question=" ",
+        assistant="ASSISTANT:",
+        before_answer=" ",
+        stop="</s>",
+    ),
+    "llama-2": Template(
+        opening=f"<s>[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
+        human="<s>[INST] ",
+        after_question=" ",
+        assistant="[/INST]",
+        before_answer=" ",
+        after_answer=" ",
+        stop="</s>",
+    ),
+    "llama-3": Template(
+        opening=(
+            f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\n"
+        ),
+        human="<|start_header_id|>user<|end_header_id|>\n\n",
+        after_question="<|eot_id|>",
+        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        stop="<|eot_id|>",
+    ),
+    "chatml": Template(  # Qwen, SmolLM2
+        opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        human="<|im_start|>user\n",
+        after_question="<|im_end|>\n",
+        assistant="<|im_start|>assistant\n",
+        stop="<|im_end|>",
+        after_stop="\n",
+    ),
+    "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a new line
+}
+# What the chat template in a checkpoint of a family holds. Nobody but us writes v0, brief and plain there.
+SIGNS = {
+    "v1": ("ASSISTANT:",),
+    "llama-2": ("[INST]", "<<SYS>>"),
+    "llama-3": ("<|start_header_id|>", "<|eot_id|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+}
+
+
+def chat_template(style: Template) -> str:
+    """``style`` in transformers' language, jinja, for ``chat_template.jinja``.
+
+    A message's content is a text or a list of parts of type "text" and "image"; pictures are written before the words.
+    """
+
+    def say(text: str) -> str:
+        return "{{ " + json.dumps(text) + " }}" if text else ""
+
+    words = "{% for part in parts if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    picture = say(IMAGE if style.picture_only else f"{IMAGE}\n")
+    return "".join(
+        (
+            "{% for message in messages %}",
+            "{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}",
+            "{{ raise_exception('the roles must be user, assistant, user, and so on') }}",
+            "{% endif %}",
+            "{% set content = message['content'] %}",
+            "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}",
+            "{% if message['role'] == 'user' %}",
+            f"{{% if loop.first %}}{say(style.opening)}{{% else %}}{say(style.human)}{{% endif %}}",
+            f"{{% for part in parts if part['type'] == 'image' %}}{picture}{{% endfor %}}",
+            "" if style.picture_only else words,
+            say(style.after_question),
+            "{% else %}",
+            say(style.assistant + style.before_answer),
+            words,
+            say(style.after_answer + style.stop + style.after_stop),
+            "{% endif %}",
+            "{% endfor %}",
+            f"{{% if add_generation_prompt %}}{say(style.assistant)}{{% endif %}}",
+        )
+    )
+
+
+def recognise(text: str) -> Template | None:
+    """The template that a checkpoint's chat template (jinja) is, or is a form of; None for one unknown."""
+    ours = [template for template in TEMPLATES.values() if chat_template(template) == text]
+    others = [TEMPLATES[name] for name, signs in SIGNS.items() if all(sign in text for sign in signs)]
+    return next(iter(ours + others), None)
