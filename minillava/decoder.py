@@ -115,8 +115,10 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and x.shape[1] > 1  # a single token sees all that came before
-        out = attend(q, k, v, mask, causal)  # (B, heads, T, head_dim)
+        if mask is None and x.shape[1] > 1:
+            out = attend(q, k, v, causal=True)  # (B, heads, T, head_dim)
+        else:  # a single token sees all that came before
+            out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -103,10 +103,22 @@ def tiny_config(tokenizer) -> "LlavaConfig":
 
 @pytest.fixture
 def tiny_model(tiny_config, tokenizer) -> "Llava":
-    from minillava import Llava
+    from minillava import Llava, Processor
+    from minillava.image import ImageProcessor
 
     torch.manual_seed(1)
-    return randomise(Llava(tiny_config, tokenizer))
+    processor = Processor(tokenizer, ImageProcessor.for_size(24), tiny_config.num_image_tokens)
+    return randomise(Llava(tiny_config, processor))
+
+
+@pytest.fixture
+def lively_model(tiny_model) -> "Llava":
+    """Weights large enough that greedy text does not settle on one token."""
+    with torch.no_grad():
+        for block in tiny_model.language_model.layers:
+            for part in (block.self_attn.o_proj, block.mlp.down_proj):
+                part.weight.mul_(4)
+    return tiny_model
 
 
 @pytest.fixture

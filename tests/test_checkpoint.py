@@ -43,7 +43,7 @@ def variant(
         model.config, projector=projector, vision_feature_layer=layer, vision_feature_select_strategy=strategy
     )
     config.decoder = replace(config.decoder, **decoder)
-    return randomise(Llava(config, model.processor.tokenizer))
+    return randomise(Llava(config, model.processor))
 
 
 VARIANTS = {

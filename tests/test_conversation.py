@@ -11,7 +11,7 @@ import tokenizers
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from minillava.conversation import encode_conversation, image_goes_first
+from minillava.conversation import encode_conversation, image_goes_first, place_image
 from minillava.errors import UserError
 from minillava.templates import TEMPLATES, chat_template, recognise
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
@@ -134,7 +134,7 @@ def fitting(turns: list[dict], template: str) -> list[dict]:
 @pytest.mark.parametrize("template", WRITTEN)
 def test_two_turns_are_written_as_the_authors_write_them(tokenizer, template):
     turns = TWO_TURNS if template != "plain" else TWO_TURNS[:2]
-    ids, labels = encode_conversation(turns, tokenizer, template, num_image_tokens=1)
+    ids, labels = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
     assert tokenizer.decode(ids) == WRITTEN[template]
     assert tokenizer.decode([label for label in labels if label != -100]) == "".join(LEARNT[template])
     assert all(answer.endswith(TEMPLATES[template].stop) for answer in LEARNT[template])
@@ -153,7 +153,7 @@ def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
         for turn in turns:
             turn["value"] = turn["value"].replace("#", "%")  # "#" before "###" reads otherwise from the left
         turns = fitting(turns, template)
-        ids, _ = encode_conversation(turns, tokenizer, template, 3, image_first=rng.random() < 0.5)
+        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
         assert other.encode(tokenizer.decode(ids)).ids == ids
 
 
@@ -165,7 +165,7 @@ def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
         turns = random_talk(rng)
         for turn in turns[1:]:
             turn["value"] = rng.choice(("", " ", "\n", "\n\n ")) + turn["value"]
-        ids, _ = encode_conversation(turns, tokenizer, template, 2, image_first=True)
+        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], 2, image_first=True)
         stop, after = tokenizer.encode("###"), tokenizer.encode("\n")
         expected = tokenizer.encode(SYSTEM) + stop + after if template == "v0" else []
         for index, turn in enumerate(turns):
@@ -198,7 +198,7 @@ class Recorder:
 
 def test_pieces_go_from_one_special_token_to_the_next():
     recorder = Recorder("</s>", "<image>")
-    ids, labels = encode_conversation(TWO_TURNS, recorder, "v1", num_image_tokens=2)
+    ids, labels = encode_conversation(TWO_TURNS, recorder, TEMPLATES["v1"], num_image_tokens=2)
     assert recorder.asked == [
         (SYSTEM.replace("human", "user") + " USER: ", None),
         ("\nWhat is this? ASSISTANT:", 3),
@@ -213,7 +213,7 @@ def test_pieces_go_from_one_special_token_to_the_next():
 def test_stop_that_is_no_special_token_is_text():
     """As in LLaMA's vocabulary, which has no ###."""
     recorder = Recorder()
-    encode_conversation(talk("What?", "A fish.", "Where?"), recorder, "v0")
+    encode_conversation(talk("What?", "A fish.", "Where?"), recorder, TEMPLATES["v0"])
     assert recorder.asked == [
         (f"{SYSTEM}###\nHuman: What?###\nAssistant:", None),
         (" A fish.###", 101),
@@ -225,11 +225,11 @@ def test_stop_that_is_no_special_token_is_text():
 @pytest.mark.parametrize("template", WRITTEN)
 def test_one_token_begins_the_text_where_the_tokenizer_wants_it(tokenizer, template):
     turns = TWO_TURNS[:2]
-    without, labels = encode_conversation(turns, tokenizer, template)
+    without, labels = encode_conversation(turns, tokenizer, TEMPLATES[template])
     name = "<|begin_of_text|>" if template == "llama-3" else "<s>"
     eager = copy.copy(tokenizer)
     eager.bos_id, eager.add_bos = tokenizer.special[name], True
-    ids, eager_labels = encode_conversation(turns, eager, template)
+    ids, eager_labels = encode_conversation(turns, eager, TEMPLATES[template])
     if template in ("llama-2", "llama-3"):  # written by the template itself
         assert (ids, eager_labels) == (without, labels) and ids[0] == eager.bos_id
     else:
@@ -243,7 +243,7 @@ def test_stage_1_is_written_as_in_the_note(tokenizer):
     text = note.replace(", ", "\n").replace(" <STOP> ", "###").replace("\n A", "\nA")
     text = text.replace("X_q", asked).replace("X_v", "<image>").replace("X_a", caption)
     turns = talk(f"<image>\n{asked}", caption)
-    ids, labels = encode_conversation(turns, tokenizer, "brief", num_image_tokens=1, image_first=False)
+    ids, labels = encode_conversation(turns, tokenizer, TEMPLATES["brief"], num_image_tokens=1, image_first=False)
     assert tokenizer.decode(ids) == text == f"{asked}\n<image>###\nAssistant: {caption}###\n"
     assert tokenizer.decode([label for label in labels if label != -100]) == f" {caption}###"
 
@@ -261,7 +261,7 @@ def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
     rng = random.Random(0)
     for _ in range(300):
         turns = fitting(random_talk(rng), template)
-        ids, labels = encode_conversation(turns, tokenizer, template, 3, image_first=rng.random() < 0.5)
+        ids, labels = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
         assert len(ids) == len(labels)
         tokens = [tokenizer.decode_bytes([index]) for index in ids]
         mask = [label != -100 for label, token in zip(labels, tokens) for _ in token]
@@ -276,9 +276,9 @@ def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
 
 @pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
 def test_picture_goes_before_or_behind_the_question(written):
-    assert arrange(written, image_first=True) == "<image>\nWhat is this?"
-    assert arrange(written, image_first=False) == "What is this?\n<image>"
-    assert arrange(" What? ", image_first=True) == arrange(" What? ", image_first=False) == " What? "
+    assert place_image(written, image_first=True) == "<image>\nWhat is this?"
+    assert place_image(written, image_first=False) == "What is this?\n<image>"
+    assert place_image(" What? ", image_first=True) == place_image(" What? ", image_first=False) == " What? "
 
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
@@ -286,7 +286,7 @@ def test_picture_goes_before_or_behind_the_question(written):
 def test_picture_stands_where_the_coin_says(tokenizer, template, written):
     for number in (1, 7, 64):
         for first, text in ((True, "IMAGES\nWhat is this?###"), (False, "What is this?\nIMAGES###")):
-            ids, _ = encode_conversation(talk(written, "A fish."), tokenizer, template, number, first)
+            ids, _ = encode_conversation(talk(written, "A fish."), tokenizer, TEMPLATES[template], number, first)
             assert ids.count(tokenizer.image_id) == number
             assert text.replace("IMAGES", "<image>" * number) in tokenizer.decode(ids)
 
@@ -309,8 +309,8 @@ def test_without_a_picture_the_coin_changes_nothing(tokenizer):
 @pytest.mark.parametrize("template", WRITTEN)
 def test_a_question_at_the_end_leaves_the_answer_to_be_written(tokenizer, template):
     turns = TWO_TURNS if template != "plain" else TWO_TURNS[:2]
-    ids, labels = encode_conversation(turns[:-1], tokenizer, template, num_image_tokens=1)
-    whole, whole_labels = encode_conversation(turns, tokenizer, template, num_image_tokens=1)
+    ids, labels = encode_conversation(turns[:-1], tokenizer, TEMPLATES[template], num_image_tokens=1)
+    whole, whole_labels = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
     assert whole[: len(ids)] == ids and whole_labels[: len(ids)] == labels
     rest = WRITTEN[template].removeprefix(tokenizer.decode(ids))
     assert rest.strip() == LEARNT[template][-1].strip()
@@ -319,7 +319,7 @@ def test_a_question_at_the_end_leaves_the_answer_to_be_written(tokenizer, templa
 @pytest.mark.parametrize("template", set(WRITTEN) - {"plain"})
 @pytest.mark.parametrize("mark", ["###", "<pad>", "</s>", "<s>", *MARKS[3:], "<image>###\nAssistant: No.###"])
 def test_text_cannot_bring_in_special_tokens(tokenizer, mark, template):
-    plain, _ = encode_conversation(TWO_TURNS, tokenizer, template, num_image_tokens=2)
+    plain, _ = encode_conversation(TWO_TURNS, tokenizer, TEMPLATES[template], num_image_tokens=2)
     special = [index for index in plain if index in tokenizer.special.values()]
     asked = mark.replace("<image>", "")
     for turns in (
@@ -327,7 +327,7 @@ def test_text_cannot_bring_in_special_tokens(tokenizer, mark, template):
         talk(f"{mark if mark != asked else '<image>'} What?", "A red fish.", f"Where {asked}is it?", "In the sea."),
         talk("<image>\nWhat is this?", f"A {asked} fish{asked}.", "Where is it?", asked),
     ):
-        ids, _ = encode_conversation(turns, tokenizer, template, num_image_tokens=2)
+        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=2)
         assert [index for index in ids if index in tokenizer.special.values()] == special
         assert all(turn["value"].replace("<image>", "").strip() in tokenizer.decode(ids) for turn in turns)
 
@@ -366,24 +366,19 @@ def test_error_names_the_turn(tokenizer):
         encode_conversation([*talk("What?", "A fish."), {"from": "gpt", "value": "Yes."}], tokenizer)
 
 
-def test_unknown_template_is_named(tokenizer):
-    with pytest.raises(UserError, match="no template 'v7': there are v0, brief, v1"):
-        encode_conversation(TWO_TURNS, tokenizer, "v7")
-
-
 LACKING = [("v1", "<image>"), ("llama-2", "<s>"), ("llama-3", "<|begin_of_text|>"), ("chatml", "<|im_start|>")]
 
 
 @pytest.mark.parametrize("template, mark", LACKING)
 def test_token_that_the_tokenizer_lacks_is_named(template, mark):
     with pytest.raises(UserError, match=rf"needs the token {re.escape(mark)}, which the tokenizer lacks"):
-        encode_conversation(TWO_TURNS, Recorder("</s>"), template)
+        encode_conversation(TWO_TURNS, Recorder("</s>"), TEMPLATES[template])
 
 
 def test_plain_is_for_one_picture_and_one_caption(tokenizer):
     for turns in (TWO_TURNS, talk("What is this?", "A fish.")):
         with pytest.raises(UserError, match="one picture and one caption"):
-            encode_conversation(turns, tokenizer, "plain")
+            encode_conversation(turns, tokenizer, TEMPLATES["plain"])
 
 
 def messages(turns: list[dict], as_parts: bool) -> list[dict]:
@@ -405,11 +400,11 @@ def test_chat_template_writes_the_same_text(folder, tokenizer, template):
         has_picture = "<image>" in turns[0]["value"]
         if template == "plain" and (not has_picture or len(turns) > 2):
             continue
-        ids, _ = encode_conversation(turns, tokenizer, template, num_image_tokens=1)
+        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
         for as_parts in (True,) if has_picture else (True, False):
             text = other.apply_chat_template(
                 messages(turns, as_parts),
-                chat_template=chat_template(template),
+                chat_template=chat_template(TEMPLATES[template]),
                 add_generation_prompt=len(turns) % 2 == 1,
                 tokenize=False,
             )
@@ -420,11 +415,11 @@ def test_chat_template_writes_the_same_text(folder, tokenizer, template):
 def test_chat_template_refuses_what_we_cannot_write(folder, roles):
     said = [{"role": role, "content": "Yes."} for role in roles]
     with pytest.raises(TemplateError, match="roles must be user, assistant"):
-        AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=chat_template("v1"))
+        AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=chat_template(TEMPLATES["v1"]))
 
 
 def test_template_of_a_checkpoint_is_recognised():
-    assert all(recognise(chat_template(name)) == name for name in TEMPLATES)
+    assert all(recognise(chat_template(template)) is template for template in TEMPLATES.values())
     turns = "{% for message in messages %}"
     for text, name in (
         ("{{ message['role'].upper() + ': ' }}{{ '<image>\\n' }}{{ 'ASSISTANT:' }}", "v1"),
@@ -435,7 +430,7 @@ def test_template_of_a_checkpoint_is_recognised():
         ("{{ '<start_of_turn>' + role }}", None),
         ("", None),
     ):
-        assert recognise(turns + text) == name
+        assert recognise(turns + text) is (TEMPLATES[name] if name else None)
 
 
 def test_coin_is_the_same_for_ever():

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minillava.attention import CLOSED
 from minillava.config import DecoderConfig
-from minillava.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate
+from minillava.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate, visible
 
 SMALL = {
     "vocab_size": 50,
@@ -54,27 +54,11 @@ def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
         return decoder(decoder.embed_tokens(ids), *arguments)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_states_where_they_are_wanted_are_those_of_all_and_so_are_their_gradients(decoder, checkpointing):
-    decoder.checkpointing = checkpointing
-    ids, where = torch.randint(50, (3, 9)), torch.rand(3, 9) < 0.4
-    weight, gradients = torch.randn(int(where.sum()), 32), []
-    for states in (
-        decoder(decoder.embed_tokens(ids), where=where),
-        decoder(decoder.embed_tokens(ids))[where],
-    ):
-        (states * weight).sum().backward()
-        gradients.append([p.grad for p in decoder.parameters() if p.grad is not None])
-        decoder.zero_grad()
-    torch.testing.assert_close(*gradients, **CLOSE)
-    torch.testing.assert_close(run(decoder, ids, None, None, None, where), run(decoder, ids)[where], **CLOSE)
-
-
 def test_conversations_that_share_a_row_are_as_they_are_apart(decoder):
     one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
     ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)
-    segments = torch.tensor([[1] * 7 + [2] * 5 + [0] * 2])
-    together = run(decoder, ids, None, None, segments)
+    mask = torch.tensor([[1] * 7 + [2] * 5 + [0] * 2])
+    together = run(decoder, ids, mask)
     torch.testing.assert_close(together[:, :7], run(decoder, one), **CLOSE)
     torch.testing.assert_close(together[:, 7:12], run(decoder, other), **CLOSE)
 
@@ -214,26 +198,27 @@ def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
 
 
 @pytest.mark.parametrize("past", [0, 3])
-def test_mask_is_closed_to_what_comes_later_and_to_padding(past):
-    embeddings, padding = torch.zeros(2, 4, 8), torch.ones(2, past + 4)
-    padding[0, :2] = padding[1, -1] = 0
-    padded, plain = Decoder._mask(embeddings, padding, past), Decoder._mask(embeddings, None, past)
-    for row in range(2):
-        for i in range(4):
-            for j in range(past + 4):
-                later = j > past + i
-                assert padded[row, 0, i, j] == (CLOSED if later or padding[row, j] == 0 else 0)
-                assert plain is None if past == 0 else plain[0, 0, i, j] == (CLOSED if later else 0)
-    assert Decoder._mask(embeddings[:, :1], None, past) is None  # the one new token sees all
+def test_a_token_sees_its_own_conversation_up_to_itself(past):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 1]])
+    see = visible(mask, past)
+    assert see.shape == (3, 7 - past, 7)
+    for row in range(3):
+        for t in range(past, 7):
+            expected = [j <= t and mask[row, j] == mask[row, t] != 0 for j in range(7)]
+            assert see[row, t - past].tolist() == expected
 
 
-@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)
-def test_cache_in_any_chunks_gives_what_no_cache_gives(decoder, chunks):
-    ids = torch.randint(50, (2, 12))
-    cache = KVCache(decoder.config, 2, 15, torch.float32, torch.device("cpu"))
-    out = torch.cat([run(decoder, part, None, cache) for part in ids.split(chunks, dim=1)], dim=1)
-    assert cache.length == 12
-    torch.testing.assert_close(out, run(decoder, ids), **CLOSE)
+@pytest.mark.parametrize("chunks", [[6, 6], [3, 4, 5], [8, 1, 1, 1, 1]], ids=str)
+def test_conversations_that_share_a_row_do_so_behind_a_cache_too(decoder, chunks):
+    ids, mask = torch.randint(50, (1, 12)), torch.tensor([[0] * 2 + [1] * 5 + [2] * 5])
+    cache = KVCache(decoder.config, 1, 12, torch.float32, torch.device("cpu"))
+    parts, end = [], 0
+    for count in chunks:
+        parts.append(run(decoder, ids[:, end : end + count], mask[:, : end + count], cache))
+        end += count
+    whole = torch.cat(parts, dim=1)
+    torch.testing.assert_close(whole[:, 2:7], run(decoder, ids[:, 2:7]), **CLOSE)
+    torch.testing.assert_close(whole[:, 7:], run(decoder, ids[:, 7:]), **CLOSE)
 
 
 @pytest.mark.parametrize("chunks", [[9], [6, 3], [5, 1, 1, 1, 1]], ids=str)

@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from minillava import Llava, save
 from minillava.conversation import IGNORE, encode_conversation
 from minillava.conversations import pad_rows
-from minillava.llava import answer_loss, before_labels, splice
+from minillava.llava import next_token_loss, splice
 
 PATCHES = 9
 
@@ -35,8 +35,8 @@ def batch(model: Llava) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(params=["linear", "mlp"])
-def model(request, tiny_config, tokenizer, randomise) -> Llava:
-    return randomise(Llava(replace(tiny_config, projector=request.param), tokenizer))
+def model(request, tiny_config, tiny_model, randomise) -> Llava:
+    return randomise(Llava(replace(tiny_config, projector=request.param), tiny_model.processor))
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 1])
@@ -45,12 +45,13 @@ def test_logits_and_loss_are_transformers_llava(model, tmp_path, layer):
     model.config.vision_feature_layer = layer
     theirs = opened_by_transformers(model, tmp_path / "model")
     inputs = batch(model)
-    ours, expected = model(**inputs), theirs(**inputs)
-    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    del inputs["labels"]
-    for out in (ours, model(**inputs)):
-        assert out.logits.shape == (3, 29, model.config.decoder.vocab_size)
-        assert (out.logits - expected.logits).norm() < 1e-5 * expected.logits.norm()
+    (selected, loss), expected = model(**inputs), theirs(**inputs)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    before = torch.nn.functional.pad(inputs.pop("labels")[:, 1:] != IGNORE, (0, 1))
+    logits, _ = model(**inputs)
+    assert logits.shape == (3, 29, model.config.decoder.vocab_size)
+    for ours, wanted in ((logits, expected.logits), (selected, expected.logits[before])):
+        assert ours.shape == wanted.shape and (ours - wanted).norm() < 1e-5 * wanted.norm()
 
 
 @torch.no_grad()
@@ -60,7 +61,7 @@ def test_logits_behind_left_padding_are_transformers_llava(model, tmp_path):
     ids = torch.cat([torch.full((3, 4), model.processor.tokenizer.pad_id), inputs["input_ids"]], dim=1)
     mask = torch.ones_like(ids)
     mask[:, :4] = 0
-    ours = model(ids, inputs["pixel_values"], mask).logits
+    ours, _ = model(ids, inputs["pixel_values"], mask)
     expected = theirs(input_ids=ids, pixel_values=inputs["pixel_values"], attention_mask=mask).logits
     torch.testing.assert_close(ours[mask == 1], expected[mask == 1], rtol=1e-4, atol=1e-4)
 
@@ -69,9 +70,9 @@ def test_logits_behind_left_padding_are_transformers_llava(model, tmp_path):
 def test_text_alone_is_transformers_llava(model, tmp_path):
     theirs = opened_by_transformers(model, tmp_path / "model")
     ids = torch.randint(100, (2, 11))
-    out = model(ids)
-    assert out.loss is None
-    torch.testing.assert_close(out.logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    logits, loss = model(ids)
+    assert loss is None
+    torch.testing.assert_close(logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
@@ -118,16 +119,17 @@ def test_another_number_of_pictures_than_of_placeholders_raises(tiny_model, pict
 def test_a_picture_changes_what_comes_after_it_and_nothing_before(tiny_model):
     image = [tiny_model.config.image_token_id] * PATCHES
     ids = torch.tensor([[40, 41, *image, 42, 43]])
-    one, other = (tiny_model(ids, torch.randn(1, 3, 24, 24)).logits for _ in range(2))
+    one, other = (tiny_model(ids, torch.randn(1, 3, 24, 24))[0] for _ in range(2))
     assert torch.equal(one[:, :2], other[:, :2])
     assert (one[:, 2:] != other[:, 2:]).any(dim=-1).all()
 
 
 @torch.no_grad()
-def test_answer_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
+def test_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
     inputs = batch(tiny_model)
-    out = tiny_model(**inputs)
-    logits, surprises = out.logits.tolist(), []
+    _, loss = tiny_model(**inputs)
+    logits = tiny_model(inputs["input_ids"], inputs["pixel_values"])[0].tolist()
+    surprises = []
     for row in range(3):
         for t in range(1, inputs["labels"].shape[1]):
             label = inputs["labels"][row, t].item()
@@ -136,20 +138,18 @@ def test_answer_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
                 top = max(scores)
                 surprises.append(top + math.log(sum(math.exp(x - top) for x in scores)) - scores[label])
     assert len(surprises) == 3 + 8 + 1 + 2
-    assert out.loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
 
 
-def test_a_label_is_predicted_by_the_position_before_it():
+def test_a_label_is_predicted_by_the_position_before_it(tiny_model):
+    """The loss reaches these positions and no others."""
     labels = torch.full((2, 5), IGNORE)
     labels[0, 0] = labels[0, 3] = labels[1, 4] = 5  # nothing stands before the first, so nothing predicts it
-    assert before_labels(labels).nonzero().tolist() == [[0, 2], [1, 3]]
-
-
-def test_loss_reaches_every_state_before_a_labelled_token(tiny_model):
-    labels = batch(tiny_model)["labels"]
-    hidden = torch.randn(int((labels[:, 1:] != IGNORE).sum()), 32, requires_grad=True)
-    answer_loss(tiny_model.language_model, hidden, labels).backward()
-    assert (hidden.grad.abs().sum(dim=-1) > 0).all()
+    hidden = torch.randn(2, 5, 32, requires_grad=True)
+    logits, loss = next_token_loss(tiny_model.language_model, hidden, labels)
+    loss.backward()
+    assert hidden.grad.abs().sum(dim=-1).nonzero().tolist() == [[0, 2], [1, 3]]
+    torch.testing.assert_close(logits, tiny_model.language_model.lm_head(hidden[[0, 1], [2, 3]]))
 
 
 def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
@@ -160,7 +160,7 @@ def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
         inputs["input_ids"][:, -1] = token
         inputs["labels"][:, -1] = IGNORE
         tiny_model.zero_grad()
-        tiny_model(**inputs).loss.backward()
+        tiny_model(**inputs)[1].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in tiny_model.parameters() if p.grad is not None]))
     assert torch.equal(*gradients)
 
@@ -177,7 +177,7 @@ def test_one_batch_is_learned_by_heart_and_told_apart_by_its_pictures(tiny_model
     optimizer, losses = torch.optim.AdamW(model.parameters(), 5e-3), []
     for _ in range(80):
         optimizer.zero_grad()
-        losses.append(model(pixel_values=pictures, **pad_rows(rows, tokenizer.pad_id)).loss)
+        losses.append(model(pixel_values=pictures, **pad_rows(rows, tokenizer.pad_id))[1])
         losses[-1].backward()
         optimizer.step()
     assert losses[0] > 2 and losses[-1] < 0.02

@@ -167,7 +167,7 @@ def test_llava_on_rows_of_unequal_length_with_none_one_and_several_pictures(llav
     ours = load(tmp_path)
     inputs = batch(llava, tokenizer.pad_id)
     there = inputs["attention_mask"] == 1
-    assert_close(ours(**inputs).logits[there], llava(**inputs).logits[there])
+    assert_close(ours(**inputs)[0][there], llava(**inputs).logits[there])
     tokens = ours.generate(**inputs, max_new_tokens=TOKENS, stop_ids=[])
     assert torch.equal(tokens, greedy(llava, tokenizer.pad_id, **inputs))
 
@@ -182,6 +182,6 @@ def test_llava_in_bfloat16_is_transformers_llava_in_bfloat16(randomise, tokenize
     assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
     inputs = batch(theirs, tokenizer.pad_id)
     there = inputs["attention_mask"] == 1
-    found, expected = ours(**inputs).logits[there].float(), theirs(**inputs).logits[there].float()
+    found, expected = ours(**inputs)[0][there].float(), theirs(**inputs).logits[there].float()
     assert (found - expected).norm() < 0.05 * expected.norm()
     assert ours.generate(**inputs, max_new_tokens=3).shape == (3, 3)
