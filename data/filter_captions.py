@@ -28,7 +28,7 @@ from data.captions import caption_row, read_captions
 from data.noun_phrases import Chunker, find_chunker
 from data.rows import write_rows
 from minillava.errors import UserError, run_program
-from minillava.plot import BLUE, GREY, draw_lines
+from minillava.plot import BLUE, GREY, chart
 
 FEWEST = 3  # captions that a phrase must be in to count
 MOST = 100  # captions that a phrase contributes
@@ -116,8 +116,8 @@ def draw_concepts(path: Path, before: array, after: array) -> None:
     lines = []
     for name, counts, colour in (("before", before, GREY), ("after", after, BLUE)):
         found = sorted((count for count, all_of_it in zip(counts, before) if all_of_it >= FEWEST), reverse=True)
-        lines.append((name, range(1, len(found) + 1), found, colour))
-    draw_lines(path, "captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic=True)
+        lines.append((name, colour, range(1, len(found) + 1), found))
+    chart("captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic=True).save(path)
 
 
 def filter_captions(path: Path, out: Path, seed: int = 0) -> str:

@@ -5,6 +5,9 @@ complex reasoning; its replies become rows of LLaVA JSON (paper, section 3). The
 58:23:77 every picture gets complex reasoning, 58 of 77 a conversation and 23 of 77 a description, drawn by lot, so
 that 77,000 pictures give the paper's 158,000 rows.
 
+The teacher of any picture is a language model, ``--teacher openai``. ``--teacher scripted`` is a program that writes
+about the picture-book only, and refuses every other picture before anything is written.
+
 Replies are kept in FILE.journal.jsonl: the same command goes on where a build was interrupted, and the finished file
 is the same, whatever happened on the way.
 """
@@ -31,7 +34,7 @@ from data.replies import Malformed, names_its_source, parse
 from data.rows import conversation, write_rows
 from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply
-from data.teachers.scripted import Scripted, rules
+from data.teachers.scripted import Scripted, rules, scene_told
 from minillava.errors import UserError, run_program
 
 
@@ -202,7 +205,12 @@ def set_up(contexts: list[Context], mix: tuple[int, ...], a: argparse.Namespace)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.instruct", description=__doc__.split("\n\n")[1])
     parser.add_argument("--contexts", required=True, help="captions and boxes: see data/contexts.py for the forms")
-    parser.add_argument("--teacher", choices=("scripted", "openai"), required=True)
+    parser.add_argument(
+        "--teacher",
+        choices=("scripted", "openai"),
+        required=True,
+        help="openai: a language model, for any picture; scripted: a program, for the picture-book only",
+    )
     parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
     parser.add_argument("--mix", default="58:23:77", help="conversation:detail:reasoning (default %(default)s)")
     parser.add_argument("--limit", type=int, help="use the first so many pictures only")
@@ -251,6 +259,8 @@ def main() -> None:
     if a.teacher == "openai":
         teacher, threads = OpenAITeacher(a.model, a.base_url, a.timeout), a.concurrency
     else:
+        for context in told:
+            scene_told(context)  # or the program ends here, before anything is written
         teacher, threads = Scripted(), 1
     journal = Journal(path, set_up(told, mix, a))
     ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from data.picturebook import language
-from lessons.chart import draw_chart
 from lessons.looking import attention_weights
 from lessons.sheet import BLUE, GREEN, VIOLET, Colour, Sheet, text_width
 from lessons.small_world import (
@@ -25,6 +24,7 @@ from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig
 from minillava.conversation import IGNORE, encode_conversation
 from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
+from minillava.plot import Line, chart
 from minillava.recipes import TOY
 from minillava.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def rope_rotations() -> Image.Image:
     moved = rotate(query.expand(1, 1, 201, -1), *rope_tables(distances[None], frequencies))
     products = (moved * query).sum(dim=-1)[0, 0]
     line = ("every pair is (1, 1)", DEEP_BLUE, distances.tolist(), products.tolist())
-    draw_chart(sheet, 690, 70, 280, 170, "A query times a key like it", "distance in tokens", [line])
+    sheet.picture(640, 15, chart("A query times a key like it", "distance in tokens", [line], (350, 275)), 350, 275)
     return sheet.finished()
 
 
@@ -85,19 +85,21 @@ def kv_cache() -> Image.Image:
             took.append(time.perf_counter() - start)
         return min(took) * 1000
 
-    sheet = Sheet(1000, 340)
+    size, sheet = (490, 340), Sheet(1000, 340)
     times = [
         ("without the cache: all tokens again", RED, lengths, [milliseconds(n, None) for n in lengths]),
         ("with it: the new one alone", DEEP_BLUE, lengths, [milliseconds(n, cache) for n in lengths]),
     ]
-    draw_chart(sheet, 60, 90, 400, 200, "Milliseconds for one more token, the shipped sizes", "tokens so far", times)
+    took = chart("Milliseconds for one more token, the shipped sizes", "tokens so far", times, size)
+    sheet.picture(0, 0, took, *size)
     sizes, tokens = [], [0, 8192]
     for heads, colour in ((32, RED), (8, DEEP_BLUE), (1, DEEP_GREEN)):
         config = DecoderConfig(num_hidden_layers=32, num_key_value_heads=heads, head_dim=128)
         one = KVCache(config, 1, 1, torch.float16, torch.device("meta")).store.nbytes
         name = f"{heads} key head{'s' if heads > 1 else ''}"
         sizes.append((name, colour, tokens, [n * one / 2**30 for n in tokens]))
-    draw_chart(sheet, 560, 90, 400, 200, "GiB of cache: 32 layers, heads of 128, float16", "tokens so far", sizes)
+    held = chart("GiB of cache: 32 layers, heads of 128, float16", "tokens so far", sizes, size)
+    sheet.picture(500, 0, held, *size)
     return sheet.finished()
 
 
@@ -164,9 +166,7 @@ def stage_1() -> Image.Image:
         recipe = replace(TOY["stage1"], learning_rate=rate)
         losses = short_training(model, [model.multi_modal_projector], batches, recipe, len(batches))
         lines.append((f"rate {rate:g}", colour, range(1, 61), losses))
-    sheet = Sheet(700, 360)
-    draw_chart(sheet, 60, 90, 600, 220, "Stage 1: nats per token of the caption", "step, 16 captions each", lines)
-    return sheet.finished()
+    return _chart_alone("Stage 1: nats per token of the caption", "step, 16 captions each", lines)
 
 
 def stage_2() -> Image.Image:
@@ -179,8 +179,12 @@ def stage_2() -> Image.Image:
             model.multi_modal_projector = fitted_projection(model, *drawn_scenes(300, seed=2000))
         parts = [model.multi_modal_projector, model.language_model]
         lines.append((name, colour, range(1, 41), short_training(model, parts, batches, TOY["stage2"], len(batches))))
+    return _chart_alone("Stage 2: nats per token of the answers", "step, 8 conversations each", lines)
+
+
+def _chart_alone(title: str, across: str, lines: list[Line]) -> Image.Image:
     sheet = Sheet(700, 360)
-    draw_chart(sheet, 60, 90, 600, 220, "Stage 2: nats per token of the answers", "step, 8 conversations each", lines)
+    sheet.picture(0, 0, chart(title, across, lines, sheet.size), *sheet.size)
     return sheet.finished()
 
 

@@ -1,13 +1,17 @@
-"""A line chart in a PNG with Pillow alone: the loss that every training leaves behind, and what data programs draw."""
+"""Line charts with Pillow alone: the loss that every training leaves behind, and those of data programs and lessons."""
 
 import math
 import os
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT, MARGIN = 640, 360, 48
-GREY, BLUE = (190, 190, 190), (40, 90, 200)
+Colour = tuple[int, int, int]
+Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # its name, its colour, values across, values up
+
+INK, GREY, FAINT, BLUE = (40, 40, 48), (190, 190, 190), (225, 225, 230), (40, 90, 200)
+SCALE = 2  # pixels of the picture for one of ``size``, so that lines and letters are fine
+LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name takes a row more of the top
 
 
 def draw_loss(path: str | os.PathLike, title: str, steps: list[int], losses: list[float]) -> None:
@@ -16,39 +20,61 @@ def draw_loss(path: str | os.PathLike, title: str, steps: list[int], losses: lis
     for loss in losses:
         mean += 0.05 * (loss - mean)
         smooth.append(mean)
-    draw_lines(path, title, "step", [("", steps, losses, GREY), ("running mean", steps, smooth, BLUE)])
+    chart(title, "step", [("each step", GREY, steps, losses), ("running mean", BLUE, steps, smooth)]).save(path)
 
 
-def draw_lines(
-    path: str | os.PathLike,
-    title: str,
-    across: str,
-    lines: list[tuple[str, Sequence[float], Sequence[float], tuple[int, int, int]]],
-    logarithmic: bool = False,
-) -> None:
-    """Lines of (name, values across, values up, colour) in one frame, with their names; ``across`` is written below it.
+def chart(
+    title: str, across: str, lines: list[Line], size: tuple[int, int] = (640, 360), logarithmic: bool = False
+) -> Image.Image:
+    """Lines over axes that hold all of them and zero; ``across`` is what the values across are.
 
-    No line may be empty. Logarithmic scales, of which both are then, want values above zero.
+    No line may be empty. Logarithmic axes, of which both are then, begin at a power of ten, and want values above zero.
     """
     scale = math.log10 if logarithmic else float
-    paths = [[(scale(x), scale(y)) for x, y in zip(xs, ys)] for _, xs, ys, _ in lines]
-    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*(at for path in paths for at in path)))
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    paths = [[(scale(x), scale(y)) for x, y in zip(xs, ys)] for _, _, xs, ys in lines]
+    xs, ys = zip(*(point for path in paths for point in path))
+    x_ticks, y_ticks = _ticks(xs, logarithmic), _ticks(ys, logarithmic)
+    x_low, x_high, y_low, y_high = x_ticks[0], max(xs), y_ticks[0], y_ticks[-1]
+    right, top, bottom = size[0] - RIGHT, TOP + ROW * len(lines), size[1] - BOTTOM
+    image = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), "white")
     pen = ImageDraw.Draw(image)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        u, v = (x - left) / ((right - left) or 1), (y - low) / ((high - low) or 1)
-        return MARGIN + (WIDTH - 2 * MARGIN) * u, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * v
+    def at(x: float, y: float) -> tuple[float, float]:
+        u, v = (x - x_low) / ((x_high - x_low) or 1), (y - y_low) / ((y_high - y_low) or 1)
+        return LEFT + (right - LEFT) * u, bottom + (top - bottom) * v
 
-    for tick in range(5):
-        x, y = left + (right - left) * tick / 4, low + (high - low) * tick / 4
-        u, v = place(x, y)
-        pen.line((MARGIN, v, WIDTH - MARGIN, v), fill=(225, 225, 225))
-        pen.text((MARGIN - 6, v), f"{10**y:,.0f}" if logarithmic else f"{y:.2f}", fill="black", anchor="rm")
-        pen.text((u, HEIGHT - MARGIN + 8), f"{10**x if logarithmic else x:,.0f}", fill="black", anchor="mt")
-    pen.text((WIDTH / 2, MARGIN / 2), title, fill="black", anchor="mm")
-    pen.text((WIDTH / 2, HEIGHT - 12), across, fill="black", anchor="mm")
-    for index, ((name, _, _, colour), points) in enumerate(zip(lines, paths)):
-        pen.line([place(*point) for point in points], fill=colour, width=index + 1)
-        pen.text((WIDTH - MARGIN, MARGIN + 14 * index), name, fill=colour, anchor="rm")
-    image.save(path)
+    def draw(points: list[tuple[float, float]], colour: Colour, width: int = 1) -> None:
+        pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, width * SCALE)
+
+    def write(x: float, y: float, text: str | float, height: int, anchor: str) -> None:
+        shown = text if isinstance(text, str) else f"{10**text if logarithmic else text:,.10g}"
+        pen.text((x * SCALE, y * SCALE), shown, INK, ImageFont.load_default(height * SCALE), anchor)
+
+    for tick in y_ticks:
+        draw([at(x_low, tick), at(x_high, tick)], FAINT)
+        write(LEFT - 8, at(x_low, tick)[1], tick, 11, "rm")
+    for tick in x_ticks:
+        if tick <= x_high:
+            write(at(tick, y_low)[0], bottom + 12, tick, 11, "mm")
+    draw([(LEFT, top), (LEFT, bottom), (right, bottom)], GREY)
+    write((LEFT + right) / 2, bottom + 32, across, 12, "mm")
+    write(LEFT, 16, title, 14, "lm")
+    for number, ((name, colour, _, _), path) in enumerate(zip(lines, paths)):
+        y = TOP + ROW * number
+        draw([(LEFT, y), (LEFT + 18, y)], colour, 3)
+        write(LEFT + 24, y, name, 12, "lm")
+        draw([at(*point) for point in path], colour, 2)
+    return image
+
+
+def _ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
+    """About five, at multiples of 1, 2 or 5 times a power of ten, that enclose the values and zero; of logarithms, the
+    whole numbers that enclose the values."""
+    low, high = min(values), max(values)
+    step = 1.0
+    if not logarithmic:
+        low, high = min(low, 0.0), max(high, 0.0)
+        rough = (high - low) / 5 or 1.0
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [number * step for number in range(math.floor(low / step), math.ceil(high / step) + 1)]

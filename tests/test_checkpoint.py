@@ -75,7 +75,7 @@ def logits(model) -> torch.Tensor:
     count = PATCHES + (model.config.vision_feature_select_strategy == "full")
     ids = torch.tensor([[40, *[model.config.image_token_id] * count, 41, 42, *range(60, 100)]])
     pixel_values = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(5))
-    return model(input_ids=ids, pixel_values=pixel_values).logits
+    return model(input_ids=ids, pixel_values=pixel_values)[0]
 
 
 def edit_tensors(folder: Path, change) -> None:

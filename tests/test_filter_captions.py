@@ -229,7 +229,7 @@ def test_planted_corpus_is_filtered_as_by_brute_force(planted, tmp_path):
     assert [counts[phrase] for phrase in named] == [count for _, count in counts.most_common(10)]
     assert f"{len(counts) - len(concepts)} phrases skipped" in table
     with Image.open(tmp_path / "out.png") as picture:
-        assert picture.size == (640, 360) and len(picture.getcolors(100_000)) > 3
+        assert picture.size == (1280, 720) and len(picture.getcolors(100_000)) > 3
 
 
 def test_the_three_forms_are_read_alike(planted, tmp_path):

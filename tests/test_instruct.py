@@ -52,6 +52,27 @@ def contexts(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def book(tmp_path) -> Path:
+    """As many scenes of the picture-book, told in full."""
+    rng = random.Random(0)
+    path = tmp_path / "book.jsonl"
+    with open(path, "w") as file:
+        for number in range(PICTURES):
+            scene = sample_scene(rng)
+            instances = [{"category": thing.kind, "bbox": thing.box} for thing in scene.things]
+            known = {"captions": language.captions(scene), "instances": instances}
+            file.write(json.dumps({"id": f"s{number}", "image": f"{number}.png", **known}) + "\n")
+    return path
+
+
+def build_by_rule(monkeypatch, contexts: Path, out: Path, *more: str) -> None:
+    """The program with the scripted teacher."""
+    argv = ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out), *more]
+    monkeypatch.setattr(sys, "argv", argv)
+    instruct.main()
+
+
 def arguments(contexts: Path, out: Path, url: str, **more) -> list[str]:
     given = {"contexts": contexts, "teacher": "openai", "model": "m", "base_url": url, "out": out, **more}
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -413,51 +434,48 @@ def test_pictures_that_nothing_is_known_of_are_left_out(contexts, tmp_path, monk
             build(monkeypatch, contexts, out, endpoint.url, limit=1)
 
 
-def test_the_scripted_teacher_writes_rows_that_training_reads(tmp_path, tokenizer, monkeypatch, capsys):
-    """Of picture-book scenes and of photographs' contexts, with no network and no package, twice the same."""
-    rng = random.Random(0)
-    scenes = [sample_scene(rng) for _ in range(30)]
-    book = [
-        {
-            "id": f"s{number}",
-            "image": f"{number}.png",
-            "captions": language.captions(scene),
-            "instances": [{"category": thing.kind, "bbox": thing.box} for thing in scene.things],
-        }
-        for number, scene in enumerate(scenes)
-    ]
-    photographs = (ROOT / "tests" / "coco_contexts.jsonl").read_text()
-    contexts, files = tmp_path / "contexts.jsonl", [tmp_path / "a.json", tmp_path / "b.json"]
-    contexts.write_text("".join(json.dumps(line) + "\n" for line in book) + photographs)
+def test_the_scripted_teacher_writes_rows_that_training_reads(book, tmp_path, tokenizer, monkeypatch, capsys):
+    """With no network and no package, twice the same."""
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
     monkeypatch.setitem(sys.modules, "openai", None)
     for out in files:
-        monkeypatch.setattr(
-            sys, "argv", ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out)]
-        )
-        instruct.main()
+        build_by_rule(monkeypatch, book, out)
     assert files[0].read_bytes() == files[1].read_bytes()
     printed = capsys.readouterr().out
     assert "refused" not in printed and "dropped" not in printed
     dataset = ConversationDataset(files[0], tmp_path, tokenizer, ImageProcessor.for_size(24), num_image_tokens=9)
-    pictures = 30 + len(photographs.splitlines())
-    kinds = Counter(row["type"] for row in dataset.rows)
-    assert kinds["reasoning"] == pictures and all(
-        abs(kinds[kind] - pictures * share / 77) <= 0.5 for kind, share in (("conversation", 58), ("detail", 23))
-    )
+    assert Counter(row["type"] for row in dataset.rows) == {"conversation": 15, "detail": 6, "reasoning": PICTURES}
     for index in range(len(dataset)):
         ids, labels = dataset.encode(index, epoch=0)
         assert ids.count(tokenizer.image_id) == 9 and any(label >= 0 for label in labels)
 
 
-def test_a_journal_of_other_rules_is_refused(contexts, tmp_path, monkeypatch):
-    out = tmp_path / "out.json"
-    argv = ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", argv)
-    instruct.main()
-    instruct.main()
+def test_the_scripted_teacher_refuses_photographs_before_anything_is_written(
+    book, contexts, tmp_path, monkeypatch, capsys
+):
+    contexts.write_text(book.read_text() + contexts.read_text())
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: build_by_rule(monkeypatch, contexts, tmp_path / "out.json"))
+    assert ended.value.code == 2 and sorted(tmp_path.iterdir()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: picture 'p0' ") and "--teacher openai" in line
+    build_by_rule(monkeypatch, contexts, tmp_path / "out.json", "--limit", str(PICTURES))  # the book's pages alone
+
+
+def test_a_dry_run_shows_the_prompts_of_photographs_whoever_is_the_teacher(contexts, tmp_path, monkeypatch, capsys):
+    build_by_rule(monkeypatch, contexts, tmp_path / "out.json", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "Dog number 0 sleeps." in printed and f"{REQUESTS} requests" in printed
+    assert list(tmp_path.iterdir()) == [contexts]
+
+
+def test_a_journal_of_other_rules_is_refused(book, tmp_path, monkeypatch):
+    for _ in range(2):
+        build_by_rule(monkeypatch, book, tmp_path / "out.json")
     monkeypatch.setattr(instruct, "rules", lambda: b"others")
     with pytest.raises(UserError, match=r"other prompts;"):
-        instruct.main()
+        build_by_rule(monkeypatch, book, tmp_path / "out.json")
 
 
 def test_tokens_are_counted_as_words_short_numbers_and_marks():

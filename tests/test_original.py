@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from minillava import Llava, Tokenizer, load, save
+from minillava import Llava, Processor, Tokenizer, load, save
 from minillava.checkpoint import add_image_token, load_decoder
 from minillava.config import TextConfig
 from minillava.contrastive import Clip
 from minillava.errors import UserError
+from minillava.image import ImageProcessor
 from minillava.saving import write_clip, write_decoder
 
 CLIP = "clip-vit-tiny"
@@ -77,7 +78,7 @@ def logits(model, pictures: int = 2) -> torch.Tensor:
     count = 9 + (model.config.vision_feature_select_strategy == "full")
     ids = torch.tensor([[40, *[model.config.image_token_id] * count * pictures, 41, 42]])
     pixel_values = torch.randn(pictures, 3, 24, 24, generator=torch.Generator().manual_seed(5))
-    return model(input_ids=ids, pixel_values=pixel_values).logits
+    return model(input_ids=ids, pixel_values=pixel_values)[0]
 
 
 def assert_refused(call, *names: str) -> None:
@@ -99,7 +100,7 @@ KINDS = {
 def model(request, tiny_config, tokenizer, randomise) -> Llava:
     config = replace(tiny_config, **request.param)
     config.decoder = replace(config.decoder, tie_word_embeddings=False)
-    return randomise(Llava(config, tokenizer))
+    return randomise(Llava(config, Processor(tokenizer, ImageProcessor.for_size(24), config.num_image_tokens)))
 
 
 @pytest.mark.parametrize("tower, pickle", [(True, False), (False, True)], ids=["own tower", "CLIP's tower, pickle"])

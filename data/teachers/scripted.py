@@ -1,0 +1,56 @@
+"""The scripted teacher: instruction data about the picture-book, by rule, offline, and never false.
+
+It rebuilds the scene from its context's captions and boxes, and lets the picture-book's own question makers speak. No
+rule does as much for a photograph: what people write in captions takes a language model to read and to talk about.
+"""
+
+import random
+from pathlib import Path
+
+from data.contexts import Context
+from data.picturebook import language
+from data.picturebook.read import scene_of
+from data.picturebook.scene import UNSEEN_PAIRS, Scene
+from data.teachers import Request
+from minillava.errors import UserError
+
+
+class Scripted:
+    """The same request gets the same reply."""
+
+    def reply(self, request: Request) -> str:
+        """Raises UserError as :func:`scene_told` does."""
+        scene, rng = scene_told(request.context), random.Random(request.seed)
+        if request.kind == "detail":
+            return language.description(scene)
+        turns = [_reason(scene, rng)] if request.kind == "reasoning" else _talk(scene, rng)
+        return "\n===\n".join(f"Question: {question}\n===\nAnswer: {answer}" for question, answer in turns)
+
+
+def scene_told(context: Context) -> Scene:
+    """The picture-book scene that a context tells of in full. Raises UserError for any other context."""
+    if scene := scene_of(context):
+        return scene
+    raise UserError(
+        f"picture {context.id!r} is not a picture-book scene told in full: the scripted teacher writes about the "
+        "picture-book only, and photographs and other pictures need --teacher openai"
+    )
+
+
+def rules() -> bytes:
+    """The source of all this: where it has changed, replies may."""
+    return Path(__file__).read_bytes() + Path(language.__file__).read_bytes()
+
+
+def _reason(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Some questions have no sure answer in some scenes; one of them fits any scene."""
+    while not (turn := language.reasoning(scene, rng)):
+        pass
+    return turn
+
+
+def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """A conversation without questions about the pairs that ``unseen.json`` keeps for a trial: not even that there is
+    none of them."""
+    turns = language.conversation(scene, rng, language.LENGTH)
+    return [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
