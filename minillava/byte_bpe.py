@@ -12,9 +12,9 @@ from itertools import pairwise
 import regex
 import tiktoken
 
-from minillava.byte_characters import to_bytes
 from minillava.errors import UserError
-from minillava.tokenizer_files import TokenizerFiles
+from minillava.formats.byte_characters import to_bytes
+from minillava.formats.tokenizer_files import TokenizerFiles
 
 # GPT-2's split into words: contractions, letters, digits, other signs, each with one space before it; then spaces.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

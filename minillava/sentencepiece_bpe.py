@@ -14,8 +14,8 @@ from heapq import heapify, heappop, heappush
 import regex
 
 from minillava.errors import UserError
-from minillava.tokenizer_files import TokenizerFiles
-from minillava.tokenizer_model import SPACE, byte_token
+from minillava.formats.tokenizer_files import TokenizerFiles
+from minillava.formats.tokenizer_model import SPACE, byte_token
 
 
 class Where(Enum):

@@ -16,10 +16,9 @@ from pathlib import Path
 import regex
 
 from minillava.byte_bpe import SPLIT, ByteBPE
-from minillava.byte_characters import to_characters
 from minillava.errors import UserError
-from minillava.sentencepiece_bpe import SentencePieceBPE, Where
-from minillava.tokenizer_files import (
+from minillava.formats.byte_characters import to_characters
+from minillava.formats.tokenizer_files import (
     CONFIG,
     END,
     IMAGE,
@@ -33,7 +32,8 @@ from minillava.tokenizer_files import (
     interpret,
     read_files,
 )
-from minillava.tokenizer_json import AddedToken, Splitter, bpe_file
+from minillava.formats.tokenizer_json import AddedToken, Splitter, bpe_file
+from minillava.sentencepiece_bpe import SentencePieceBPE, Where
 
 STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)

@@ -9,9 +9,9 @@ import binascii
 import struct
 from collections.abc import Container, Iterable, Iterator
 
-from minillava.byte_characters import to_characters
 from minillava.errors import UserError
-from minillava.tokenizer_json import LONGEST, bpe_file
+from minillava.formats.byte_characters import to_characters
+from minillava.formats.tokenizer_json import LONGEST, bpe_file
 
 SPACE = "▁"  # how SentencePiece writes a space
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from minillava.config import parse_json_object
 from minillava.errors import UserError
-from minillava.tokenizer_json import AddedToken, include, read_bpe
-from minillava.tokenizer_model import convert
+from minillava.formats.tokenizer_json import AddedToken, include, read_bpe
+from minillava.formats.tokenizer_model import convert
 
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
 JSON, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
