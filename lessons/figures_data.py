@@ -127,7 +127,7 @@ def memory() -> Image.Image:
 
 def layers() -> Image.Image:
     """How much of the words for a patch the best matrix reads off each layer, on pictures that it has not seen."""
-    model, shares = load(PRETRAINED), []
+    model, shares = load(PRETRAINED / "llava"), []
     learnt, tried = drawn_scenes(48, 2), drawn_scenes(16, 3)
     for layer in range(model.config.vision.num_hidden_layers + 1):
         model.config.vision_feature_layer = layer

@@ -12,12 +12,13 @@ from PIL import Image
 from data.picturebook.language import BRIEF_REQUESTS, captions, colour, region
 from data.picturebook.scene import Scene
 from lessons.sheet import BLUE, GREEN, GREY, ORANGE, VIOLET, Sheet, shade, text_width
-from lessons.small_world import PRETRAINED, drawn_scenes
-from minillava.byte_characters import to_bytes
+from lessons.small_world import drawn_scenes
 from minillava.checkpoint import load, load_clip
+from minillava.config import PRETRAINED
 from minillava.contrastive import Clip
 from minillava.conversation import encode_conversation
 from minillava.conversations import pad
+from minillava.formats.byte_characters import to_bytes
 from minillava.image import ImageProcessor
 from minillava.tasks import initialise
 from minillava.tokenizer import _join

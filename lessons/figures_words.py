@@ -26,6 +26,7 @@ from minillava.conversation import IGNORE, encode_conversation
 from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
 from minillava.plot import Line, chart
 from minillava.recipes import TOY
+from minillava.templates import TEMPLATES
 from minillava.tokenizer import Tokenizer
 
 DEEP_BLUE, DEEP_GREEN, RED = (40, 90, 200), (30, 140, 70), (200, 60, 60)
@@ -105,7 +106,7 @@ def kv_cache() -> Image.Image:
 
 def loss_tokens() -> Image.Image:
     """A conversation as tokens: what bears loss is green, the picture violet, what is only read blue."""
-    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     ids, labels = encode_conversation(TALK, tokenizer, num_image_tokens=6)
     sheet, x, y = Sheet(1000, 330), 20.0, 20.0
     for index, label in zip(ids, labels):
@@ -133,8 +134,8 @@ def _colour(index: int, label: int, tokenizer: Tokenizer) -> Colour:
 
 def mask_of_a_row() -> Image.Image:
     """Who sees whom in a row with a picture, and which positions predict a token that bears loss."""
-    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
-    ids, labels = encode_conversation(TALK[:2], tokenizer, template="brief", num_image_tokens=9)
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
+    ids, labels = encode_conversation(TALK[:2], tokenizer, TEMPLATES["brief"], num_image_tokens=9)
     is_open = (causal_mask(len(ids)) > CLOSED).tolist()
     cell = 18
     side = cell * len(ids)
@@ -190,7 +191,7 @@ def _chart_alone(title: str, across: str, lines: list[Line]) -> Image.Image:
 
 def looking() -> Image.Image:
     """Two pictures, a question about each, and where the decoder looks while it chooses each token of the answer."""
-    model = load(PRETRAINED)
+    model = load(PRETRAINED / "llava")
     tokenizer, side = model.processor.tokenizer, 90
     sheet = Sheet(880, 300)
     bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,14 +11,14 @@ from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import Scene, sample_scene
 from minillava.checkpoint import join
-from minillava.conversation import encode_conversation, image_goes_first
+from minillava.config import PRETRAINED
+from minillava.conversation import image_goes_first
 from minillava.conversations import pad, pad_rows
 from minillava.llava import Llava
 from minillava.optimizers import build_optimizers, schedule
+from minillava.processor import Processor
 from minillava.recipes import Recipe
 from minillava.tasks import mean_of_words
-
-PRETRAINED = Path(__file__).parents[1] / "minillava" / "pretrained"
 
 
 def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:
@@ -30,17 +29,16 @@ def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]
 
 
 def small_batch(
-    model: Llava, pictures: list[Image.Image], talks: list[list[tuple[str, str]]], template: str
+    processor: Processor, pictures: list[Image.Image], talks: list[list[tuple[str, str]]]
 ) -> dict[str, Tensor]:
     """Questions and answers about each picture -> input_ids and labels (B, T), pixel_values (B, 3, H, W)."""
     rows = []
     for index, talk in enumerate(talks):
         turns = [{"from": speaker, "value": text} for pair in talk for speaker, text in zip(("human", "gpt"), pair)]
         turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-        first = image_goes_first(seed=0, epoch=0, row=index)
-        rows.append(encode_conversation(turns, model.processor.tokenizer, template, model.config.num_image_tokens, first))
-    pixel_values = torch.stack([model.processor.image(picture) for picture in pictures])
-    return pad_rows(rows, model.processor.tokenizer.pad_id) | {"pixel_values": pixel_values}
+        rows.append(processor.encode(turns, image_goes_first(seed=0, epoch=0, row=index)))
+    pixel_values = torch.stack([processor.image(picture) for picture in pictures])
+    return pad_rows(rows, processor.tokenizer.pad_id) | {"pixel_values": pixel_values}
 
 
 def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
@@ -48,14 +46,14 @@ def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
     talks = [[(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))] for scene in scenes]
-    return small_batch(model, pictures, talks, "brief")
+    return small_batch(model.processor.for_captions(), pictures, talks)
 
 
 def conversations(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
     """A batch as stage 2 has them, with conversations of a few turns."""
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
-    return small_batch(model, pictures, [language.conversation(scene, rng, 120) for scene in scenes], "v0")
+    return small_batch(model.processor, pictures, [language.conversation(scene, rng, 120) for scene in scenes])
 
 
 def joined_towers() -> Llava:
@@ -78,7 +76,7 @@ def short_training(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * schedule(step, steps, recipe)
             optimizer.zero_grad()
-        loss = model(**batch).loss
+        _, loss = model(**batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

@@ -12,9 +12,10 @@ from itertools import pairwise
 import regex
 import tiktoken
 
-from minillava.byte_characters import to_bytes
 from minillava.errors import UserError
-from minillava.tokenizer_files import TokenizerFiles
+from minillava.formats.byte_characters import to_bytes
+from minillava.formats.tokenizer_files import TokenizerFiles
+from minillava.formats.tokenizer_json import split_patterns
 
 # GPT-2's split into words: contractions, letters, digits, other signs, each with one space before it; then spaces.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -51,27 +52,6 @@ def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | No
     return rank
 
 
-def split_patterns(pre_tokenizer: dict | None) -> list[str]:
-    """A tokenizer.json's "pre_tokenizer" -> regular expressions, to be applied one after the other.
-
-    Raises UserError for what is not a ByteLevel, alone or after Split and Digits.
-    """
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    patterns = []
-    for step in steps:
-        kind = step["type"]
-        if kind == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
-            [(form, pattern)] = step["pattern"].items()
-            patterns.append(pattern if form == "Regex" else regex.escape(pattern))
-        elif kind == "Digits":
-            patterns.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
-        elif kind == "ByteLevel" and step is steps[-1] and not step.get("add_prefix_space"):
-            patterns += [SPLIT] if step.get("use_regex", True) else []
-        else:
-            raise UserError(f"pre-tokenizer {kind} with these settings is not supported: {step!r:.200}")
-    return patterns
-
-
 class ByteBPE:
     """A byte-level BPE. ``token_bytes`` maps ids to bytes; ``adds_space`` is False, as there is no such thing here."""
 
@@ -79,9 +59,6 @@ class ByteBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Added tokens never come out of ordinary text. Raises UserError for what is not supported."""
-        normalizer = files.stored.get("normalizer")
-        if normalizer is not None:
-            raise UserError(f"normalizer {normalizer['type']} is not supported with byte-level BPE")
         # An added token of one byte is the byte too: text could not be written without it.
         added = {token for token in files.tokens if len(token) > 1}
         ids = {to_bytes(token): index for token, index in files.vocab.items() if token not in added}
@@ -89,11 +66,9 @@ class ByteBPE:
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
         # With ignore_merges, a word that is a token as a whole is that token, even one that no merge makes.
-        self._whole = ids if files.stored["model"].get("ignore_merges") else {}
-        try:
-            self._patterns = [regex.compile(pattern) for pattern in split_patterns(files.stored["pre_tokenizer"])]
-        except regex.error as error:
-            raise UserError(f"pre-tokenizer: not a regular expression ({error})") from None
+        self._whole = ids if files.ignore_merges else {}
+        patterns, gpt2_split = split_patterns(files.stored)
+        self._patterns = [regex.compile(pattern) for pattern in patterns + ([SPLIT] if gpt2_split else [])]
         self._encoding = _word_encoding(ranks, "(?s:.+)")
         self._known: dict[str, list[int]] = {}
 

@@ -13,9 +13,8 @@ from heapq import heapify, heappop, heappush
 
 import regex
 
-from minillava.errors import UserError
-from minillava.tokenizer_files import TokenizerFiles
-from minillava.tokenizer_model import SPACE, byte_token
+from minillava.formats.tokenizer_files import TokenizerFiles
+from minillava.formats.tokenizer_json import SPACE, byte_ids, metaspace, normalizer_steps
 
 
 class Where(Enum):
@@ -31,22 +30,18 @@ class SentencePieceBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Added tokens are never made by merges. Raises UserError for what is not supported."""
-        if not files.stored["model"].get("byte_fallback"):
-            raise UserError("the model has neither bytes for tokens (ByteLevel) nor byte_fallback")
-        self._vocab = files.vocab
-        if missing := [token for token in map(byte_token, range(256)) if token not in self._vocab]:
-            raise UserError(f"byte_fallback without the token {missing[0]}")
-        self._byte_ids = [self._vocab[byte_token(byte)] for byte in range(256)]
+        self._vocab, self._byte_ids = files.vocab, byte_ids(files.stored["model"])
         self.token_bytes = {index: token.replace(SPACE, " ").encode() for token, index in self._vocab.items()}
         self.token_bytes |= {index: bytes([byte]) for byte, index in enumerate(self._byte_ids)}
-        self._whole = self._vocab if files.stored["model"].get("ignore_merges") else {}
+        self._whole = self._vocab if files.ignore_merges else {}
         self._merges = {
             (self._vocab[left], self._vocab[right]): (rank, self._vocab[left + right])
             for rank, (left, right) in enumerate(files.merges)
             if left + right not in files.tokens
         }
-        self._steps = _normalizer_steps(files.stored.get("normalizer"))
-        self._scheme, self._splits = _metaspace(files.stored.get("pre_tokenizer"))
+        steps = normalizer_steps(files.stored.get("normalizer"))
+        self._steps = [(regex.compile(pattern), *rest) for pattern, *rest in steps]
+        self._scheme, self._splits = metaspace(files.stored.get("pre_tokenizer"))
         self.adds_space = self._scheme in ("always", "first") or any(adds for _, _, adds in self._steps)
 
     def normalize(self, text: str, where: Where) -> str:
@@ -108,42 +103,3 @@ class SentencePieceBPE:
                 if new := possible(place):
                     heappush(heap, new)
         return [index for index in ids if index >= 0]
-
-
-def _normalizer_steps(normalizer: dict | None) -> list[tuple[regex.Pattern, str, bool]]:
-    """A tokenizer.json's "normalizer" -> (pattern, replacement, whether it adds the space) to be applied in order."""
-    if normalizer is None:
-        return []
-    kind = normalizer["type"]
-    if kind == "Sequence":
-        return [step for part in normalizer["normalizers"] for step in _normalizer_steps(part)]
-    if kind == "Prepend":
-        return [(regex.compile(r"\A(?=.)", regex.DOTALL), _literal(normalizer["prepend"]), True)]
-    if kind == "Replace":
-        [(form, pattern)] = normalizer["pattern"].items()
-        try:
-            compiled = regex.compile(pattern if form == "Regex" else regex.escape(pattern, literal_spaces=True))
-        except regex.error as error:
-            raise UserError(f"normalizer: {pattern!r} is not a regular expression ({error})") from None
-        # transformers writes this one before a Metaspace, which adds no space before a text that begins with one.
-        return [(compiled, _literal(normalizer["content"]), pattern == rf"\A{SPACE}")]
-    raise UserError(f"normalizer {kind} is not supported with SentencePiece BPE")
-
-
-def _literal(text: str) -> str:
-    return text.replace("\\", r"\\")
-
-
-def _metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
-    """A tokenizer.json's "pre_tokenizer" -> (prepend scheme or None, whether the text is split at spaces)."""
-    if pre_tokenizer is None:
-        return None, False
-    if pre_tokenizer["type"] == "Sequence" and len(pre_tokenizer["pretokenizers"]) == 1:
-        [pre_tokenizer] = pre_tokenizer["pretokenizers"]
-    if pre_tokenizer["type"] != "Metaspace" or pre_tokenizer["replacement"] != SPACE:
-        kind = pre_tokenizer["type"]
-        raise UserError(f"pre-tokenizer {kind} with these settings is not supported: {pre_tokenizer!r:.200}")
-    scheme = pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space", True) else "never")
-    if scheme not in ("always", "first", "never"):
-        raise UserError(f"prepend_scheme {scheme!r} is not one of always, first, never")
-    return scheme, bool(pre_tokenizer.get("split", True))

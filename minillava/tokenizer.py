@@ -7,8 +7,8 @@
 """
 
 import itertools
-import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,27 +16,16 @@ from pathlib import Path
 import regex
 
 from minillava.byte_bpe import SPLIT, ByteBPE
-from minillava.byte_characters import to_characters
-from minillava.errors import UserError
+from minillava.formats.byte_characters import to_characters
+from minillava.formats.tokenizer_files import END, IMAGE, PAD, blame, extend, interpret, read_files, write_files
+from minillava.formats.tokenizer_json import AddedToken
 from minillava.sentencepiece_bpe import SentencePieceBPE, Where
-from minillava.tokenizer_files import (
-    CONFIG,
-    END,
-    IMAGE,
-    JSON,
-    MODEL,
-    PAD,
-    USUAL,
-    blame,
-    dump,
-    extend,
-    interpret,
-    read_files,
-)
-from minillava.tokenizer_json import AddedToken, Splitter, bpe_file
 
 STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)
+# The characters of Unicode's White_Space property. str.isspace knows four more, the separators U+001C to U+001F.
+WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # fmt: skip  # noqa: E501
+SPACES = re.compile(f"[{WHITESPACE}]*")
 
 
 def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
@@ -81,23 +70,32 @@ def _join(pieces: list[bytes], pair: tuple[bytes, bytes]) -> None:
 def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``: 256 bytes, the merges in order, then SPECIAL_TOKENS."""
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     vocab = {to_characters(token): index for index, token in enumerate(tokens)}
     pairs = [(to_characters(left), to_characters(right)) for left, right in merges]
     special = dict(enumerate(SPECIAL_TOKENS, start=len(tokens)))
-    tokenizer = bpe_file(vocab, pairs, special, {}, pre_tokenizer=byte_level, decoder=byte_level)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "pad_token": PAD,
-        "extra_special_tokens": {"image_token": IMAGE},
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1024,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JSON).write_bytes(dump(tokenizer))
-    (folder / CONFIG).write_bytes(dump(config))
+    write_files(Path(folder), vocab, pairs, special)
+
+
+class Splitter:
+    """Cuts a text at added tokens. Where several begin at the same place, the longest counts."""
+
+    def __init__(self, tokens: dict[str, AddedToken]):
+        """``tokens``: what to look for in the text -> the token."""
+        self._tokens = tokens
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def split(self, text: str, special: bool) -> list[str | int]:
+        """Stretches of text and, between them, ids of added tokens. Without ``special``, special ones stay text."""
+        parts: list[str | int] = []
+        end = 0
+        for match in self._pattern.finditer(text):
+            token = self._tokens[match.group()]
+            if special or not token.special:
+                before = text[end : match.start()]
+                parts += [before.rstrip(WHITESPACE) if token.lstrip else before, token.id]
+                end = SPACES.match(text, match.end()).end() if token.rstrip else match.end()
+        return [part for part in (*parts, text[end:]) if part != ""]
 
 
 class Tokenizer:
@@ -119,14 +117,13 @@ class Tokenizer:
     def __init__(self, folder: Path, files: dict[str, bytes]):
         """``files``: contents by name. ``folder`` is where error messages say that they lie."""
         read = interpret(folder, files)
-        with blame(folder / (JSON if JSON in files else MODEL)):
-            byte_level = '"ByteLevel"' in json.dumps(read.stored.get("pre_tokenizer"))
-            self._model = (ByteBPE if byte_level else SentencePieceBPE)(read)
+        with blame(read.source):
+            self._model = (ByteBPE if read.byte_level else SentencePieceBPE)(read)
             self._bytes = self._model.token_bytes | {t.id: name.encode() for name, t in read.tokens.items()}
             self.vocab_size = max(self._bytes) + 1
-            self.add_bos = _puts_first(read.stored.get("post_processor"), read.roles["bos_token"])
+        self.add_bos = read.add_bos
         self.special = {name: token.id for name, token in read.tokens.items() if token.special}
-        self.bos_id, self.eos_id, self.pad_id = (self.special.get(read.roles[role]) for role in USUAL)
+        self.bos_id, self.eos_id, self.pad_id = map(self.special.get, read.roles.values())
         self.image_id = self.special.get(IMAGE)
         self._folder, self._read = folder, read
         self._added_ids = {token.id for token in read.tokens.values()}
@@ -139,14 +136,7 @@ class Tokenizer:
     def add_special_tokens(self, names: Iterable[str]) -> None:
         """Give those of ``names`` that the tokenizer lacks new ids, from ``vocab_size`` up. "<pad>" becomes the padding
         token where there is none."""
-        names, ids = list(dict.fromkeys(names)), itertools.count(self.vocab_size)
-        new = []
-        for name in names:
-            if name not in self._read.tokens:
-                index = self._read.vocab[name] if name in self._read.vocab else next(ids)
-                new.append(AddedToken(name, index, special=True))
-        pad = PAD if PAD in names and self.pad_id is None else None
-        self.__init__(self._folder, extend(self._read.files, new, pad))
+        self.__init__(self._folder, extend(self._read, list(names), self.vocab_size))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the files this tokenizer was read from, with a tokenizer.json and a tokenizer_config.json with which
@@ -190,15 +180,3 @@ class Tokenizer:
         Ids without a token have no bytes: a model may have more rows than its tokenizer has tokens.
         """
         return b"".join(self._bytes.get(index, b"") for index in ids)
-
-
-def _puts_first(post_processor: dict | None, bos: str | None) -> bool:
-    """Whether a tokenizer.json's "post_processor" puts the bos before a text."""
-    if post_processor is None or post_processor["type"] == "ByteLevel":
-        return False
-    if post_processor["type"] == "Sequence":
-        return any(_puts_first(part, bos) for part in post_processor["processors"])
-    if post_processor["type"] != "TemplateProcessing":
-        raise UserError(f"post-processor {post_processor['type']} is not supported")
-    first = post_processor["single"][0].get("SpecialToken")
-    return first is not None and first["id"] == bos

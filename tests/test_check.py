@@ -57,7 +57,7 @@ def check(folder, capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained(PRETRAINED)
+    return Tokenizer.from_pretrained(PRETRAINED / "llava")
 
 
 FINE = [

@@ -1,7 +1,6 @@
 """The shipped model on scenes drawn for this test: it answers, it needs the picture, and it keeps within its size."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from minillava.checkpoint import load, load_clip, load_decoder, load_vision
 from minillava.config import PRETRAINED
 from minillava.evaluate import evaluate
 
-ROOT = PRETRAINED.parent
-
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory) -> dict:
@@ -21,7 +18,7 @@ def scores(tmp_path_factory) -> dict:
     for name in ("heldout", "unseen"):
         rows = json.loads((world / f"{name}.json").read_text())
         (world / f"few-{name}.json").write_text(json.dumps(rows[:600]))
-    model = load(PRETRAINED)
+    model = load(PRETRAINED / "llava")
     return {name: evaluate(model, world / f"few-{name}.json", world) for name in ("heldout", "unseen")}
 
 
@@ -47,16 +44,16 @@ def test_it_describes_what_is_there(scores):
 
 
 def test_its_towers_are_the_ones_it_was_made_from():
-    model, vision = load(PRETRAINED), load_vision(ROOT / "vision")
+    model, vision = load(PRETRAINED / "llava"), load_vision(PRETRAINED / "vision")
     for name, tensor in vision.state_dict().items():  # frozen throughout
         assert torch.equal(model.vision_tower.state_dict()[name], tensor)
-    clip, text_tokenizer = load_clip(ROOT / "vision")
-    decoder, tokenizer = load_decoder(ROOT / "decoder")
+    clip, text_tokenizer = load_clip(PRETRAINED / "vision")
+    decoder, tokenizer = load_decoder(PRETRAINED / "decoder")
     assert clip.text_model.config.vocab_size == text_tokenizer.vocab_size == tokenizer.vocab_size
     assert decoder.config == model.config.decoder
 
 
 def test_all_of_it_is_under_12_mib():
-    files = [path for path in Path(ROOT).rglob("*") if path.is_file()]
+    files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12 * 2**20
     assert not [path for path in files if path.suffix in (".pt", ".bin", ".pth")]

@@ -228,7 +228,7 @@ def test_faults_are_named(files, tmp_path, changes, words):
 
 
 def test_a_file_too_large_is_not_read(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("minillava.tokenizer_files.LARGEST", 1000)
+    monkeypatch.setattr("minillava.formats.tokenizer_files.LARGEST", 1000)
     with pytest.raises(UserError, match=r"tokenizer\.json: more than 1000 bytes"):
         Tokenizer.from_pretrained(write(tmp_path, tokenizer=files["GPT-2"]))
 

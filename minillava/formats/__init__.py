@@ -1,2 +1,4 @@
-"""Other people's files as plain values. Nothing here knows a class of the other rooms, and nobody has to read it to
-understand LLaVA."""
+"""Other people's files as plain values.
+
+Knows no class of the other rooms; nobody has to read it to understand LLaVA.
+"""

@@ -98,7 +98,7 @@ def main() -> None:
     if a.measure:
         print(json.dumps(measure(a.measure, a.seven_billion)))
         return
-    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     vision, decoder = (LARGE_VISION, LLAMA_7B) if a.seven_billion else config_of_size(a.megabytes)
     with tempfile.TemporaryDirectory() as folder:
         config = LlavaConfig(vision, decoder, projector="mlp", image_token_id=tokenizer.image_id)

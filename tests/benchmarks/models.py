@@ -42,7 +42,7 @@ def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
     if size == "toy":
         return load(PRETRAINED, dtype=dtype)
     vision, decoder = SIZES[size]
-    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     with torch.device("meta"), Unfilled():
         model = Llava(LlavaConfig(vision, decoder, "mlp", image_token_id=tokenizer.image_id), tokenizer)
     fill_at_random(model.to(dtype), "cpu")

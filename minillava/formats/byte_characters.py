@@ -2,16 +2,9 @@
 
 from minillava.errors import UserError
 
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from 256 up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {byte: chr(byte) for byte in printable}
-    hidden = [byte for byte in range(256) if byte not in table]
-    return table | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
-
-
-BYTE_TO_CHARACTER = _byte_characters()
+# Printable bytes stand for themselves, the others for characters from 256 up.
+HIDDEN = [byte for byte in range(256) if not chr(byte).isprintable() or byte == ord(" ")]
+BYTE_TO_CHARACTER = {byte: chr(byte) for byte in range(256)} | {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 

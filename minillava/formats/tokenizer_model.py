@@ -5,56 +5,49 @@ in tiktoken's form, a line of base64 and rank for each token.
 """
 
 import base64
-import binascii
+import itertools
 import struct
 from collections.abc import Container, Iterable, Iterator
 
-from minillava.byte_characters import to_characters
 from minillava.errors import UserError
-from minillava.tokenizer_json import LONGEST, bpe_file
-
-SPACE = "▁"  # how SentencePiece writes a space
+from minillava.formats.byte_characters import to_characters
+from minillava.formats.tokenizer_json import LONGEST, SPACE, bpe_file, byte_level_part
 
 # Llama-3's split into words: as GPT-2's, with digits by threes at most and newlines kept with what they end.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-LLAMA3_SPECIAL = {
-    0: "<|begin_of_text|>",
-    1: "<|end_of_text|>",
-    6: "<|start_header_id|>",
-    7: "<|end_header_id|>",
-    9: "<|eot_id|>",
-}
+# Of its 256 special tokens, those that have a name; the others are counted.
+LLAMA3_NAMES = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of SentencePiece pieces
 BPE = 2  # of SentencePiece's models
 
 
 def convert(content: bytes, config: dict) -> tuple[dict, dict]:
-    """The file's content -> (contents of tokenizer.json, names of "bos_token", "eos_token" and "pad_token", or None).
+    """The file's content -> (contents of tokenizer.json, ``config`` with the "bos_token" and so on that it lacks).
 
     ``config`` is tokenizer_config.json: "legacy", "add_prefix_space" and "add_bos_token" say what the file does not.
     Raises UserError for what is damaged or unlike LLaMA's.
     """
     stored, roles = (_sentencepiece if content[:1] == b"\n" else _tiktoken)(content, config)
-    bos = config.get("bos_token", roles["bos_token"])
+    config = {**roles, **config}
+    bos = config.get("bos_token")
     bos = bos["content"] if isinstance(bos, dict) else bos
     ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
     if bos in ids and config.get("add_bos_token", True):
+        stored["post_processor"] = _bos_first(bos, ids[bos])
+    return stored, config
 
-        def part(kind: str, name: str, segment: int) -> dict:
-            return {kind: {"id": name, "type_id": segment}}
 
-        stored["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [part("SpecialToken", bos, 0), part("Sequence", "A", 0)],
-            "pair": [
-                part(kind, name, i) for i in (0, 1) for kind, name in (("SpecialToken", bos), ("Sequence", "AB"[i]))
-            ],
-            "special_tokens": {bos: {"id": bos, "ids": [ids[bos]], "tokens": [bos]}},
-        }
-    return stored, roles
+def _bos_first(bos: str, index: int) -> dict:
+    """A "post_processor" that puts the bos before each text."""
+    one, two = (
+        [{"SpecialToken": {"id": bos, "type_id": segment}}, {"Sequence": {"id": name, "type_id": segment}}]
+        for segment, name in enumerate("AB")
+    )
+    special = {bos: {"id": bos, "ids": [index], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": special}
 
 
 def _all_merges(tokens: Iterable, known: Container) -> list[tuple]:
@@ -72,17 +65,13 @@ def _all_merges(tokens: Iterable, known: Container) -> list[tuple]:
 
 
 def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
-    pieces, trainer, normalizer = [], None, None
-    for field, value in _fields(content):
-        if field == 1:
-            pieces.append(_values(value))
-        elif field == 2:
-            trainer = _values(value)
-        elif field == 3:
-            normalizer = _values(value)
-    if trainer is None or normalizer is None:
-        raise UserError("no trainer and normalizer settings after the pieces: is the file cut short?")
     # Field numbers and defaults are those of sentencepiece_model.proto.
+    fields = list(_fields(content))
+    pieces = [dict(_fields(message)) for field, message in fields if field == 1]
+    settings = {field: dict(_fields(message)) for field, message in fields if field in (2, 3)}
+    if len(settings) < 2:
+        raise UserError("no trainer and normalizer settings after the pieces: is the file cut short?")
+    trainer, normalizer = settings[2], settings[3]
     if trainer.get(3, 1) != BPE:
         raise UserError(f"a SentencePiece model of type {trainer.get(3, 1)}, not BPE ({BPE})")
     if not trainer.get(35, 0):
@@ -107,8 +96,6 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
             normal[token] = -score
         elif kind != BYTE:
             raise UserError(f"piece {token!r} is of type {kind}, which is not supported")
-    if missing := [byte_token(byte) for byte in range(256) if byte_token(byte) not in vocab]:
-        raise UserError(f"no piece {missing[0]}")
     for token in normal:
         if missing := [character for character in token if character not in normal]:
             raise UserError(f"piece {token!r} holds {missing[0]!r}, which is no piece")
@@ -119,36 +106,27 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
     if extra := normalizer.get(4, 1):  # remove_extra_whitespaces
         steps += [_replace({"Regex": r"\A +"}, ""), _replace({"Regex": " {2,}"}, " ")]
     # transformers' LlamaTokenizer is not legacy unless told so; SentencePiece itself is.
-    if legacy := config.get("legacy", "Llama" not in str(config.get("tokenizer_class"))):
-        steps += [{"type": "Prepend", "prepend": SPACE}] if adds_space else []
+    legacy = config.get("legacy", "Llama" not in str(config.get("tokenizer_class")))
+    steps += [{"type": "Prepend", "prepend": SPACE}] if legacy and adds_space else []
     steps.append(_replace({"String": " "}, SPACE))
     if extra:
         steps.append(_replace({"Regex": rf"{SPACE}+\z"}, ""))
+    normalizer = {"type": "Sequence", "normalizers": steps}
     scheme = "first" if adds_space else "never"
     metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
-    decoders = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    back = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if adds_space:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    names = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
-    stored = bpe_file(
-        vocab,
-        merges,
-        special,
-        {"byte_fallback": True},
-        normalizer={"type": "Sequence", "normalizers": steps},
-        pre_tokenizer=None if legacy else metaspace,
-        decoder={"type": "Sequence", "decoders": decoders},
-    )
-    return stored, {name: special.get(index) for name, index in names.items()}
+        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    decoder = {"type": "Sequence", "decoders": back}
+    model = {"byte_fallback": True, "vocab": vocab, "merges": merges}
+    pre_tokenizer = None if legacy else metaspace
+    stored = bpe_file(model, special, normalizer=normalizer, pre_tokenizer=pre_tokenizer, decoder=decoder)
+    roles = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
+    return stored, {role: special[index] for role, index in roles.items() if index in special}
 
 
 def _replace(pattern: dict, content: str) -> dict:
     return {"type": "Replace", "pattern": pattern, "content": content}
-
-
-def _values(message: bytes) -> dict[int, int | bytes]:
-    """Fields of a message without repeated ones."""
-    return dict(_fields(message))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -164,19 +142,16 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
     def number() -> int:
         """Seven bits to a byte, the lowest first; the eighth says that more follow."""
-        value, shift = 0, 0
-        while True:
-            byte = take(1)[0]
+        value = 0
+        for shift in range(0, 70, 7):
+            [byte] = take(1)
             value |= (byte & 127) << shift
-            shift += 7
             if byte < 128:
                 return value
-            if shift > 63:
-                raise UserError("a number of more than ten bytes: the file is damaged, or no SentencePiece model")
+        raise UserError("a number of more than ten bytes: the file is damaged, or no SentencePiece model")
 
     while place < len(message):
-        key = number()
-        field, kind = key >> 3, key & 7
+        field, kind = divmod(number(), 8)
         if kind == 0:
             yield field, number()
         elif kind == 2:
@@ -195,41 +170,20 @@ def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
             token = base64.b64decode(code, validate=True)
             if not token or token in ranks or int(rank) != number:
                 raise ValueError
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise UserError(f"line {number + 1} is not a new token in base64 and the rank {number}") from None
         ranks[token] = number
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing or not content.endswith(b"\n"):
+    if not content.endswith(b"\n") or any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(f"line {len(ranks)} is the last: is the file cut short?")
+    vocab = {to_characters(token): rank for token, rank in ranks.items()}
     merges = [(to_characters(left), to_characters(right)) for left, right in _all_merges(ranks, ranks)]
-    special = {len(ranks) + index: name for index, name in enumerate(_llama3_special())}
+    model = {"ignore_merges": True, "vocab": vocab, "merges": merges}
+    reserved = itertools.count()
+    names = [LLAMA3_NAMES.get(place) or f"reserved_special_token_{next(reserved)}" for place in range(256)]
+    special = {len(ranks) + place: f"<|{name}|>" for place, name in enumerate(names)}
+    roles = {"bos_token": special[len(ranks)], "eos_token": special[len(ranks) + 1]}
     named = config.get("added_tokens_decoder") or {}
     special |= {int(index): token["content"] for index, token in named.items() if int(index) in special}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
-    stored = bpe_file(
-        {to_characters(token): rank for token, rank in ranks.items()},
-        merges,
-        special,
-        {"ignore_merges": True},
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
-        decoder=byte_level,
-    )
-    return stored, {"bos_token": LLAMA3_SPECIAL[0], "eos_token": LLAMA3_SPECIAL[1], "pad_token": None}
-
-
-def _llama3_special() -> list[str]:
-    """Llama-3's 256 special tokens in order of id: five with names, the others reserved and counted."""
-    names, reserved = [], 0
-    for index in range(256):
-        if index in LLAMA3_SPECIAL:
-            names.append(LLAMA3_SPECIAL[index])
-        else:
-            names.append(f"<|reserved_special_token_{reserved}|>")
-            reserved += 1
-    return names
-
-
-def byte_token(byte: int) -> str:
-    """How the vocabulary names a byte."""
-    return f"<0x{byte:02X}>"
+    words = {"type": "Sequence", "pretokenizers": [split, byte_level_part(use_regex=False)]}
+    return bpe_file(model, special, pre_tokenizer=words, decoder=byte_level_part(use_regex=False)), roles

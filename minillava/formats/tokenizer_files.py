@@ -5,6 +5,7 @@ folders have ``special_tokens_map.json`` and ``added_tokens.json`` for that. A f
 is read as the tokenizer.json that says the same.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from minillava.config import parse_json_object
 from minillava.errors import UserError
-from minillava.tokenizer_json import AddedToken, include, read_bpe
-from minillava.tokenizer_model import convert
+from minillava.formats.tokenizer_json import AddedToken, bpe_file, byte_level_part, include, puts_first, read_bpe
+from minillava.formats.tokenizer_model import convert
 
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
 JSON, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -33,15 +34,24 @@ OBEDIENT = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 @dataclass
 class TokenizerFiles:
-    """What ``interpret`` makes of a folder. ``tokens`` are the added ones by name, ``roles`` the names of "bos_token",
-    "eos_token" and "pad_token" (None where there is none), ``files`` what to write to have the tokenizer again."""
+    """What ``interpret`` makes of a folder.
 
+    ``source`` is the file to blame for ``stored``, the contents of tokenizer.json. ``tokens`` are the added ones by
+    name, ``roles`` the names of "bos_token", "eos_token" and "pad_token", in this order (None where there is none),
+    ``files`` what to write to have the tokenizer again. Tokens are made of bytes if ``byte_level``, else of characters.
+    With ``ignore_merges``, a word that is a token as a whole is that token. ``add_bos``: the bos goes before a text.
+    """
+
+    source: Path
     stored: dict
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
     tokens: dict[str, AddedToken]
     roles: dict[str, str | None]
     files: dict[str, bytes]
+    byte_level: bool
+    ignore_merges: bool
+    add_bos: bool
 
 
 def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
@@ -61,26 +71,22 @@ def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
     return files
 
 
-def interpret(folder: str | os.PathLike, files: dict[str, bytes]) -> TokenizerFiles:
+def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
     """What the files say together. Raises UserError, which names the file in ``folder``, where they make no sense."""
-    folder = Path(folder)
     config, older, more = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
     obedient = JSON in files and config.get("tokenizer_class") in OBEDIENT
+    source = folder / (JSON if JSON in files else MODEL)
     if JSON in files:
-        source = folder / JSON
         stored = parse_json_object(source, files[JSON])
     elif MODEL in files:
-        source = folder / MODEL
         with blame(source):
-            stored, named = convert(files[MODEL], config)
-        config = {**{role: name for role, name in named.items() if name}, **config}
-        files = {**files, JSON: dump(stored)}
+            stored, config = convert(files[MODEL], config)
     else:
         raise UserError(f"{folder / JSON}: No such file, nor a {MODEL} beside it")
 
     tokens: dict[str, AddedToken] = {}
     with blame(source):
-        vocab, merges = read_bpe(stored["model"])
+        vocab, merges, ignore_merges = read_bpe(stored["model"])
         for token in stored["added_tokens"]:
             _add(tokens, vocab, AddedToken.from_dict(token["id"], token))
     listed = set(tokens)
@@ -98,29 +104,49 @@ def interpret(folder: str | os.PathLike, files: dict[str, bytes]) -> TokenizerFi
                     raise UserError(f"{role} {name!r} is not in the vocabulary")
                 tokens[name] = AddedToken(name, vocab[name])
     with blame(source):
-        _check_ids(tokens, vocab)
+        _check_ids({**vocab, **{name: token.id for name, token in tokens.items()}})
+        byte_level = '"ByteLevel"' in json.dumps(stored.get("pre_tokenizer"))
+        add_bos = puts_first(stored.get("post_processor"), roles["bos_token"])
     for name in (*roles.values(), IMAGE):
         if name in tokens:  # nobody is to end an answer, or bring in a picture, by writing so
             tokens[name] = replace(tokens[name], special=True)
 
     if unlisted := [token for name, token in tokens.items() if name not in listed]:
         include(stored, unlisted)
+    if unlisted or JSON not in files:
         files = {**files, JSON: dump(stored)}
     if not obedient:
         named = {role: name for role, name in roles.items() if name}
         files = {**files, CONFIG: dump({**config, **named, "tokenizer_class": OBEDIENT[0]})}
-    return TokenizerFiles(stored, vocab, merges, tokens, roles, files)
+    return TokenizerFiles(source, stored, vocab, merges, tokens, roles, files, byte_level, ignore_merges, add_bos)
 
 
-def extend(files: dict[str, bytes], tokens: list[AddedToken], pad: str | None) -> dict[str, bytes]:
-    """The files with more tokens, and with ``pad`` as the padding token unless it is None."""
-    stored, config = json.loads(files[JSON]), json.loads(files[CONFIG])
-    include(stored, tokens)
-    if pad is not None:
-        config["pad_token"] = pad
+def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, bytes]:
+    """The files with those of ``names`` that are no added tokens yet as special ones, with ids from ``start`` up.
+
+    PAD, if it is among them, becomes the padding token where there is none.
+    """
+    stored, config = json.loads(read.files[JSON]), json.loads(read.files[CONFIG])
+    new, ids = [name for name in dict.fromkeys(names) if name not in read.tokens], itertools.count(start)
+    known = {name: read.vocab[name] if name in read.vocab else next(ids) for name in new}
+    include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
+    if PAD in names and not read.roles["pad_token"]:
+        config["pad_token"] = PAD
     # A tokenizer.model no longer says what the tokenizer is.
-    kept = {name: content for name, content in files.items() if name != MODEL}
+    kept = {name: content for name, content in read.files.items() if name != MODEL}
     return {**kept, JSON: dump(stored), CONFIG: dump(config)}
+
+
+def write_files(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str]) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with GPT-2's split into words."""
+    words = byte_level_part(use_regex=True)
+    stored = bpe_file({"vocab": vocab, "merges": merges}, special, pre_tokenizer=words, decoder=words)
+    config = {"tokenizer_class": OBEDIENT[0], "eos_token": END, "pad_token": PAD}
+    config |= {"extra_special_tokens": {"image_token": IMAGE}, "clean_up_tokenization_spaces": False}
+    config |= {"model_max_length": 1024}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JSON).write_bytes(dump(stored))
+    (folder / CONFIG).write_bytes(dump(config))
 
 
 @contextmanager
@@ -155,8 +181,8 @@ def _role(role: str, config: dict, older: dict, tokens: dict[str, AddedToken]) -
     return named["content"] if isinstance(named, dict) else named
 
 
-def _check_ids(tokens: dict[str, AddedToken], vocab: dict[str, int]) -> None:
-    names = {index: token for token, index in vocab.items()}
-    for name, token in tokens.items():
-        if names.setdefault(token.id, name) != name:
-            raise UserError(f"tokens {names[token.id]!r} and {name!r} have the same id, {token.id}")
+def _check_ids(ids: dict[str, int]) -> None:
+    names: dict[int, str] = {}
+    for name, index in ids.items():
+        if names.setdefault(index, name) != name:
+            raise UserError(f"tokens {names[index]!r} and {name!r} have the same id, {index}")

@@ -1,0 +1,216 @@
+"""``tokenizer.json``, part by part, as plain values, and the contents of a new one.
+
+The file is Hugging Face's ``tokenizers`` format; what is read here is read as that library reads it. Every family has a
+BPE vocabulary with merges, and added tokens ("<s>", "<image>"), which are cut out of a text before anything else looks
+at it. Then "normalizer" and "pre_tokenizer" say what is done to the text before its characters are joined.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import regex
+
+from minillava.errors import UserError
+
+SPACE = "▁"  # how SentencePiece writes a space
+LONGEST = 1000  # characters of a token, since what makes it is tried step by step
+
+
+def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
+    """A tokenizer.json's "model" -> (token to id, merges in order of rank, "ignore_merges").
+
+    Raises UserError unless it is plain BPE.
+    """
+    kind = model.get("type", "BPE")  # old files do not name it
+    if kind != "BPE" or "merges" not in model:
+        raise UserError(f"the model is {kind!r}, not BPE with merges")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
+    vocab = model["vocab"]
+    for token, index in vocab.items():
+        check_id(f"token {token!r}", index)
+    merges = []
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if len(left) + len(right) > LONGEST:
+            raise UserError(f"a merge makes a token of {len(left) + len(right)} characters; {LONGEST} are the most")
+        for token in (left, right, left + right):
+            if token not in vocab:
+                raise UserError(f"merge {left!r} {right!r} needs {token!r}, which is not in the vocabulary")
+        merges.append((left, right))
+    if len(set(merges)) < len(merges):
+        raise UserError("a merge is listed twice")
+    return vocab, merges, bool(model.get("ignore_merges"))
+
+
+def check_id(what: str, index: object) -> None:
+    """Raises UserError for an id that is none."""
+    if type(index) is not int or index < 0:
+        raise UserError(f"{what} has the id {index!r}, not a whole number from 0 up")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of the text. ``lstrip`` and ``rstrip`` swallow the white space beside it; ``normalized``
+    looks for it after normalisation; a ``special`` one can be left as ordinary text."""
+
+    content: str
+    id: int
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def from_dict(cls, index: int, token: dict) -> "AddedToken":
+        """From an entry of tokenizer.json's "added_tokens", or of "added_tokens_decoder". Raises UserError."""
+        content = token["content"]
+        if not isinstance(content, str) or not content:
+            raise UserError(f"an added token has the content {content!r}")
+        check_id(f"added token {content!r}", index)
+        if token.get("single_word"):
+            raise UserError(f"added token {content!r} is marked single_word, which is not supported")
+        flags = {name: bool(token.get(name)) for name in ("special", "lstrip", "rstrip", "normalized")}
+        return cls(content, index, **flags)
+
+
+def include(stored: dict, tokens: Iterable[AddedToken]) -> None:
+    """Enter added tokens into a tokenizer.json's contents.
+
+    All of them into the vocabulary too: those that are not there are numbered anew by `tokenizers`, from the
+    vocabulary's size up, whatever ids the file gives them.
+    """
+    stored["added_tokens"] += [{**asdict(token), "single_word": False} for token in tokens]
+    stored["model"]["vocab"] |= {token["content"]: token["id"] for token in stored["added_tokens"]}
+
+
+def puts_first(post_processor: dict | None, bos: str | None) -> bool:
+    """Whether the "post_processor" puts the bos before a text. Raises UserError for an unknown kind."""
+    if post_processor is None or post_processor["type"] == "ByteLevel":
+        return False
+    if post_processor["type"] == "Sequence":
+        return any(puts_first(part, bos) for part in post_processor["processors"])
+    if post_processor["type"] != "TemplateProcessing":
+        raise UserError(f"post-processor {post_processor['type']} is not supported")
+    first = post_processor["single"][0].get("SpecialToken")
+    return first is not None and first["id"] == bos
+
+
+# --- Byte-level BPE's parts
+
+
+def split_patterns(stored: dict) -> tuple[list[str], bool]:
+    """(regular expressions at which text is cut, one after the other; whether GPT-2's split into words comes last).
+
+    Raises UserError for a normalizer and for a "pre_tokenizer" that is not a ByteLevel, alone or after Split and
+    Digits.
+    """
+    if normalizer := stored.get("normalizer"):
+        raise UserError(f"normalizer {normalizer['type']} is not supported with byte-level BPE")
+    *steps, last = _steps(stored["pre_tokenizer"])
+    if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
+        raise _unsupported(last)
+    patterns = []
+    for step in steps:
+        if step["type"] == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
+            patterns.append(_expression("pre-tokenizer", step["pattern"]))
+        elif step["type"] == "Digits":
+            patterns.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
+        else:
+            raise _unsupported(step)
+    return patterns, last.get("use_regex", True)
+
+
+def _steps(pre_tokenizer: dict) -> list[dict]:
+    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+
+
+def _unsupported(step: dict) -> UserError:
+    return UserError(f"pre-tokenizer {step['type']} with these settings is not supported: {step!r:.200}")
+
+
+def _expression(where: str, pattern: dict) -> str:
+    """The regular expression that {"Regex": ...} or {"String": ...} stands for. Raises UserError if it is none."""
+    [(form, text)] = pattern.items()
+    expression = text if form == "Regex" else regex.escape(text)
+    try:
+        regex.compile(expression)
+    except regex.error as error:
+        raise UserError(f"{where}: {text!r} is not a regular expression ({error})") from None
+    return expression
+
+
+# --- SentencePiece's parts
+
+
+def byte_token(byte: int) -> str:
+    """How the vocabulary names a byte."""
+    return f"<0x{byte:02X}>"
+
+
+def byte_ids(model: dict) -> list[int]:
+    """The ids of the 256 bytes. Raises UserError for a "model" without one, or without byte_fallback."""
+    if not model.get("byte_fallback"):
+        raise UserError("the model has neither bytes for tokens (ByteLevel) nor byte_fallback")
+    ids = [model["vocab"].get(byte_token(byte)) for byte in range(256)]
+    if None in ids:
+        raise UserError(f"byte_fallback without the token {byte_token(ids.index(None))}")
+    return ids
+
+
+def normalizer_steps(normalizer: dict | None) -> list[tuple[str, str, bool]]:
+    """The "normalizer" -> (regular expression, replacement, whether it adds the space), to be applied in order.
+
+    Raises UserError for anything but Prepend, Replace and sequences of them.
+    """
+    if normalizer is None:
+        return []
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return [step for part in normalizer["normalizers"] for step in normalizer_steps(part)]
+    if kind == "Prepend":
+        pattern, replacement, adds_space = r"(?s)\A(?=.)", normalizer["prepend"], True
+    elif kind == "Replace":
+        pattern, replacement = _expression("normalizer", normalizer["pattern"]), normalizer["content"]
+        # transformers writes this one before a Metaspace, which adds no space before a text that begins with one.
+        adds_space = pattern == rf"\A{SPACE}"
+    else:
+        raise UserError(f"normalizer {kind} is not supported with SentencePiece BPE")
+    return [(pattern, replacement.replace("\\", r"\\"), adds_space)]
+
+
+def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
+    """The "pre_tokenizer" -> (prepend scheme or None, whether the text is split at spaces).
+
+    The scheme is "always", "first" or "never". Raises UserError for anything but a Metaspace.
+    """
+    if pre_tokenizer is None:
+        return None, False
+    step, *more = _steps(pre_tokenizer)
+    if more or step["type"] != "Metaspace" or step["replacement"] != SPACE:
+        raise _unsupported(pre_tokenizer)
+    scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+    if scheme not in ("always", "first", "never"):
+        raise UserError(f"prepend_scheme {scheme!r} is not one of always, first, never")
+    return scheme, bool(step.get("split", True))
+
+
+# --- A new file
+
+
+def bpe_file(model: dict, special: dict[int, str], **parts: dict | None) -> dict:
+    """A tokenizer.json's contents. ``model`` holds "vocab", "merges" and what options are not off; ``special`` names
+    special tokens by id; ``parts`` are the "normalizer", "pre_tokenizer", "post_processor" and "decoder" there are."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": index, "content": content, **flags} for index, content in special.items()]
+    none = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    off = dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+    stored = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    stored |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None, **parts}
+    return stored | {"model": {"type": "BPE", **none, **off, **model}}
+
+
+def byte_level_part(use_regex: bool) -> dict:
+    """A ByteLevel part. ``use_regex`` says whether it splits a text into words, as GPT-2 does."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
