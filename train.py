@@ -21,6 +21,7 @@ from minillava.dataset import ConversationDataset, RegionDataset
 from minillava.decoder import Decoder
 from minillava.distributed import ALONE, Team, own_device, started
 from minillava.errors import UserError, run_program
+from minillava.formats.tensors import STORED
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
 from minillava.lora import is_adapter
@@ -36,7 +37,6 @@ from minillava.training import (
     next_token_task,
     train,
 )
-from minillava.weights import STORED
 
 PRETRAINED = Path(__file__).parent / "minillava" / "pretrained"
 VOCABULARY = 1024

@@ -23,8 +23,8 @@ from minillava.conversation import IGNORE, TEMPLATES
 from minillava.dataset import check_row, encode_row
 from minillava.errors import UserError, run_program
 from minillava.evaluate import PRETRAINED
+from minillava.formats.llava_json import scan
 from minillava.image import open_image, safe_join
-from minillava.rows import scan
 from minillava.tokenizer import IMAGE, Tokenizer
 
 SHOWN = 20  # faults of a kind that are listed

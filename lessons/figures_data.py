@@ -18,10 +18,10 @@ from lessons.small_world import drawn_scenes, features_and_words, fitted_project
 from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.evaluate import PRETRAINED
+from minillava.formats.tensors import Unfilled
 from minillava.llava import Llava
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
-from minillava.weights import Unfilled
 
 RED = (200, 60, 60)
 

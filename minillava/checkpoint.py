@@ -18,18 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minillava import lora
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
 from minillava.conversation import TEMPLATES, chat_template, recognise
 from minillava.decoder import Decoder
 from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
+from minillava.formats.tensors import ADAPTER, Dtype, Stored, Unfilled, fill, list_tensors, rename, write_tensors
 from minillava.hub import resolve_folder
 from minillava.image import ImageProcessor
 from minillava.llava import Llava, add_image_token
 from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.tokenizer import Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import ADAPTER, Dtype, Stored, Unfilled, fill, list_tensors, rename, write_tensors
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minillava.conversation import IGNORE, encode_conversation, image_goes_first
 from minillava.errors import UserError
+from minillava.formats.llava_json import Rows
 from minillava.image import ImageProcessor, open_image, safe_join
-from minillava.rows import Rows
 from minillava.tokenizer import IMAGE, Tokenizer
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minillava.config import read_json_object
 from minillava.decoder import Decoder
 from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
 
 ALPHA = 2  # alpha / r in training: 256 / 128 in the authors' scripts/v1_5/finetune_lora.sh
 CONFIG = "adapter_config.json"

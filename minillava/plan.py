@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from minillava.config import LlavaConfig, VisionConfig
+from minillava.formats.tensors import Unfilled
 from minillava.llava import Llava
 from minillava.recipes import Recipe
 from minillava.training import build_optimizers, choose_what_learns, prepare
-from minillava.weights import Unfilled
 
 GIB = 2**30
 LORA_RANK = 128  # proposed where nothing else fits

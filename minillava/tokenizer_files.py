@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillava.config import parse_json_object
 from minillava.errors import UserError
+from minillava.formats.json_object import parse_json_object
 from minillava.tokenizer_json import AddedToken, include, read_bpe
 from minillava.tokenizer_model import convert
 

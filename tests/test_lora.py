@@ -17,10 +17,10 @@ from minillava import Llava, load, merge, save
 from minillava.checkpoint import replace_folder, write_adapter
 from minillava.conversation import IGNORE
 from minillava.errors import UserError, run_program
+from minillava.formats.tensors import ADAPTER
 from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
 from minillava.recipes import Recipe
 from minillava.training import llava_task, train
-from minillava.weights import ADAPTER
 
 RANK, ALPHA = 3, 12.0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.rows import write_rows
-from minillava import rows as module
 from minillava.errors import UserError
-from minillava.rows import Rows, scan
+from minillava.formats import llava_json as module
+from minillava.formats.llava_json import Rows, scan
 
 TEXTS = [
     "plain",

@@ -25,10 +25,10 @@ from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E
 from minillava.conversation import IGNORE, encode_conversation  # noqa: E402
 from minillava.dataset import pad_rows  # noqa: E402
 from minillava.evaluate import PRETRAINED  # noqa: E402
+from minillava.formats.tensors import Unfilled  # noqa: E402
 from minillava.plan import Setting  # noqa: E402
 from minillava.recipes import TINYLLAMA  # noqa: E402
 from minillava.training import Task, llava_task, prepare  # noqa: E402
-from minillava.weights import Unfilled  # noqa: E402
 
 CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minillava.config import read_json_object
 from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
