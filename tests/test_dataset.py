@@ -224,7 +224,7 @@ def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[", b'[{"conversations": []}', b"\xff\xfe", b"{}", b"[]", b'"rows"', b"5", b'{"conversations": []}'],
+    [b"", b"[", b'[{"conversations": []}', b"\xff\xfe", b"[]", b'"rows"', b"5", b'{"conversations": []'],
 )
 def test_faulty_file_is_named(dataset, tmp_path, content):
     with pytest.raises(UserError) as error:

@@ -101,7 +101,6 @@ GOOD = '{"id": 1}'
 WRONG = {  # content, and what the message says after the file's name
     "": "not a list of rows",
     " \n": "not a list of rows",
-    "{}": "not a list of rows",
     "[]": "not a list of rows, but an empty one",
     "[ \n ]": "not a list of rows, but an empty one",
     "[": "not JSON at row 0, line 1",
@@ -115,7 +114,13 @@ WRONG = {  # content, and what the message says after the file's name
     f"[{GOOD},\n" + "{'a': 1}]": "not JSON at row 1, line 2",
     f"[{GOOD}]\n\nand so on": "not JSON at row 0, line 3",
     f"[{GOOD}]]": "not JSON at row 0, line 1",
-    f"{GOOD}\n{GOOD}\n": "not a list of rows",
+    '{"id": 1': "not JSON at row 0, line 1",
+    f"{GOOD}\n\n" + '{"id": 2': "not JSON at row 1, line 3",
+    f"{GOOD},\n{GOOD}": "not JSON at row 0, line 2: after it, a row or the file's end is wanted",
+    f"{GOOD}\n[{GOOD}]": "not JSON at row 0, line 2",
+    f"{GOOD}\n{GOOD}\n]": "not JSON at row 1, line 3",
+    f",{GOOD}": "not a list of rows",
+    f"{GOOD}\n12": "row 1: not an object",
     f"[{GOOD}, 12]": "row 1: not an object",
     f"[{GOOD}, {GOOD}, [{GOOD}]]": "row 2: not an object",
     f"[null, {GOOD}]": "row 0: not an object",
@@ -134,6 +139,39 @@ def test_fault_is_named_by_row_and_line(tmp_path, monkeypatch, content, chunk):
     with pytest.raises(UserError) as error:
         Rows(path)
     assert str(error.value).startswith(f"{path}: {WRONG[content]}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_jsonl_has_the_same_rows_as_the_list(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    rng = random.Random(chunk)
+    path = tmp_path / "rows.jsonl"
+    for _ in range(50):
+        rows = random_rows(rng)
+        lines = [json.dumps(row, ensure_ascii=rng.random() < 0.5).replace("\ud83d", "\\ud83d") for row in rows]
+        path.write_text(
+            rng.choice(["\n", "\r\n", "\n\n"]).join(lines) + rng.choice(["", "\n"]), encoding="utf-8", newline=""
+        )
+        assert list(Rows(path)) == rows
+
+
+def test_any_amount_of_white_space_is_passed_over(tmp_path):
+    path = tmp_path / "rows.json"
+    space = " " * (2 * module.MAX_ROW) + "\n"
+    path.write_text(space.join(["", "[", GOOD, ",", GOOD, "]", ""]))
+    assert list(Rows(path)) == [{"id": 1}] * 2
+    path.write_text(space.join(["", GOOD, GOOD, ""]))
+    assert list(Rows(path)) == [{"id": 1}] * 2
+    path.write_text(space.join(["", GOOD, GOOD, "x"]))
+    with pytest.raises(UserError, match="not JSON at row 2, line 4"):
+        Rows(path)
+
+
+def test_a_row_s_size_is_that_of_its_bytes(tmp_path):
+    rows = Rows(write(tmp_path / "rows.json", 60))
+    assert [rows.size(i) for i in (0, 49)] == [len(json.dumps(rows[i])) for i in (0, 49)]
+    (tmp_path / "rows.json").write_text('[{"id": "\xe9"}]', encoding="utf-8")
+    assert Rows(tmp_path / "rows.json").size(-1) == 12
 
 
 def test_bytes_that_are_no_utf8_are_found_in_their_row(tmp_path):

@@ -16,13 +16,14 @@ from minillava.errors import UserError
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ROW = 1 << 19  # characters; no file may fill the memory, and tiktoken breaks on a million spaces in a row
-SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
+MARK = re.compile(r"[ \t\r\n]*([\[,\]]?)[ \t\r\n]*")  # what stands before a row, and what JSON calls white space
 DECODER = json.JSONDecoder()
 
 
 class Rows(Sequence):
-    """The rows of a JSON list of objects, as a sequence: ``rows[5]`` reads the sixth from disk.
+    """A file's rows as a sequence: ``rows[5]`` reads the sixth from disk.
 
+    The file is a JSON list of objects, or JSONL, with an object a line.
     ``check`` is called with each row as the file is opened, and raises UserError where it does not like one.
     Raises UserError, naming the row, for what ``scan`` and ``check`` refuse, and for a file that changes afterwards.
     """
@@ -42,13 +43,16 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self._starts)
 
+    def size(self, index: int) -> int:
+        """How many bytes of the file a row is. Nothing is read."""
+        return self._ends[index] - self._starts[index]
+
     def __getitem__(self, index: int) -> dict:
-        start, end = self._starts[index], self._ends[index]
         try:
             with open(self.path, "rb") as file:  # anew each time: a reader left open would be shared by forked workers
                 changed = _state_of(os.fstat(file.fileno())) != self._state
-                file.seek(start)
-                data = file.read(end - start)
+                file.seek(self._starts[index])
+                data = file.read(self.size(index))
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
         if changed:
@@ -61,93 +65,63 @@ def _state_of(stat: os.stat_result) -> tuple[int, int]:
 
 
 def scan(path: str | os.PathLike) -> Iterator[tuple[int, int, dict]]:
-    """The rows of a JSON list of objects, in one pass: each with the bytes it lies at, (start, end, row).
+    """The rows of a file in one pass, each with the bytes it lies at: (start, end, row).
 
-    Raises UserError for a file that is missing or no list, or an empty one; and, naming row and line, for what is no
-    JSON or no UTF-8, for a row that is no object, and for one longer than MAX_ROW characters.
+    Raises UserError for a file that is missing, empty or neither a list nor lines of objects; and, naming row and line,
+    for what is no JSON or no UTF-8, for a row that is no object, and for one longer than MAX_ROW characters.
     """
     try:
         # Bytes that are no UTF-8 become lone surrogates, and are found out when the row is measured
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield from _scan(path, _Window(file))
+            yield from _scan(path, file)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-class _Window:
-    """The part of a file that is being looked at: ``text``, of which what is before ``at`` is done with.
+def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dict]]:
+    text, at = "", 0  # a part of the file, and how much of it is done with
+    offset, line, index = 0, 1, 0  # the byte and the line that ``at`` is on, and the row that comes next
+    between, last, wanted = ",", "]", "a comma or the list's end"  # what stands between rows, and behind the last
 
-    ``offset`` and ``line`` are the byte and the line that ``at`` is on.
-    """
+    def fault(index: int, place: int, what: str) -> UserError:
+        return UserError(f"{path}: not JSON at row {index}, line {line + text.count(chr(10), at, place)}: {what}")
 
-    def __init__(self, file: TextIO):
-        self.file, self.text, self.at = file, "", 0
-        self.offset, self.line = 0, 1
-
-    def grow(self) -> bool:
-        """Read on, by at least as much as is still to be done. False at the end of the file."""
-        rest = self.text[self.at :]
-        more = self.file.read(max(CHUNK, len(rest)))
-        self.text, self.at = rest + more, 0
-        return bool(more)
-
-    def advance(self, to: int, size: int) -> None:
-        """Be done with the text up to ``to``, ``size`` bytes."""
-        self.line += self.text.count("\n", self.at, to)
-        self.offset += size
-        self.at = to
-
-    def next_character(self) -> str:
-        """Step over white space. The character that follows, which stays; "" at the end of the file."""
-        while True:
-            end = SPACE.match(self.text, self.at).end()
-            self.advance(end, end - self.at)
-            if end < len(self.text):
-                return self.text[end]
-            if not self.grow():
-                return ""
-
-
-def _scan(path: str | os.PathLike, window: _Window) -> Iterator[tuple[int, int, dict]]:
-    index = 0
-
-    def fault(what: str, line: int) -> UserError:
-        return UserError(f"{path}: not JSON at row {index}, line {line}: {what}")
-
-    if window.next_character() != "[":
-        raise UserError(f"{path}: not a list of rows")
-    window.advance(window.at + 1, 1)
-    if window.next_character() == "]":
-        raise UserError(f"{path}: not a list of rows, but an empty one")
     while True:
-        window.next_character()
+        found = MARK.match(text, at)
+        mark, begin, problem = found[1], found.end(), None
         try:
-            row, end = DECODER.raw_decode(window.text, window.at)
-        except json.JSONDecodeError as error:
-            length = len(window.text) - window.at
-            if length <= MAX_ROW and window.grow():  # it may be that the row goes on
+            row, end = DECODER.raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            rest = text[begin:]
+            if len(rest) <= MAX_ROW and (more := file.read(max(CHUNK, len(rest)))):  # it may be that the row goes on
+                offset, line = offset + begin - at - len(mark), line + text.count("\n", at, begin)
+                text, at = mark + rest + more, 0
                 continue
-            what = error.msg if length <= MAX_ROW else f"no end within {MAX_ROW:,} characters ({error.msg})"
-            raise fault(what, window.line + window.text.count("\n", window.at, error.pos)) from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-            raise fault(str(error), window.line) from None
-        try:
-            size = len(window.text[window.at : end].encode())
-        except UnicodeEncodeError:
-            raise fault("bytes that are no UTF-8", window.line) from None
+            problem = error
+        if index == 0:
+            if text.startswith("{", begin) and not mark:  # no list
+                between, last, wanted = "", "", "a row or the file's end"
+            elif mark != "[":
+                raise UserError(f"{path}: not a list of rows")
+            elif text.startswith("]", begin):
+                raise UserError(f"{path}: not a list of rows, but an empty one")
+        elif mark == last and begin == len(text):
+            return
+        elif mark != between:
+            raise fault(index - 1, begin, f"after it, {wanted} is wanted")
+        if problem:  # also a number of thousands of digits, or thousands of brackets
+            what = getattr(problem, "msg", str(problem))
+            too_long = f"no end within {MAX_ROW:,} characters ({what})"
+            place = getattr(problem, "pos", begin)
+            raise fault(index, place, too_long if len(text) - begin > MAX_ROW else what)
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
-        if end - window.at > MAX_ROW:
+        if end - begin > MAX_ROW:
             raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters")
-        start = window.offset
-        window.advance(end, size)
+        try:
+            size = len(text[begin:end].encode())
+        except UnicodeEncodeError:
+            raise fault(index, begin, "bytes that are no UTF-8") from None
+        start = offset + begin - at
         yield start, start + size, row
-        mark = window.next_character()
-        if mark not in (",", "]"):
-            raise fault("after it, a comma or the list's end is wanted", window.line)
-        window.advance(window.at + 1, 1)
-        if mark == "]":
-            break
-        index += 1
-    if window.next_character():
-        raise fault("something follows the list", window.line)
+        offset, line, index, at = start + size, line + text.count("\n", at, end), index + 1, end
