@@ -1,7 +1,6 @@
 """The sizes of the three parts, in the words of Hugging Face's ``config.json``.
 
-``from_dict`` reads what a config.json holds; it raises ValueError for what would be computed wrongly. ``to_dict`` gives
-it. ``formats/config_json.py`` knows what such a file may leave out, or spell in another way.
+``formats/config_json.py`` reads and writes those files; it raises ValueError for what would be computed wrongly.
 """
 
 from dataclasses import asdict, dataclass, field
