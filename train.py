@@ -20,6 +20,7 @@ from minillava.conversations import ConversationDataset
 from minillava.distributed import ALONE, own_device, started
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import is_adapter
+from minillava.formats.tensors import STORED
 from minillava.llava import Llava
 from minillava.loop import Run, train
 from minillava.machine import has_fast_bfloat16
@@ -29,7 +30,6 @@ from minillava.resume import is_finished
 from minillava.saving import recover_folder
 from minillava.tasks import Task, llava_task
 from minillava.templates import TEMPLATES
-from minillava.weights import STORED
 
 # Arguments of the stage that is asked for; what it needs first is trained with their defaults.
 OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]

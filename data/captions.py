@@ -8,7 +8,7 @@ from pathlib import Path
 from data.picturebook.language import BRIEF_REQUESTS
 from data.rows import conversation
 from minillava.errors import UserError
-from minillava.rows import scan
+from minillava.formats.llava_json import scan
 from minillava.tokenizer import IMAGE
 
 LONGEST_LINE = 1 << 20  # bytes

@@ -23,9 +23,9 @@ from minillava.config import PRETRAINED
 from minillava.conversation import IGNORE
 from minillava.conversations import check_row, encode_row
 from minillava.errors import UserError, run_program
+from minillava.formats.llava_json import scan
 from minillava.image import open_image, safe_join
 from minillava.processor import Processor
-from minillava.rows import scan
 from minillava.templates import TEMPLATES
 from minillava.tokenizer import IMAGE, Tokenizer
 

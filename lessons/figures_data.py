@@ -17,10 +17,10 @@ from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
 from lessons.small_world import drawn_scenes, features_and_words, fitted_projection
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
+from minillava.formats.tensors import Unfilled
 from minillava.llava import Llava
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
-from minillava.weights import Unfilled
 
 RED = (200, 60, 60)
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from minillava import lora
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, read_json_object
+from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
 from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.formats import adapter_config
+from minillava.formats.json_object import read_json_object
+from minillava.formats.tensors import Dtype, Stored, Unfilled, fill, list_tensors, rename
 from minillava.hub import resolve_folder
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
@@ -29,7 +31,6 @@ from minillava.saving import ADAPTER_PREFIX, TEMPLATE
 from minillava.templates import TEMPLATES, Template, recognise
 from minillava.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.vision import VisionTower
-from minillava.weights import Dtype, Stored, Unfilled, fill, list_tensors, rename
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from minillava.conversation import IGNORE, image_goes_first
 from minillava.errors import UserError
+from minillava.formats.llava_json import Rows
 from minillava.image import open_image, safe_join
 from minillava.processor import Processor
-from minillava.rows import Rows
 from minillava.tokenizer import IMAGE
 
 Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1

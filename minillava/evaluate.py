@@ -46,7 +46,7 @@ def questions(dataset: ConversationDataset) -> list[Question]:
         turns = row["conversations"]
         for position in range(1, len(turns), 2):
             with naming_row(dataset.path, index):
-                prompt, _ = encode_row(row, dataset.processor, turns=position)
+                prompt, _ = encode_row(row, dataset.processor, dataset.image_place != "last", position)
             reference = turns[position]["value"].strip()
             found.append(Question(index, prompt, reference, row.get("type", "all"), row.get("things", [])))
     return found
@@ -125,7 +125,7 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
 
 def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
     """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
-    dataset = ConversationDataset(data, image_folder, model.processor)
+    dataset = ConversationDataset(data, image_folder, model.processor, "first")
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from minillava.config import LlavaConfig, VisionConfig
+from minillava.formats.tensors import Unfilled
 from minillava.llava import Llava
 from minillava.loop import prepare
 from minillava.optimizers import build_optimizers
 from minillava.recipes import Recipe
 from minillava.tasks import choose_what_learns
-from minillava.weights import Unfilled
 
 GIB = 2**30
 LORA_RANK = 128  # proposed where nothing else fits

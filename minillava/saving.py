@@ -15,11 +15,11 @@ from minillava.contrastive import Clip
 from minillava.decoder import Decoder
 from minillava.formats import adapter_config
 from minillava.formats.adapter_config import AdapterConfig
+from minillava.formats.tensors import ADAPTER, write_tensors
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
 from minillava.templates import chat_template
 from minillava.tokenizer import Tokenizer
-from minillava.weights import ADAPTER, write_tensors
 
 ADAPTER_PREFIX = "base_model.model.model."  # peft's two wrappers, then LlavaForConditionalGeneration's model
 TEMPLATE = "chat_template.jinja"

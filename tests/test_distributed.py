@@ -17,9 +17,9 @@ from train_together import FEW, LORA, MUON, RECIPE, STEPS, run
 from minillava import Llava, load, save
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.distributed import ALONE, Team
+from minillava.formats.tensors import ADAPTER, WEIGHTS
 from minillava.lora import is_adapter
 from minillava.resume import STATE
-from minillava.weights import ADAPTER, WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("ddp", "sharded")

@@ -16,12 +16,12 @@ from torch import nn
 from minillava import Llava, load, merge, save
 from minillava.conversation import IGNORE
 from minillava.errors import UserError, run_program
+from minillava.formats.tensors import ADAPTER
 from minillava.loop import train
 from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
 from minillava.recipes import Recipe
 from minillava.saving import replace_folder, write_adapter
 from minillava.tasks import llava_task
-from minillava.weights import ADAPTER
 
 RANK, ALPHA = 3, 12.0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.rows import write_rows
-from minillava import rows as module
 from minillava.errors import UserError
-from minillava.rows import Rows, scan
+from minillava.formats import llava_json as module
+from minillava.formats.llava_json import Rows, scan
 
 TEXTS = [
     "plain",
@@ -149,7 +149,9 @@ def test_jsonl_has_the_same_rows_as_the_list(tmp_path, monkeypatch, chunk):
     for _ in range(50):
         rows = random_rows(rng)
         lines = [json.dumps(row, ensure_ascii=rng.random() < 0.5).replace("\ud83d", "\\ud83d") for row in rows]
-        path.write_text(rng.choice(["\n", "\r\n", "\n\n"]).join(lines) + rng.choice(["", "\n"]), encoding="utf-8", newline="")
+        path.write_text(
+            rng.choice(["\n", "\r\n", "\n\n"]).join(lines) + rng.choice(["", "\n"]), encoding="utf-8", newline=""
+        )
         assert list(Rows(path)) == rows
 
 

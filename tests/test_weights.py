@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
-from minillava import config, load, save, weights
+from minillava import load, save
 from minillava.checkpoint import load_decoder
 from minillava.errors import UserError
+from minillava.formats import json_object
+from minillava.formats import tensors as tensor_files
 from minillava.saving import write_decoder
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +142,7 @@ def test_peak_memory_while_loading_is_little_more_than_the_weights():
 
 def test_a_large_model_is_written_in_shards_that_transformers_opens(tiny_model, tmp_path, monkeypatch):
     limit = 30_000
-    monkeypatch.setattr(weights, "SHARD_BYTES", limit)
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", limit)
     folder = tmp_path / "model"
     save(tiny_model, folder, torch.bfloat16)
     shards = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
@@ -160,7 +162,7 @@ def test_a_large_model_is_written_in_shards_that_transformers_opens(tiny_model, 
 
 
 def test_a_decoder_in_shards_goes_to_transformers_and_back(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 30_000)
     write_decoder(tiny_model.language_model, tiny_model.processor.tokenizer, tmp_path)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     theirs, report = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -211,7 +213,7 @@ def test_an_index_that_is_none_is_named(folder, content):
 
 
 def test_a_json_file_too_large_is_named(folder, monkeypatch):
-    monkeypatch.setattr(config, "JSON_BYTES", 100)
+    monkeypatch.setattr(json_object, "JSON_BYTES", 100)
     assert_refused(folder, f"{folder}/config.json", "larger")
 
 

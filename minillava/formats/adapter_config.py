@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillava.config import read_json_object
 from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
 
 CONFIG = "adapter_config.json"
 # What else adapter_config.json says, and what we compute where it says so.

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillava.config import parse_json_object
 from minillava.errors import UserError
+from minillava.formats.json_object import parse_json_object
 from minillava.formats.tokenizer_json import AddedToken, bpe_file, byte_level_part, include, puts_first, read_bpe
 from minillava.formats.tokenizer_model import convert
 

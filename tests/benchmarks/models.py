@@ -27,10 +27,10 @@ from minillava import Llava, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
 from minillava.conversation import IGNORE, encode_conversation  # noqa: E402
 from minillava.evaluate import PRETRAINED  # noqa: E402
+from minillava.formats.tensors import Unfilled  # noqa: E402
 from minillava.plan import Setting  # noqa: E402
 from minillava.recipes import TINYLLAMA  # noqa: E402
-from minillava.tasks import Task, llava_task
-from minillava.weights import Unfilled  # noqa: E402
+from minillava.tasks import Task, llava_task  # noqa: E402
 
 CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from minillava.dataset import check_row  # noqa: E402
 
 from data.rows import write_rows  # noqa: E402
-from minillava.rows import Rows  # noqa: E402
+from minillava.formats.llava_json import Rows  # noqa: E402
 
 
 def synthetic(count: int, length: int):

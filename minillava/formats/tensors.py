@@ -8,9 +8,7 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minillava.config import read_json_object
 from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -48,22 +46,27 @@ class Unfilled(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that lies in ``file`` under ``name``; ``read()`` maps it into memory."""
+    """A tensor that lies in ``file`` under ``name``."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
+
+    def read(self) -> Tensor:
+        """The file is opened anew for each tensor: pages of a mapping stay resident for as long as it lasts."""
+        if self.file.suffix == ".bin":
+            return _open_bin(self.file)[self.name]
+        with safe_open(self.file, framework="pt") as file:
+            return file.get_tensor(self.name)
 
 
 def find_weights(folder: Path) -> Path:
     """The file that holds the folder's tensors, or the index of its shards. Raises UserError where there is none."""
-    for kind in KINDS:
-        for path in (folder / kind, folder / f"{kind}.index.json"):
-            if path.exists():
-                return path
-    others = ", ".join(f"{kind}.index.json" for kind in KINDS)
-    raise UserError(f"{folder / WEIGHTS}: no such file, nor {KINDS[1]}, {others}")
+    first, *others = (folder / f"{kind}{end}" for kind in KINDS for end in ("", ".index.json"))
+    for path in (first, *others):
+        if path.exists():
+            return path
+    raise UserError(f"{first}: no such file, nor {', '.join(path.name for path in others)}")
 
 
 def list_tensors(folder: Path) -> dict[str, Stored]:
@@ -108,13 +111,7 @@ def rename(tensors: dict[str, Stored], rules: tuple[tuple[str, str], ...]) -> di
 
 
 @torch.no_grad()
-def fill(
-    module: nn.Module,
-    tensors: dict[str, Stored],
-    folder: Path,
-    device: str = "cpu",
-    dtype: Dtype = None,
-) -> None:
+def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: str = "cpu", dtype: Dtype = None) -> None:
     """Give the parameters that ``module`` has on the meta device their values, in ``dtype`` (float32) on ``device``.
 
     ``tensors``, those of ``folder``, go by the parameters' names. A parameter of two names, as a tied head is, may be
@@ -125,22 +122,20 @@ def fill(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    wanted: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.is_meta:
-            wanted.setdefault(parameter, []).append(name)
-    for parameter, names in wanted.items():
-        if not any(name in tensors for name in names):
-            raise UserError(f"{find_weights(folder)}: tensor {names[0]} is missing")
-        for name in names:
-            if name in tensors and tensors[name].shape != parameter.shape:
-                found = tensors[name]
+    wanted = {name: p for name, p in module.named_parameters(remove_duplicate=False) if p.is_meta}
+    stored: dict[nn.Parameter, list[Stored]] = {parameter: [] for parameter in wanted.values()}
+    for name, parameter in wanted.items():
+        if found := tensors.get(name):
+            if found.shape != parameter.shape:
                 raise UserError(f"{found.file}: tensor {name} has shape {found.shape}, not {tuple(parameter.shape)}")
-    for name in sorted(tensors.keys() - {name for names in wanted.values() for name in names}):
+            stored[parameter].append(found)
+    for name, parameter in wanted.items():
+        if not stored[parameter]:
+            raise UserError(f"{find_weights(folder)}: tensor {name} is missing")
+    for name in sorted(tensors.keys() - wanted.keys()):
         raise UserError(f"{tensors[name].file}: tensor {tensors[name].name!r} is left over")
     # The largest first: a tensor in its file and its copy are resident together while little else is.
-    for parameter, names in sorted(wanted.items(), key=lambda item: -item[0].numel()):
-        first, *others = (tensors[name] for name in names if name in tensors)
+    for parameter, (first, *others) in sorted(stored.items(), key=lambda item: -item[0].numel()):
         value = first.read()
         for other in others:
             if not torch.equal(other.read().to(value.dtype), value):
@@ -180,33 +175,23 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
 def _list_file(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".bin":
+        shapes = {name: tensor.shape for name, tensor in _open_bin(path).items()}
+    else:
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-    else:
-        try:
-            shapes = {name: tensor.shape for name, tensor in _open_bin(path).items()}
-        except Exception as error:  # one cut short or foreign fails in torch, zipfile or pickle, each in its own way
-            raise UserError(
-                f"{path}: not a PyTorch file of tensors and nothing else ({type(error).__name__})"
-            ) from None
-    return {name: Stored(path, name, tuple(shape), partial(_read, path, name)) for name, shape in shapes.items()}
-
-
-def _read(path: Path, name: str) -> Tensor:
-    """The file is opened anew for each tensor: pages of a mapping stay resident for as long as it lasts."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-    return _open_bin(path)[name]
+    return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def _open_bin(path: Path) -> dict[str, Tensor]:
-    tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise TypeError
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+                raise TypeError
+    except Exception as error:  # one cut short or foreign fails in torch, zipfile or pickle, each in its own way
+        raise UserError(f"{path}: not a PyTorch file of tensors and nothing else ({type(error).__name__})") from None
     return tensors

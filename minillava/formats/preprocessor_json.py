@@ -1,0 +1,96 @@
+"""``preprocessor_config.json`` <-> the values of an ``ImageProcessor``, by its names.
+
+The names are those of transformers' CLIPImageProcessor and, where it pads, LlavaImageProcessor. A size or a mean may be
+one number, as in the file's first years.
+"""
+
+import os
+from pathlib import Path
+
+from minillava.errors import UserError
+from minillava.formats.json_object import read_json_object
+
+PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+MAX_SIDE = 10_000  # pixels
+STEPS = ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+VALUES = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+FORMS = {"crop_size": ({"height", "width"},), "size": ({"height", "width"}, {"shortest_edge"})}
+# Keys that change no number: who wrote the file, what transformers' own calls take, and the conversion to RGB, which
+# happens here whatever the file says, since the tower reads three channels.
+OTHERS = (
+    "_valid_processor_keys", "data_format", "default_to_square", "device", "disable_grouping", "do_convert_rgb",
+    "feature_extractor_type", "image_processor_type", "image_seq_length", "input_data_format", "processor_class",
+    "return_tensors",
+)  # fmt: skip
+
+
+def read_processor(folder: str | os.PathLike) -> dict:
+    """From the folder's processor_config.json, if it has an image processor in it, or its preprocessor_config.json.
+
+    Raises UserError, naming the file, where there is neither, or what it asks for is unknown.
+    """
+    path = Path(folder, "processor_config.json")
+    config = read_json_object(path).get("image_processor") if path.exists() else None
+    if config is None:
+        path = path.with_name("preprocessor_config.json")
+        config = read_json_object(path)
+    try:
+        return processor_from_json(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def processor_from_json(config: dict) -> dict:
+    """Those of STEPS and VALUES that the file gives. A step that is null is left out, as in transformers.
+
+    Raises UserError for another kind of processor, for a value that is none, and for a key that is unknown here and so
+    may change the result.
+    """
+    if not isinstance(config, dict):
+        raise UserError("the image processor must be a JSON object")
+    null_steps = {name: False for name in STEPS if name in config and config[name] is None}
+    given = {name: value for name, value in config.items() if value is not None} | null_steps
+    kind = given.get("image_processor_type", given.get("feature_extractor_type", PROCESSORS[0]))
+    family = str(kind).removesuffix("Fast").removesuffix("Pil")  # the same numbers by other means
+    if family not in PROCESSORS:
+        raise UserError(f"image processor {kind!r} is not known, only {', '.join(PROCESSORS)}")
+    for name in sorted(given.keys() - {*STEPS, *VALUES, *OTHERS}):
+        raise UserError(f"{name}: {given[name]!r} is not known in an image processor")
+    if family != "LlavaImageProcessor":
+        given.pop("do_pad", None)  # CLIP's pads a batch to its largest picture, and all come out alike
+    square = given.get("default_to_square", False)
+    return {name: _value(name, given[name], square) for name in STEPS + VALUES if name in given}
+
+
+def processor_to_json(values: dict) -> dict:
+    """The configuration as transformers reads it."""
+    kind = "LlavaImageProcessor" if values["do_pad"] else "CLIPImageProcessor"
+    return {"image_processor_type": kind, **values, "do_convert_rgb": True}
+
+
+def _value(name: str, given: object, square: bool) -> object:
+    """A value in our spelling; ``square``: a size that is one number is that of both sides, not of the shorter."""
+    value = given
+    if name in STEPS:
+        right, wanted = isinstance(value, bool), "true or false"
+    elif name in FORMS:
+        if _is_number(given):
+            value = {"height": given, "width": given} if square or name == "crop_size" else {"shortest_edge": given}
+        right, wanted = isinstance(value, dict) and value.keys() in FORMS[name], "a size in pixels"
+        right = right and all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.values())
+    elif name == "resample":
+        right, wanted = type(value) is int and 0 <= value <= 5, "the number of a filter, 0 to 5"
+    elif name == "rescale_factor":
+        right, wanted = _is_number(value), "a number"
+    else:
+        value = tuple(given) if isinstance(given, list) else (given,) * 3
+        right, wanted = len(value) == 3 and all(map(_is_number, value)), "three numbers"
+        if name == "image_std":
+            right, wanted = right and min(value) > 0, "three numbers above 0"
+    if not right:
+        raise UserError(f"{name} is {given!r}, not {wanted}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
