@@ -96,7 +96,7 @@ def main() -> None:
 def say(model, seen: torch.Tensor, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
     """Print the answer piece by piece, and return it."""
     pieces = []
-    for piece in model.stream(seen, question, history, a.max_new_tokens, a.temperature):
+    for piece in model.stream(seen, question, history, max_new_tokens=a.max_new_tokens, temperature=a.temperature):
         pieces.append(piece)
         print(piece, end="", flush=True)
     print()

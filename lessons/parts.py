@@ -1,10 +1,27 @@
-"""What a reader rebuilds. For each part, the bodies taken out of ``minillava/PART.py``, each with a hint.
+"""What a reader rebuilds: where each part is, and the bodies taken out of it, each with a hint.
 
 The order is the one to write them in: a body needs those above it, if any. ``tests/test_PART.py`` judges them.
 """
 
 from pathlib import Path
 
+# Each part of minillava that has an exercise, or planted faults that its tests must notice (tests/faults/).
+WHERE = {
+    "attention": "minillava/model/attention.py",
+    "vision": "minillava/model/vision.py",
+    "projector": "minillava/model/projector.py",
+    "decoder": "minillava/model/decoder.py",
+    "tokenizer": "minillava/inputs/tokenizer.py",
+    "byte_bpe": "minillava/inputs/byte_bpe.py",
+    "sentencepiece_bpe": "minillava/inputs/sentencepiece_bpe.py",
+    "contrastive": "minillava/model/contrastive.py",
+    "conversation": "minillava/inputs/conversation.py",
+    "llava": "minillava/model/llava.py",
+    "generation": "minillava/model/generation.py",
+    "lora": "minillava/model/lora.py",
+    "fast": "minillava/model/fast.py",
+    "talk": "minillava/talk.py",
+}
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # what a body that was taken out says when it is called
 
@@ -63,23 +80,21 @@ PARTS: dict[str, dict[str, str]] = {
             "self.store is (layers, 2, B, kv_heads, capacity, head_dim); self.length, where the past ends, stays."
         ),
         "MLP.forward": "The module docstring has the formula.",
+        "visible": (
+            "Compare attention_mask (B, S) with its last T entries, each with each: (B, T, S). Padding is not seen. "
+            "torch.tril cuts off what comes later; its diagonal is where the first new token sees itself."
+        ),
         "Attention.forward": (
             "q (B, heads, T, head_dim), k and v (B, kv_heads, T, head_dim). Turn q and k, not v. Then the cache, if "
             "there is one, and attend(), causal where no mask says what to see and the token is not single. Put the "
-            "heads side by side again, (B, T, heads * head_dim); of these the rows at where, if there is one; o_proj."
+            "heads side by side again, (B, T, heads * head_dim); o_proj."
         ),
-        "Block.forward": (
-            "The class docstring is the formula. Add to x what has not been normalised. With where, attention gives "
-            "the N rows at these places; take the same rows of x."
-        ),
-        "Decoder._mask": (
-            "causal_mask() with two axes before it; where attention_mask (B, past + T) is 0, CLOSED for all who look. "
-            "None without attention_mask for a single token or without a past: Attention then knows what to do."
-        ),
+        "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
         "Decoder.forward": (
-            "Positions (1 or B, T) go on from the cache's length; with an attention_mask they count its ones up to "
-            "here, with segments the tokens of the same one. Then the mask, in which no segment sees another, the rope "
-            "tables, the layers, the norm. Once all layers have written, the cache has grown by T."
+            "Positions (1 or B, T) go on from the cache's length; with an attention_mask a token's position is how many "
+            "visible() ones are before it, and the mask is 0 where it sees and CLOSED elsewhere, with an axis for the "
+            "heads. Several tokens behind a cache need one too: all ones. Then the rope tables, the layers, the norm. "
+            "Once all layers have written, the cache has grown by T."
         ),
     },
     "tokenizer": {
@@ -143,14 +158,16 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "llava": {
         "splice": "Tensor.masked_scatter fills the places where a mask is True, in order. First compare the counts.",
-        "before_labels": "Position i is for the label at i + 1, so the last position is for none.",
-        "answer_loss": "hidden has a row for each label that bears loss, in their order: lm_head, then cross-entropy.",
+        "next_token_loss": (
+            "Position i predicts the label at i + 1. Take the states before a label that is not IGNORE, (N, hidden); "
+            "lm_head makes logits of them, cross-entropy in float32 the loss."
+        ),
         "Llava.encode_images": "The tower takes the layer and the strategy that the configuration names. Then W.",
         "Llava.embed": (
             "Words have rows in embed_tokens; the placeholder's id may be beyond them, so put another there. Then "
             "splice(). Without pictures every id is a word's."
         ),
-        "Llava.forward": "embed(), the language model; where there are labels, before_labels() and answer_loss().",
+        "Llava.forward": "embed(), the language model; then lm_head, or where there are labels next_token_loss().",
     },
     "generation": {
         "sample": "torch.multinomial draws. Softmax in float32.",
@@ -160,8 +177,7 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "generate_ids": (
             "One cache with room for all. The first pass reads the prompt, each later one the token drawn last: the "
-            "logits at the last position give the next. attention_mask grows by a column of ones a step. For a single "
-            "row without a mask, and a decoder that is_plain(), a Step(decoder, cache) makes the later passes."
+            "logits at the last position give the next. attention_mask grows by a column of ones a step."
         ),
         "stream_text": (
             "An incremental UTF-8 decoder turns each token's bytes into whole characters. Hold back the longest end of "

@@ -115,11 +115,9 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if mask is None and x.shape[1] > 1:
-            out = attend(q, k, v, causal=True)  # (B, heads, T, head_dim)
-        else:  # a single token sees all that came before
-            out = attend(q, k, v, mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        single = x.shape[1] == 1  # it sees all that came before
+        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, T, hidden)
 
 
 class MLP(nn.Module):

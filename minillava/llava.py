@@ -23,6 +23,7 @@ from minillava.projector import PROJECTORS
 from minillava.vision import VisionTower
 
 Picture = Image.Image | str | os.PathLike | Tensor  # a picture, its path, or what Llava.encode_image made of it
+History = list[tuple[str, str]]  # earlier questions and answers
 
 
 def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: Tensor) -> Tensor:
@@ -141,26 +142,12 @@ class Llava(nn.Module):
             image = open_image(image)
         return self.encode_images(self.processor.image(image)[None])
 
-    def stream(
-        self,
-        image: Picture | None,
-        prompt: str,
-        history: list[tuple[str, str]] | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> Iterator[str]:
-        """The answer to ``prompt`` piece by piece: talk.stream()."""
+    def stream(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> Iterator[str]:
+        """The answer to ``prompt`` piece by piece; the options are those of talk.stream()."""
         from minillava import talk
 
-        return talk.stream(self, image, prompt, history, max_new_tokens, temperature)
+        return talk.stream(self, image, prompt, history, **options)
 
-    def chat(
-        self,
-        image: Picture | None,
-        prompt: str,
-        history: list[tuple[str, str]] | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-    ) -> str:
+    def chat(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> str:
         """The whole answer of stream() as one text."""
-        return "".join(self.stream(image, prompt, history, max_new_tokens, temperature)).strip()
+        return "".join(self.stream(image, prompt, history, **options)).strip()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minillava import fast, generation
 from minillava.errors import UserError
-from minillava.llava import Llava, Picture
+from minillava.llava import History, Llava, Picture
 from minillava.tokenizer import IMAGE
 
 
@@ -15,7 +15,7 @@ def stream(
     model: Llava,
     image: Picture | None,
     prompt: str,
-    history: list[tuple[str, str]] | None = None,
+    history: History | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
 ) -> Iterator[str]:
@@ -48,7 +48,7 @@ def stream(
             yield piece
 
 
-def make_turns(prompt: str, history: list[tuple[str, str]], has_image: bool) -> list[dict]:
+def make_turns(prompt: str, history: History, has_image: bool) -> list[dict]:
     """A conversation that ends on the question ``prompt``, as a row of LLaVA JSON has it."""
     turns = []
     for question, answer in [*history, (prompt, None)]:

@@ -21,26 +21,30 @@ from types import ModuleType
 
 import pytest
 
-from lessons.parts import FOLDER, PARTS, TO_WRITE
+from lessons.parts import FOLDER, PARTS, TO_WRITE, WHERE
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60  # of computing, after which a test is taken to have no end; the slowest takes two
 
 
+def module_of(part: str) -> str:
+    """The name under which a part is imported."""
+    return WHERE[part].removesuffix(".py").replace("/", ".")
+
+
 class StandIn(MetaPathFinder):
-    """Has every import of ``minillava.PART`` find another file. ``loaded`` is told of each module once it has run."""
+    """Has every import of a part find another file. ``loaded`` is told of each module once it has run."""
 
     def __init__(self, files: dict[str, Path], loaded: Callable[[str, ModuleType], None] | None = None):
         assert "minillava" not in sys.modules, "whoever has imported a module keeps it: stand in before"
-        self.files, self.loaded = files, loaded
+        self.files, self.loaded = {module_of(part): file for part, file in files.items()}, loaded
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        package, _, part = name.rpartition(".")
-        if package != "minillava" or part not in self.files:
+        if name not in self.files:
             return None
-        file = str(self.files[part])
+        file = str(self.files[name])
         return spec_from_file_location(name, file, loader=_Loader(name, file, self.loaded))
 
 
@@ -70,7 +74,7 @@ class Judge:
         StandIn(self.files, self.watch)
         for part, file in self.files.items():
             try:
-                importlib.import_module(f"minillava.{part}")
+                importlib.import_module(module_of(part))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise pytest.UsageError(f"{file} does not run: {reason}") from None
@@ -155,7 +159,7 @@ def _check(part: str, file: Path) -> set[str]:
         raise pytest.UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise pytest.UsageError(f"{file} cannot be read: {error}") from None
-    ours = definitions(ast.parse((ROOT / "minillava" / f"{part}.py").read_text(encoding="utf-8")))
+    ours = definitions(ast.parse((ROOT / WHERE[part]).read_text(encoding="utf-8")))
     if missing := ours.keys() - theirs.keys():
-        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which minillava/{part}.py has")
+        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which {WHERE[part]} has")
     return {name for name in PARTS[part] if TO_WRITE in ast.unparse(theirs[name])}

@@ -1,7 +1,7 @@
 """``python tests/mutations.py [PART ...]``: break each part on purpose, one fault at a time, and see its tests go red.
 
-``faults/PART.txt`` lists them: what goes wrong, then the text of ``minillava/PART.py`` to take out, each line after
-"- ", and what to put in, each line after "+ ". The changed copy stands in for the module while the part's own tests
+``faults/PART.txt`` lists them: what goes wrong, then the text of the part (``lessons/parts.py`` says where it is) to take
+out, each line after "- ", and what to put in, each line after "+ ". The changed copy stands in for the module while the part's own tests
 run, up to the first that fails. Prints a table; exit code 1 if a fault goes unnoticed.
 """
 
@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 from forks import run_pytest  # noqa: E402
 from judge import StandIn  # noqa: E402
 
+from lessons.parts import WHERE  # noqa: E402
+
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 MORE_TESTS = {"llava": ("generation",)}  # besides those of the same name
 
@@ -30,7 +32,7 @@ def mutants(part: str) -> Iterator[tuple[str, str]]:
 
     Raises ValueError for a stale fault, whose text the source does not hold, or holds more than once.
     """
-    source = (ROOT / "minillava" / f"{part}.py").read_text(encoding="utf-8")
+    source = (ROOT / WHERE[part]).read_text(encoding="utf-8")
     for block in (ROOT / "tests" / "faults" / f"{part}.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         fault, *lines = block.split("\n")
         old, new = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")

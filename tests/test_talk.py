@@ -53,11 +53,11 @@ def test_chat_takes_a_path_as_it_takes_a_picture(model, picture, tmp_path):
 
 
 def test_a_picture_talked_about_for_many_turns_is_encoded_once(model, picture):
-    expected = [model.chat(picture, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])]
+    expected = [model.chat(picture, "What is it?", history, max_new_tokens=10) for history in ([], [("Is it big?", "Yes.")])]
     calls = []
     model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
     seen = model.encode_image(picture)
-    assert [model.chat(seen, "What is it?", history, 10) for history in ([], [("Is it big?", "Yes.")])] == expected
+    assert [model.chat(seen, "What is it?", history, max_new_tokens=10) for history in ([], [("Is it big?", "Yes.")])] == expected
     assert len(calls) == 1
 
 
