@@ -42,6 +42,10 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self._starts)
 
+    def size(self, index: int) -> int:
+        """The bytes of a row in its file, known without parsing it."""
+        return self._ends[index] - self._starts[index]
+
     def __getitem__(self, index: int) -> dict:
         start, end = self._starts[index], self._ends[index]
         try:
