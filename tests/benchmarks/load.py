@@ -19,8 +19,8 @@ import torch
 from models import resident
 from safetensors.torch import save_file
 
-from minillava import Llava, Tokenizer, load
-from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
+from minillava import PRETRAINED, Llava, Tokenizer, load
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 
 LARGE_VISION = VisionConfig(
     hidden_size=1024,
@@ -98,7 +98,7 @@ def main() -> None:
     if a.measure:
         print(json.dumps(measure(a.measure, a.seven_billion)))
         return
-    tokenizer = Tokenizer.from_pretrained(PRETRAINED)
+    tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     vision, decoder = (LARGE_VISION, LLAMA_7B) if a.seven_billion else config_of_size(a.megabytes)
     with tempfile.TemporaryDirectory() as folder:
         config = LlavaConfig(vision, decoder, projector="mlp", image_token_id=tokenizer.image_id)
