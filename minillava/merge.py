@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from minillava.checkpoint import load, save
+from minillava.checkpoint import load
 from minillava.errors import UserError, run_program
-from minillava.lora import CONFIG, is_adapter
+from minillava.formats.adapter_config import CONFIG, is_adapter
+from minillava.saving import save
 
 
 def main() -> None:

@@ -48,6 +48,21 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def batch_of(dataset, rows: list[int], epoch: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What training with this seed sees of these rows in this epoch."""
+    return dataset.collate([dataset[seed, epoch, row] for row in rows])
+
+
+def cut_up(task, recipe) -> tuple[list[dict[str, torch.Tensor]], list[list[int]]]:
+    """The first batch of a training as the loop cuts it up: its micro-batches, and the rows in each."""
+    from minillava.distributed import ALONE
+    from minillava.order import Order
+
+    order = Order(len(task.dataset), task.size, recipe, 0, ALONE)
+    order.steps = range(1)
+    return [task.collate([task.dataset[key] for key in keys]) for keys in order], order.micro_batches(0)
+
+
 @pytest.fixture(name="randomise")
 def randomise_fixture():
     return randomise
@@ -126,14 +141,14 @@ def cut_power():
     """Has a training's data fail at the sixth batch, with a RuntimeError that says "power cut"."""
 
     def cut(task) -> None:
-        fetch, calls = task.dataset.batch, []
+        collate, calls = task.collate, []
 
-        def batch(indices, epoch):
-            calls.append(indices)
+        def collate_or_fail(examples):
+            calls.append(examples)
             if len(calls) == 6:
                 raise RuntimeError("power cut")
-            return fetch(indices, epoch)
+            return collate(examples)
 
-        task.dataset.batch = batch
+        task.collate = collate_or_fail
 
     return cut

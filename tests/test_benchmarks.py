@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import batch_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,7 +43,7 @@ def test_operations_are_those_that_pytorch_counts(benchmark, tiny_config, projec
     tiny_config = replace(tiny_config, projector=projector)
     setting = Setting(tiny_config, stage, Recipe(1e-3, 3, 1, lora=lora), 3, 20, 11, bfloat16=False, gpu=False)
     task = benchmark("models").random_task(setting, "cpu")
-    batch = task.dataset.batch([0, 1, 2], 0)
+    batch = batch_of(task.dataset, [0, 1, 2])
     # PyTorch does not count inside the CPU's fused kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         task.loss(batch).backward()

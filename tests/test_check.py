@@ -16,6 +16,7 @@ from minillava import Tokenizer
 from minillava.config import PRETRAINED
 from minillava.conversation import encode_conversation
 from minillava.errors import run_program
+from minillava.templates import TEMPLATES
 
 PATCHES = 64  # of the shipped model
 
@@ -81,7 +82,9 @@ def test_file_without_fault_is_counted(check, tokenizer):
     code, out, err = check(FINE)
     assert code == 0 and err == ""
     encoded = [
-        encode_conversation(row["conversations"], tokenizer, "brief" if row.get("type") == "caption" else "v0", PATCHES)
+        encode_conversation(
+            row["conversations"], tokenizer, TEMPLATES["brief" if row.get("type") == "caption" else "v0"], PATCHES
+        )
         for row in FINE
     ]
     lengths = sorted(len(ids) for ids, _ in encoded)
@@ -173,7 +176,7 @@ def test_example_marks_what_bears_loss(check, tokenizer):
     _, plain, _ = check(FINE[1:])
     example = plain.split("row 0, as the model reads it:\n")[1]
     assert re.findall(r"\[\[(.*?)\]\]", example) == [" One.###", " Yes, there is one fish.###", " I see it.###"]
-    ids, _ = encode_conversation(FINE[1]["conversations"], tokenizer, "v0", PATCHES, True)
+    ids, _ = encode_conversation(FINE[1]["conversations"], tokenizer, TEMPLATES["v0"], PATCHES, True)
     whole = tokenizer.decode(ids).replace("<image>" * PATCHES, f"<image> x {PATCHES}")
     assert example.replace("[[", "").replace("]]", "").rstrip("\n") == whole.rstrip("\n")
     _, coloured, _ = check(FINE[1:], "--colour")

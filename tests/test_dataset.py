@@ -6,20 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import batch_of
 from PIL import Image, ImageColor
+from torch.utils.data import DataLoader
 
 from data.picturebook.language import words_by_patch
 from data.picturebook.scene import sample_scene
+from minillava.config import VisionConfig
 from minillava.conversation import encode_conversation, image_goes_first
-from minillava.conversations import ConversationDataset
+from minillava.conversations import ConversationDataset, encode_row
+from minillava.distributed import ALONE
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
-from minillava.order import batch_order
+from minillava.order import Order, batch_order
+from minillava.processor import Processor
+from minillava.recipes import Recipe
 from minillava.regions import RegionDataset, patches_of_boxes
+from minillava.templates import TEMPLATES
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
-SIZE = 16  # pixels a side; the regions' patches have 4
+SIZE = 16  # pixels a side
+VISION = VisionConfig(image_size=SIZE, patch_size=4)
 
 
 # ---- the order of batches -------------------------------------------------------------------------------------------
@@ -50,6 +58,12 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return Tokenizer.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def processor(tokenizer) -> Processor:
+    """Four image tokens a picture."""
+    return Processor(tokenizer, ImageProcessor.for_size(SIZE), 4)
+
+
 @pytest.fixture
 def images(tmp_path) -> Path:
     """A folder of plain pictures, one a colour."""
@@ -75,13 +89,13 @@ TOLD_SHORT = {**TOLD, "words": ["sea", "sea", "red", "sea"]}
 
 
 @pytest.fixture
-def dataset(tmp_path, images, tokenizer):
-    """``dataset(rows, **options)``: rows, or the bytes of a file of them, opened with four image tokens a picture."""
+def dataset(tmp_path, images, processor):
+    """``dataset(rows, **options)``: rows, or the bytes of a file of them, opened."""
 
     def make(rows, **options) -> ConversationDataset:
         path = tmp_path / "rows.json"
         path.write_bytes(rows if isinstance(rows, bytes) else json.dumps(rows).encode())
-        return ConversationDataset(path, images, tokenizer, ImageProcessor.for_size(SIZE), 4, **options)
+        return ConversationDataset(path, images, processor, **options)
 
     return make
 
@@ -90,13 +104,19 @@ def colour_of(pixels: torch.Tensor) -> tuple[bool, ...]:
     return tuple(bool(channel > 0.5) for channel in pixels.mean((1, 2)))
 
 
+def ids_and_labels(example: dict) -> tuple[list[int], list[int]]:
+    return example["input_ids"], example["labels"]
+
+
 RGB = {colour: tuple(c > 127 for c in ImageColor.getrgb(colour)) for colour in COLOURS}
 
 
 def test_batch_is_padded_on_the_right_and_holds_each_row(dataset, tokenizer):
-    data = dataset([pictured("red"), WRITTEN, pictured("yellow")], image_first=True)
-    batch = data.batch([2, 1, 0], epoch=0)
-    encoded = [encode_conversation(data.rows[i]["conversations"], tokenizer, "v0", 4, True) for i in (2, 1, 0)]
+    data = dataset([pictured("red"), WRITTEN, pictured("yellow")], image_place="first")
+    batch = batch_of(data, [2, 1, 0])
+    encoded = [
+        encode_conversation(data.rows[i]["conversations"], tokenizer, TEMPLATES["v0"], 4, True) for i in (2, 1, 0)
+    ]
     longest = max(len(ids) for ids, _ in encoded)
     assert len({len(ids) for ids, _ in encoded}) == 3
     assert batch["input_ids"].shape == batch["labels"].shape == (3, longest)
@@ -109,19 +129,19 @@ def test_batch_is_padded_on_the_right_and_holds_each_row(dataset, tokenizer):
 
 def test_pictures_come_in_the_order_of_their_rows(dataset):
     data = dataset([pictured("red"), WRITTEN, pictured("blue"), pictured("lime")])
-    batch = data.batch([3, 1, 0, 2], epoch=0)
+    batch = batch_of(data, [3, 1, 0, 2])
     assert batch["pixel_values"].shape == (3, 3, SIZE, SIZE) and batch["pixel_values"].dtype == torch.float32
     assert [colour_of(pixels) for pixels in batch["pixel_values"]] == [RGB["lime"], RGB["red"], RGB["blue"]]
 
 
 def test_rows_without_picture_make_a_batch_without_pixels(dataset, tokenizer):
-    batch = dataset([pictured("red"), WRITTEN]).batch([1], epoch=0)
+    batch = batch_of(dataset([pictured("red"), WRITTEN]), [1])
     assert batch.keys() == {"input_ids", "labels", "lengths"}
     assert tokenizer.image_id not in batch["input_ids"]
 
 
 def test_pictures_told_in_words_become_word_ids(dataset, tokenizer):
-    batch = dataset([TOLD, WRITTEN, TOLD_SHORT, pictured("red")]).batch([2, 1, 0, 3], epoch=0)
+    batch = batch_of(dataset([TOLD, WRITTEN, TOLD_SHORT, pictured("red")]), [2, 1, 0, 3])
     cells = [TOLD_SHORT["words"], TOLD["words"]]
     longest = max(len(tokenizer.encode(f" {text}")) for texts in cells for text in texts)
     assert batch["word_ids"].shape == (2, 4, longest) and batch["pixel_values"].shape[0] == 1
@@ -136,7 +156,7 @@ def test_lines_of_text_become_rows_where_every_token_bears_loss(dataset, tmp_pat
     (tmp_path / "text.txt").write_text("It is red.\nA ### in <image> is text.\n")
     data = dataset([pictured("red")], text_path=tmp_path / "text.txt")
     assert len(data) == 3
-    batch = data.batch([1, 2], epoch=0)
+    batch = batch_of(data, [1, 2])
     assert batch.keys() == {"input_ids", "labels", "lengths"}
     for ids, labels, text in zip(batch["input_ids"], batch["labels"], ("It is red.", "A ### in <image> is text.")):
         true_ids = [*tokenizer.encode(text, special=False), tokenizer.eos_id]
@@ -145,39 +165,40 @@ def test_lines_of_text_become_rows_where_every_token_bears_loss(dataset, tmp_pat
 
 
 def test_coin_is_tossed_for_each_row_and_epoch(dataset, tokenizer):
-    data = dataset([pictured("red")] * 12, seed=5)
+    data = dataset([pictured("red")] * 12)
     turns = data.rows[0]["conversations"]
     for epoch in (0, 1):
         tosses = [image_goes_first(5, epoch, row) for row in range(12)]
         assert len(set(tosses)) == 2
         for row, first in enumerate(tosses):
-            assert data.encode(row, epoch) == encode_conversation(turns, tokenizer, "v0", 4, first)
-    fixed = dataset([pictured("red")] * 12, seed=5, image_first=False)
-    assert {str(fixed.encode(row, 0)) for row in range(12)} == {
-        str(encode_conversation(turns, tokenizer, "v0", 4, False))
+            assert ids_and_labels(data[5, epoch, row]) == encode_conversation(
+                turns, tokenizer, TEMPLATES["v0"], 4, first
+            )
+    fixed = dataset([pictured("red")] * 12, image_place="last")
+    assert {str(ids_and_labels(fixed[5, 0, row])) for row in range(12)} == {
+        str(encode_conversation(turns, tokenizer, TEMPLATES["v0"], 4, False))
     }
 
 
 def test_captions_take_the_brief_template(dataset, tokenizer):
-    data = dataset([pictured("red", type="caption"), pictured("red", type="conversation")], image_first=True)
-    brief, whole = (tokenizer.decode(data.encode(row, 0)[0]) for row in (0, 1))
+    data = dataset([pictured("red", type="caption"), pictured("red", type="conversation")], image_place="first")
+    brief, whole = (tokenizer.decode(data[0, 0, row]["input_ids"]) for row in (0, 1))
     assert brief.startswith("<image><image><image><image>\nWhat") and whole.startswith("A chat between")
 
 
-def test_first_turns_alone_end_where_the_answer_begins(dataset, tokenizer):
-    data = dataset([pictured("red")], image_first=True)
-    (question, labels), (whole, _) = data.encode(0, 0, turns=1), data.encode(0, 0)
+def test_first_turns_alone_end_where_the_answer_begins(processor, tokenizer):
+    (question, labels), (whole, _) = (encode_row(pictured("red"), processor, turns=turns) for turns in (1, None))
     assert whole[: len(question)] == question and set(labels) == {-100}
     assert tokenizer.decode(question).endswith("\nAssistant:")
 
 
 def test_extra_keys_pass_through(dataset, tokenizer):
     """DESIGN: "Extra keys (such as "type") pass through"; none may change what is learnt."""
-    plain = dataset([pictured("red")]).encode(0, 0)
+    plain = ids_and_labels(dataset([pictured("red")])[0, 0, 0])
     for key, value in {"text": "red.", "plain": "red.", "label": 3, "captions": [], "url": None}.items():
         data = dataset([pictured("red", **{key: value})])
         assert data.rows[0][key] == value
-        assert data.encode(0, 0) == plain, key
+        assert ids_and_labels(data[0, 0, 0]) == plain, key
 
 
 def unlike(**changes) -> dict:
@@ -219,7 +240,7 @@ def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
     Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
     (images / "broken.png").write_bytes((images / "red.png").read_bytes()[:-30])
     with pytest.raises(UserError) as error:
-        dataset([pictured("red"), SECOND_ROW_WRONG[fault]]).batch([0, 1], epoch=0)
+        batch_of(dataset([pictured("red"), SECOND_ROW_WRONG[fault]]), [0, 1])
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'rows.json'}: row 1: ") and "\n" not in message
 
@@ -234,13 +255,13 @@ def test_faulty_file_is_named(dataset, tmp_path, content):
     assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: not ") and "\n" not in str(error.value)
 
 
-def test_missing_files_are_named(dataset, tmp_path, images, tokenizer):
+def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer):
     with pytest.raises(UserError, match=r"nowhere\.json: No such file"):
-        ConversationDataset(tmp_path / "nowhere.json", images, tokenizer, ImageProcessor.for_size(SIZE), 4)
+        ConversationDataset(tmp_path / "nowhere.json", images, processor)
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file"):
         dataset([WRITTEN], text_path=tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):
-        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, SIZE, 4)
+        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, VISION)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"])
@@ -275,7 +296,7 @@ def regions(tmp_path, images, tokenizer):
         path = tmp_path / "contexts.jsonl"
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
-        return RegionDataset(path, images, tokenizer, SIZE, 4)
+        return RegionDataset(path, images, tokenizer, VISION)
 
     return make
 
@@ -287,7 +308,7 @@ def texts(ids: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
 def test_regions_point_to_their_texts_and_patches(regions, tokenizer):
     """Every patch that a box covers bears that box's phrase, the smaller box's where two do, and no other does."""
     data, chosen = regions(CONTEXTS), [2, 0, 3, 1]
-    batch = data.batch(chosen, epoch=0)
+    batch = batch_of(data, chosen)
     assert batch["pixel_values"].shape == (4, 3, SIZE, SIZE)
     assert [colour_of(p) for p in batch["pixel_values"]] == [RGB[CONTEXTS[index]["image"][:-4]] for index in chosen]
 
@@ -314,7 +335,7 @@ def test_texts_of_a_batch_are_distinct_and_all_used(regions, tokenizer):
     data = regions(CONTEXTS)
     shared = 0
     for epoch in range(20):
-        batch = data.batch([0, 1, 2, 3], epoch)
+        batch = batch_of(data, [0, 1, 2, 3], epoch)
         for name, match in (("captions", "caption_match"), ("phrases", "phrase_match")):
             found = texts(batch[name], tokenizer)
             assert len(set(found)) == len(found)
@@ -328,7 +349,7 @@ def test_captions_are_drawn_anew_each_epoch_and_alike_within_one(regions, tokeni
     data = regions(CONTEXTS)
 
     def drawn(epoch: int, rows: list[int]) -> list[str]:
-        batch = data.batch(rows, epoch)
+        batch = batch_of(data, rows, epoch)
         return [texts(batch["captions"], tokenizer)[match] for match in batch["caption_match"]]
 
     assert all(drawn(epoch, [0, 1, 2, 3]) == drawn(epoch, [3, 2, 1, 0])[::-1] for epoch in range(10))
@@ -336,15 +357,15 @@ def test_captions_are_drawn_anew_each_epoch_and_alike_within_one(regions, tokeni
 
 
 def test_box_too_small_for_a_patch_is_left_out(regions, tokenizer):
-    batch = regions(CONTEXTS).batch([1], epoch=0)
+    batch = batch_of(regions(CONTEXTS), [1])
     assert texts(batch["phrases"], tokenizer) == ["a large fish"]
     assert batch["region_owner"].tolist() == [0] * len(batch["region_patch"])
 
 
 def test_pictures_without_boxes_have_no_regions(regions):
     data = regions([context("red", {}), CONTEXTS[1]])
-    assert set(data.batch([0, 1], epoch=0)["region_owner"].tolist()) == {1}
-    batch = data.batch([0], epoch=0)
+    assert set(batch_of(data, [0, 1])["region_owner"].tolist()) == {1}
+    batch = batch_of(data, [0])
     for name in ("region_owner", "region_patch", "phrase_match"):
         assert batch[name].shape == (0,) and batch[name].dtype == torch.int64
     assert len(batch["phrases"]) == 0
@@ -354,7 +375,7 @@ def test_unusual_line_separators_within_a_text_do_not_end_the_line(regions, toke
     """JSON allows them unescaped, and only "\\n" ends a line of a .jsonl file."""
     row = context("red", {"a fish": [0.0, 0.0, 1.0, 1.0]}, captions=["one\u2028two\x85three"])
     data = regions(json.dumps(row, ensure_ascii=False) + "\n")
-    assert texts(data.batch([0], epoch=0)["captions"], tokenizer) == ["one\u2028two\x85three"]
+    assert texts(batch_of(data, [0])["captions"], tokenizer) == ["one\u2028two\x85three"]
 
 
 SECOND_LINE_WRONG = {
@@ -380,7 +401,7 @@ SECOND_LINE_WRONG = {
 def test_faulty_line_is_named_with_its_file(regions, tmp_path, fault):
     Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
     with pytest.raises(UserError) as error:
-        regions(f"{json.dumps(CONTEXTS[0])}\n{SECOND_LINE_WRONG[fault]}\n").batch([0, 1], epoch=0)
+        batch_of(regions(f"{json.dumps(CONTEXTS[0])}\n{SECOND_LINE_WRONG[fault]}\n"), [0, 1])
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'contexts.jsonl'}: line 2: ") and "\n" not in message
 
@@ -391,7 +412,7 @@ def test_empty_lines_are_passed_over_but_counted(regions, tmp_path):
     with pytest.raises(UserError, match=r"contexts\.jsonl: line 4: "):
         regions(f"{whole}\n\n{whole}\n[]\n")
     with pytest.raises(UserError, match=r"contexts\.jsonl: line 3: "):
-        regions(f"{whole}\n\n{json.dumps(context('purple', {}))}\n").batch([1], epoch=0)
+        batch_of(regions(f"{whole}\n\n{json.dumps(context('purple', {}))}\n"), [1])
 
 
 def test_patches_of_boxes_tell_what_word_pictures_tell():
@@ -404,3 +425,23 @@ def test_patches_of_boxes_tell_what_word_pictures_tell():
             for patch in patches:
                 told[patch] = f"{thing.size} {thing.colour} {thing.kind} {thing.place}"
         assert told == words_by_patch(scene, 8), scene
+
+
+# ---- worker processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["apart", "packed", "regions"])
+def test_workers_give_the_batches_that_one_process_gives(dataset, regions, kind):
+    rows = [pictured(colour) for colour in COLOURS] + [WRITTEN, TOLD, TOLD_SHORT]
+    data = regions(CONTEXTS) if kind == "regions" else dataset(rows)
+    collate = data.collate_packed if kind == "packed" else data.collate
+    size = (lambda row: 0) if kind == "regions" else data.size
+    order = Order(len(data), size, Recipe(1e-3, batch_size=3, epochs=2, accumulation=2), 0, ALONE)
+    order.steps = range(2 * order.per_epoch)
+    alone, shared = (
+        list(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers)) for workers in (0, 2)
+    )
+    assert len(alone) == len(shared) > len(data)
+    for one, other in zip(alone, shared):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from train_together import FEW, LORA, MUON, RECIPE, STEPS, run
 
-from minillava import Llava, load, save
+from minillava import Llava, Processor, load, save
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.distributed import ALONE, Team
+from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import ADAPTER, WEIGHTS
-from minillava.lora import is_adapter
+from minillava.image import ImageProcessor
 from minillava.resume import STATE
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,8 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
     vision = VisionConfig(24, 40, 3, 2, image_size=24, patch_size=8, projection_dim=20)
     decoder = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 12, tie_word_embeddings=True)
     torch.manual_seed(1)
-    model = Llava(LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id), tokenizer)
+    processor = Processor(tokenizer, ImageProcessor.for_size(24), vision.num_patches)
+    model = Llava(LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id), processor)
     model.language_model.embed_tokens.weight.data *= 0.2  # the head too: a loss of about six, not of thirty
     save(model, folder / "model")
     (folder / "rows.json").write_text(json.dumps([row(index) for index in range(50)]))

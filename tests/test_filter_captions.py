@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import batch_of
 from PIL import Image
 
 from data import filter_captions as module
@@ -22,6 +23,7 @@ from data.picturebook.language import BRIEF_REQUESTS
 from minillava.conversations import ConversationDataset
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
+from minillava.processor import Processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -262,9 +264,8 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
     (tmp_path / "images").mkdir()
     for row in rows[:4]:
         Image.new("RGB", (8, 8)).save(tmp_path / row["image"])
-    batch = ConversationDataset(tmp_path / "out.json", tmp_path, tokenizer, ImageProcessor.for_size(16), 4).batch(
-        [0, 1, 2, 3], epoch=0
-    )
+    processor = Processor(tokenizer, ImageProcessor.for_size(16), 4)
+    batch = batch_of(ConversationDataset(tmp_path / "out.json", tmp_path, processor), [0, 1, 2, 3])
     assert batch["pixel_values"].shape == (4, 3, 16, 16)
     learnt = tokenizer.decode(batch["input_ids"][0][batch["labels"][0] != -100].tolist())
     assert learnt == f" {rows[0]['conversations'][1]['value']}###"

@@ -9,19 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import batch_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import default_collate
 
-from minillava import Llava, load, merge, save
+from minillava import Llava, Processor, load, merge, save
 from minillava.conversation import IGNORE
 from minillava.errors import UserError, run_program
+from minillava.formats.adapter_config import CONFIG
 from minillava.formats.tensors import ADAPTER
-from minillava.loop import train
-from minillava.lora import CONFIG, LoraLinear, add_lora, merge_lora
+from minillava.image import ImageProcessor
+from minillava.loop import Run, train
+from minillava.lora import LoraLinear, add_lora, merge_lora
 from minillava.recipes import Recipe
 from minillava.saving import replace_folder, write_adapter
 from minillava.tasks import llava_task
+from minillava.templates import TEMPLATES
 
 RANK, ALPHA = 3, 12.0
 
@@ -35,17 +40,20 @@ class Rows:
     def __len__(self) -> int:
         return 8
 
-    def batch(self, indices: list[int], epoch: int) -> dict[str, torch.Tensor]:
+    def size(self, index: int) -> int:
+        return 1
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor]:
         image, patches, size = self.config.image_token_id, self.config.num_image_tokens, self.config.vision.image_size
-        ids, pixels = [], []
-        for index in indices:
-            rng = torch.Generator().manual_seed(index)
-            words = torch.randint(10, 60, (12,), generator=rng)
-            ids.append(torch.cat([words[:2], torch.full((patches,), image), words[2:]]))
-            pixels.append(torch.randn(3, size, size, generator=rng))
-        labels = torch.stack(ids).clone()
-        labels[:, : patches + 4] = IGNORE
-        return {"input_ids": torch.stack(ids), "labels": labels, "pixel_values": torch.stack(pixels)}
+        rng = torch.Generator().manual_seed(key[2])
+        words = torch.randint(10, 60, (12,), generator=rng)
+        ids = torch.cat([words[:2], torch.full((patches,), image), words[2:]])
+        labels = ids.clone()
+        labels[: patches + 4] = IGNORE
+        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(3, size, size, generator=rng)}
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return default_collate(examples)
 
 
 def with_lora(model: Llava) -> Llava:
@@ -58,9 +66,9 @@ def with_lora(model: Llava) -> Llava:
 
 
 def logits(model: Llava) -> torch.Tensor:
-    batch = Rows(model).batch([0, 1], 0)
+    batch = batch_of(Rows(model), [0, 1])
     with torch.no_grad():
-        return model(batch["input_ids"], batch["pixel_values"]).logits
+        return model(batch["input_ids"], batch["pixel_values"])[0]
 
 
 @pytest.fixture
@@ -118,8 +126,8 @@ def test_learning_is_the_same_step_by_step_as_of_whole_matrices_moved_along_thei
     assert len(learnt) == 2 * len(factors)
     losses = []
     for step in range(6):
-        batch = Rows(ours).batch([step % 8, (step + 3) % 8], 0)
-        pair = [m(batch["input_ids"], batch["pixel_values"], labels=batch["labels"]).loss for m in (ours, plain)]
+        batch = batch_of(Rows(ours), [step % 8, (step + 3) % 8])
+        pair = [m(batch["input_ids"], batch["pixel_values"], labels=batch["labels"])[1] for m in (ours, plain)]
         for loss in pair:
             loss.backward()
         losses.append([loss.item() for loss in pair])
@@ -165,7 +173,7 @@ def test_low_rank_matrices_and_the_projection_alone_learn(base, tmp_path):
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), tmp_path / "out", bfloat16=False)
+    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), Run(tmp_path / "out", bfloat16=False))
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if "lora_" in name or name.startswith("multi_modal_projector.")}
     assert all(p.grad is None for name, p in model.named_parameters() if name not in moved)
@@ -174,8 +182,8 @@ def test_low_rank_matrices_and_the_projection_alone_learn(base, tmp_path):
 def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_path):
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
-    task.model.template = "chatml"
-    train(task, Recipe(1e-2, 4, 2), tmp_path / "out", bfloat16=False)
+    task.model.processor.template = TEMPLATES["chatml"]
+    train(task, Recipe(1e-2, 4, 2), Run(tmp_path / "out", bfloat16=False))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {ADAPTER, CONFIG, "chat_template.jinja", "trainer_state.pt"}
     learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -183,7 +191,7 @@ def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_p
     assert learnt < (tmp_path / "out" / ADAPTER).stat().st_size < learnt + identity + 5000
     loaded = load(tmp_path / "out")
     torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
-    assert loaded.template == "chatml" and not loaded.training
+    assert loaded.processor.template == TEMPLATES["chatml"] and not loaded.training
     assert loaded.processor.tokenizer.vocab_size == model.processor.tokenizer.vocab_size
 
 
@@ -220,7 +228,8 @@ def test_an_adapter_and_its_base_can_be_moved_together(base, adapter, tmp_path):
 
 def test_an_adapter_of_a_model_with_a_projection_of_two_layers(tiny_config, tokenizer, randomise, tmp_path):
     tiny_config.projector = "mlp"
-    save(randomise(Llava(tiny_config, tokenizer)), tmp_path / "base")
+    processor = Processor(tokenizer, ImageProcessor.for_size(24), tiny_config.num_image_tokens)
+    save(randomise(Llava(tiny_config, processor)), tmp_path / "base")
     model = with_lora(load(tmp_path / "base"))
     randomise(model.multi_modal_projector)
     replace_folder(tmp_path / "adapter", lambda new: write_adapter(model, tmp_path / "base", new))
@@ -306,14 +315,14 @@ def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path, cut_power):
         model = load(base)
         return llava_task(model, Rows(model), 2, RANK, base)
 
-    train(make(), recipe, tmp_path / "whole")
+    train(make(), recipe, Run(tmp_path / "whole"))
     task = make()
     cut_power(task)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(task, recipe, tmp_path / "broken")
-    train(make(), recipe, tmp_path / "broken", resume=True)
+        train(task, recipe, Run(tmp_path / "broken"))
+    train(make(), recipe, Run(tmp_path / "broken", resume=True))
     assert (tmp_path / "broken" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
     other = load(base)
     with pytest.raises(UserError, match=r"lora_A\.weight is missing or has another shape"):
         task = llava_task(other, Rows(other), 2, RANK + 1, base)
-        train(task, recipe, tmp_path / "broken", resume=True)
+        train(task, recipe, Run(tmp_path / "broken", resume=True))

@@ -1,18 +1,20 @@
 """Batches with little padding: like lengths side by side, or conversations in one row that do not see each other."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from minillava.training import _accumulate, nullcontext
+from conftest import cut_up
 from PIL import Image
 
-from minillava import Llava
 from minillava.conversation import IGNORE
 from minillava.conversations import ConversationDataset, share_rows
-from minillava.image import ImageProcessor
-from minillava.tasks import llava_task
+from minillava.distributed import ALONE
+from minillava.loop import Run, accumulate, padding
+from minillava.recipes import Recipe
+from minillava.tasks import Task, llava_task
 
 TURNS = [1, 4, 1, 2, 3, 1, 2, 1]
 
@@ -32,22 +34,25 @@ def write_rows(folder: Path) -> None:
     (folder / "text.txt").write_text("The small boat.\n")
 
 
-def dataset(folder: Path, model: Llava, pack: bool) -> ConversationDataset:
-    return ConversationDataset(
-        folder / "rows.json",
-        folder,
-        model.processor.tokenizer,
-        ImageProcessor.for_size(24),
-        model.config.num_image_tokens,
-        text_path=folder / "text.txt",
-        pack=pack,
-    )
+@pytest.fixture
+def data(tiny_model, tmp_path) -> ConversationDataset:
+    write_rows(tmp_path)
+    return ConversationDataset(tmp_path / "rows.json", tmp_path, tiny_model.processor, text_path=tmp_path / "text.txt")
 
 
 @pytest.fixture
-def two(tiny_model, tmp_path) -> tuple[ConversationDataset, ConversationDataset]:
-    write_rows(tmp_path)
-    return dataset(tmp_path, tiny_model, pack=False), dataset(tmp_path, tiny_model, pack=True)
+def two(tiny_model, data) -> tuple[Task, Task]:
+    """A training on rows apart, and one on packed rows."""
+    return llava_task(tiny_model, data, stage=2), llava_task(tiny_model, data, stage=2, pack=True)
+
+
+def whole(parts: int = 1) -> Recipe:
+    """All nine rows are one batch, cut into ``parts``."""
+    return Recipe(1e-3, batch_size=9, epochs=1, accumulation=parts)
+
+
+def lengths_of(data: ConversationDataset, rows: list[int]) -> list[int]:
+    return [len(data[0, 0, row]["input_ids"]) for row in rows]
 
 
 def test_rows_are_shared_and_none_is_longer_than_the_longest():
@@ -58,38 +63,38 @@ def test_rows_are_shared_and_none_is_longer_than_the_longest():
     assert len(rows) == 5  # 40 tokens do not fit in four rows of nine
 
 
-def test_packed_rows_have_the_loss_and_the_gradients_of_rows_apart(two, tiny_model):
+def test_packed_rows_have_the_loss_and_the_gradients_of_rows_apart(two, data, tiny_model, tmp_path):
     results = []
-    for data in two:
+    for task in two:
         tiny_model.zero_grad()
-        task = llava_task(tiny_model, data, stage=2)
-        indices = list(range(len(data)))
-        batch = data.batch(indices, 0)
-        loss, padding = _accumulate(task, indices, 0, 1, "cpu", nullcontext())
+        micro, shares = cut_up(task, whole())
+        loss = accumulate(task, micro, shares, Run(tmp_path), nullcontext())
         gradients = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
-        results.append((batch, loss, padding["padding"], gradients))
-    (apart, loss, padding, gradients), (packed, packed_loss, less, packed_gradients) = results
-    assert len(apart["input_ids"]) == 9 and len(packed["input_ids"]) <= 6 and packed["segments"].max() > 1
+        results.append((micro[0], loss, padding(micro, shares, ALONE)["padding"], gradients))
+    (apart, loss, much, gradients), (packed, packed_loss, less, packed_gradients) = results
+    assert len(apart["input_ids"]) == 9 and len(packed["input_ids"]) <= 6 and packed["attention_mask"].max() > 1
     assert packed_loss == pytest.approx(loss, abs=1e-5)
     torch.testing.assert_close(packed_gradients, gradients, rtol=1e-4, atol=1e-5)
-    tokens = sum(len(two[0].encode(index, 0)[0]) for index in range(9))
-    assert padding == pytest.approx(1 - tokens / apart["input_ids"].numel())
-    assert less == pytest.approx(1 - tokens / packed["input_ids"].numel()) and less < padding
+    tokens = sum(lengths_of(data, range(9)))
+    assert much == pytest.approx(1 - tokens / apart["input_ids"].numel())
+    assert less == pytest.approx(1 - tokens / packed["input_ids"].numel()) and less < much
 
 
-def test_micro_batches_hold_rows_of_like_length(two, tiny_model):
-    data, indices = two[0], list(range(9))
-    task = llava_task(tiny_model, data, stage=2)
-    lengths = [len(data.encode(index, 0)[0]) for index in data.arrange(indices, 0)]
-    assert lengths == sorted(lengths) and sorted(data.arrange(indices, 0)) == indices
-    (whole, much), (parts, little) = (_accumulate(task, indices, 0, n, "cpu", nullcontext()) for n in (1, 3))
-    assert whole == pytest.approx(parts, abs=1e-5) and little["padding"] < much["padding"] / 2
+def test_micro_batches_hold_rows_of_like_length(two, data, tmp_path):
+    found = {}
+    for parts in (1, 3):
+        micro, shares = cut_up(two[0], whole(parts))
+        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, ALONE)
+    rows = [row for share in shares for row in share]
+    assert lengths_of(data, rows) == sorted(lengths_of(data, rows)) and sorted(rows) == list(range(9))
+    (loss, much), (parts_loss, little) = found.values()
+    assert loss == pytest.approx(parts_loss, abs=1e-5) and little["padding"] < much["padding"] / 2
 
 
 @pytest.mark.parametrize("packed", [0, 1])
 def test_logits_exist_where_a_token_bears_loss_and_nowhere_else(two, tiny_model, packed):
     seen = []
     tiny_model.language_model.lm_head.register_forward_hook(lambda _, inputs, logits: seen.append(logits.shape))
-    batch = two[packed].batch(list(range(9)), 0)
-    llava_task(tiny_model, two[packed], stage=2).loss(batch)
+    [batch], _ = cut_up(two[packed], whole())
+    two[packed].loss(batch)
     assert seen == [((batch["labels"][:, 1:] != IGNORE).sum(), tiny_model.config.decoder.vocab_size)]

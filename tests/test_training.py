@@ -5,16 +5,20 @@ import math
 import multiprocessing
 import os
 import signal
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import batch_of, cut_up
+from minillava.rows import Rows
 from PIL import Image
 
 from data.picturebook.write import write_world
-from minillava import training
+from minillava import processor
 from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.contrastive import Clip
@@ -23,10 +27,14 @@ from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.image import ImageProcessor
 from minillava.llava import Llava
-from minillava.loop import train
+from minillava.loop import Run, accumulate, prepare, train
+from minillava.optimizers import schedule
+from minillava.processor import Processor
 from minillava.recipes import Recipe
 from minillava.regions import RegionDataset
+from minillava.resume import STATE, is_finished
 from minillava.saving import replace_folder
+from minillava.tasks import Task, contrastive_task, initialise, llava_task, mean_of_words, next_token_task
 from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 VISION = VisionConfig(
@@ -43,7 +51,7 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def make(world: Path, kind: str):
+def make(world: Path, kind: str) -> Task:
     """A fresh small task of one of the four kinds, always the same."""
     tokenizer = Tokenizer.from_pretrained(world.parent)
     torch.manual_seed(0)
@@ -51,20 +59,19 @@ def make(world: Path, kind: str):
         clip = Clip(
             VISION, TextConfig(tokenizer.vocab_size, 32, 64, 1, 2, projection_dim=32, eos_token_id=tokenizer.eos_id)
         )
-        training.initialise(clip)
-        return training.contrastive_task(
-            clip, RegionDataset(world / "contexts.jsonl", world, tokenizer, 64, 8), tokenizer
-        )
+        initialise(clip)
+        return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, tokenizer, VISION), tokenizer)
     config = DecoderConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16)
     file = {"decoder": "words.json", "stage1": "captions.json", "stage2": "instruct.json"}[kind]
     text = world / "text.txt" if kind == "decoder" else None
-    dataset = ConversationDataset(world / file, world, tokenizer, ImageProcessor.for_size(64), 64, text_path=text)
+    reader = Processor(tokenizer, ImageProcessor.for_size(64), 64)
+    dataset = ConversationDataset(world / file, world, reader, text_path=text)
     if kind == "decoder":
         decoder = Decoder(config)
-        training.initialise(decoder)
-        return training.next_token_task(kind, decoder, dataset, tokenizer)
-    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), tokenizer)  # PyTorch's own weights
-    return training.llava_task(model, dataset, int(kind[-1]))
+        initialise(decoder)
+        return next_token_task(kind, decoder, dataset)
+    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), reader)  # PyTorch's own weights
+    return llava_task(model, dataset, int(kind[-1]))
 
 
 def bytes_of(folder: Path) -> bytes:
@@ -73,7 +80,7 @@ def bytes_of(folder: Path) -> bytes:
 
 def test_schedule_warms_up_in_a_line_and_ends_near_zero():
     recipe = Recipe(learning_rate=1.0, batch_size=1, epochs=1, warmup=0.1)
-    rates = [training.schedule(step, 100, recipe) for step in range(100)]
+    rates = [schedule(step, 100, recipe) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 0.001
@@ -82,10 +89,10 @@ def test_schedule_warms_up_in_a_line_and_ends_near_zero():
 @pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
 def test_a_training_overfits_one_batch(world, tmp_path, kind):
     task = make(world, kind)
-    batch = task.dataset.batch(list(range(4)), 0)
-    task.dataset.batch = lambda indices, epoch: batch
+    batch = batch_of(task.dataset, list(range(4)))
+    task.collate = lambda examples: batch
     rate = 0.005 if kind == "vision" else 0.02  # faster, contrast ends now low, now high
-    train(task, Recipe(rate, 4, 30), tmp_path / kind, max_steps=60, bfloat16=False)
+    train(task, Recipe(rate, 4, 30), Run(tmp_path / kind, max_steps=60, bfloat16=False))
     losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60
     # Stage 1 has W alone to move, under a decoder that knows nothing.
@@ -96,7 +103,7 @@ def test_a_training_overfits_one_batch(world, tmp_path, kind):
 def test_frozen_parts_keep_every_byte_and_no_gradient(world, tmp_path, stage):
     task = make(world, f"stage{stage}")
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
-    train(task, RECIPE, tmp_path / "out", max_steps=4)
+    train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
     moved = {name.split(".")[0] for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
     graded = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None}
     learns = {"multi_modal_projector"} | ({"language_model"} if stage == 2 else set())
@@ -111,15 +118,37 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world):
     gradients = []
     for parts in (1, 3):
         task = make(world, "stage2")
-        training._accumulate(task, list(range(7)), 0, parts, "cpu", training.nullcontext())
+        micro, shares = cut_up(task, replace(RECIPE, batch_size=7, accumulation=parts))
+        assert sorted(map(len, shares)) == {1: [7], 3: [1, 3, 3]}[parts]
+        accumulate(task, micro, shares, Run(world), nullcontext())
         gradients.append([p.grad for p in task.model.parameters() if p.grad is not None])
     for whole, summed in zip(*gradients):
         torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
 
 
+def test_a_row_is_read_and_encoded_once_a_step(world, tmp_path, monkeypatch):
+    """However a batch is cut up, and although its rows are sorted by length before."""
+    task, calls = make(world, "stage2"), Counter()
+
+    def count(place, name: str) -> None:
+        real = getattr(place, name)
+
+        def counted(*arguments, **options):
+            calls[name] += 1
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(place, name, counted)
+
+    count(json, "loads")
+    count(Rows, "__getitem__")
+    count(processor, "encode_conversation")
+    train(task, replace(RECIPE, accumulation=2), Run(tmp_path / "out", max_steps=3))
+    assert calls == {"loads": 12, "__getitem__": 12, "encode_conversation": 12}
+
+
 def gradients_and_kept_bytes(world, checkpointing: bool) -> tuple[list[torch.Tensor], int]:
     task = make(world, "stage2")
-    training.prepare(task.model, compact=False, checkpointing=checkpointing)
+    prepare(task.model, compact=False, checkpointing=checkpointing)
     kept = {}
 
     def pack(tensor):
@@ -127,7 +156,7 @@ def gradients_and_kept_bytes(world, checkpointing: bool) -> tuple[list[torch.Ten
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = task.loss(task.dataset.batch(list(range(4)), 0))
+        loss = task.loss(batch_of(task.dataset, list(range(4))))
     loss.backward()
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
     return gradients, sum(tensor.nbytes for tensor in kept.values())
@@ -143,7 +172,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(world):
 def test_compact_holds_what_is_frozen_in_bfloat16_and_what_learns_in_float32(world, tmp_path):
     compact = replace(RECIPE, compact=True)
     before = {name: p.clone() for name, p in make(world, "stage1").model.state_dict().items()}
-    train(make(world, "stage1"), compact, tmp_path / "one", max_steps=3)
+    train(make(world, "stage1"), compact, Run(tmp_path / "one", max_steps=3))
     model = load(tmp_path / "one", dtype="stored")
     for name, value in model.state_dict().items():
         frozen = not name.startswith("multi_modal_projector")
@@ -151,19 +180,19 @@ def test_compact_holds_what_is_frozen_in_bfloat16_and_what_learns_in_float32(wor
         assert torch.equal(value.float(), before[name].bfloat16().float()) == frozen
     task = make(world, "stage2")
     task.model.load_state_dict(load(tmp_path / "one").state_dict())
-    train(task, compact, tmp_path / "two", max_steps=3)
+    train(task, compact, Run(tmp_path / "two", max_steps=3))
     for name, value in load(tmp_path / "two", dtype="stored").state_dict().items():
         frozen = name.startswith("vision_tower")
         assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
         assert torch.equal(value.float(), model.state_dict()[name].float()) == frozen, name
-    train(make(world, "stage1"), compact, tmp_path / "float32", max_steps=1, bfloat16=False)
+    train(make(world, "stage1"), compact, Run(tmp_path / "float32", max_steps=1, bfloat16=False))
     kinds = {p.dtype for p in load(tmp_path / "float32", dtype="stored").parameters()}
     assert kinds == {torch.float32}
 
 
 def test_a_words_embedding_is_the_mean_of_its_words():
     embedding = torch.nn.Embedding(5, 3)
-    got = training.mean_of_words(embedding, torch.tensor([[[1, 2, -1], [4, -1, -1]]]))
+    got = mean_of_words(embedding, torch.tensor([[[1, 2, -1], [4, -1, -1]]]))
     expected = torch.stack([(embedding.weight[1] + embedding.weight[2]) / 2, embedding.weight[4]])
     torch.testing.assert_close(got[0], expected)
 
@@ -171,19 +200,19 @@ def test_a_words_embedding_is_the_mean_of_its_words():
 @pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
 def test_same_seed_same_bytes_and_another_seed_others(world, tmp_path, kind):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(make(world, kind), RECIPE, tmp_path / name, seed=seed, max_steps=3)
+        train(make(world, kind), RECIPE, Run(tmp_path / name, seed=seed, max_steps=3))
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     assert bytes_of(tmp_path / "a") != bytes_of(tmp_path / "c")
 
 
 @pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
 def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind, cut_power):
-    train(make(world, kind), RECIPE, tmp_path / "whole", max_steps=8)
+    train(make(world, kind), RECIPE, Run(tmp_path / "whole", max_steps=8))
     task = make(world, kind)
     cut_power(task)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(task, RECIPE, tmp_path / "broken", max_steps=8)
-    train(make(world, kind), RECIPE, tmp_path / "broken", max_steps=8, resume=True)
+        train(task, RECIPE, Run(tmp_path / "broken", max_steps=8))
+    train(make(world, kind), RECIPE, Run(tmp_path / "broken", max_steps=8, resume=True))
     assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")
     whole, broken = (
         [json.loads(line) for line in (tmp_path / f"{n}.metrics.jsonl").read_text().splitlines()]
@@ -216,7 +245,7 @@ def _train_and_die(world: Path, out: Path, moment: str) -> None:
             die()
 
     torch.save, os.replace = save, rename
-    train(make(world, "stage2"), RECIPE, out, max_steps=8)
+    train(make(world, "stage2"), RECIPE, Run(out, max_steps=8))
 
 
 @pytest.mark.parametrize("moment", ["half a file", "before the renames", "between the renames"])
@@ -227,31 +256,31 @@ def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    train(make(world, "stage2"), RECIPE, tmp_path / "cut", max_steps=8, resume=True)
-    train(make(world, "stage2"), RECIPE, tmp_path / "whole", max_steps=8)
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "cut", max_steps=8, resume=True))
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=8))
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cut", "whole"]
 
 
 def test_a_finished_run_is_not_overwritten(world, tmp_path):
-    train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
+    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
     kept = bytes_of(tmp_path / "out")
     with pytest.raises(UserError, match="there already"):
-        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
-    assert bytes_of(tmp_path / "out") == kept and training.is_finished(tmp_path / "out")
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    assert bytes_of(tmp_path / "out") == kept and is_finished(tmp_path / "out")
 
 
 def test_resume_refuses_what_is_not_its_own(world, tmp_path):
     with pytest.raises(UserError, match="nothing to resume"):
-        train(make(world, "stage1"), RECIPE, tmp_path / "none", max_steps=2, resume=True)
-    train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2)
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "none", max_steps=2, resume=True))
+    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
     with pytest.raises(UserError, match="seed"):
-        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2, resume=True, seed=5)
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True, seed=5))
     with pytest.raises(UserError, match="tensor"):
-        train(make(world, "stage2"), RECIPE, tmp_path / "out", max_steps=2, resume=True)
-    (tmp_path / "out" / training.STATE).write_bytes(b"not a state")
+        train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
+    (tmp_path / "out" / STATE).write_bytes(b"not a state")
     with pytest.raises(UserError, match="not a training state"):
-        train(make(world, "stage1"), RECIPE, tmp_path / "out", max_steps=2, resume=True)
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(world, tmp_path):
@@ -264,12 +293,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(world, t
 
     task.loss = loss
     with pytest.raises(UserError, match="the loss is nan at step 4"):
-        train(task, RECIPE, tmp_path / "out", max_steps=8)
-    assert torch.load(tmp_path / "out" / training.STATE, weights_only=True)["step"] == 3
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=8))
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 3
 
 
 def test_a_run_leaves_a_picture_of_its_loss(world, tmp_path):
-    train(make(world, "decoder"), RECIPE, tmp_path / "out", max_steps=4)
+    train(make(world, "decoder"), RECIPE, Run(tmp_path / "out", max_steps=4))
     picture = Image.open(tmp_path / "out.loss.png").convert("RGB")
     assert (40, 90, 200) in {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
 

@@ -12,13 +12,12 @@ from unittest.mock import patch
 
 import torch
 
-from minillava import training
+from minillava import loop
 from minillava.checkpoint import load
 from minillava.conversations import ConversationDataset
 from minillava.distributed import Team, started
-from minillava.image import ImageProcessor
-from minillava.loop import train
 from minillava.recipes import Recipe
+from minillava.tasks import Task, llava_task
 
 # Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
 # more than seven batches, so in each epoch one process is left without a row.
@@ -32,21 +31,19 @@ class PowerCut(Exception):
     pass
 
 
-def make(folder: Path, stage: int, lora: int = 0) -> training.Task:
+def make(folder: Path, stage: int, lora: int = 0) -> Task:
     """A small LLaVA's training, always the same."""
     model = load(folder / "model")
-    dataset = ConversationDataset(
-        folder / "rows.json", folder, model.processor.tokenizer, ImageProcessor.for_size(24), model.config.num_image_tokens
-    )
+    dataset = ConversationDataset(folder / "rows.json", folder, model.processor)
     torch.manual_seed(0)
-    return training.llava_task(model, dataset, stage, lora, folder / "model")
+    return llava_task(model, dataset, stage, lora, folder / "model")
 
 
 def run(
     folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False
 ) -> None:
     """Train to ``folder``/``name``. ``cut``: the power fails between the first checkpoint and the second."""
-    task, schedule = make(folder, stage, recipe.lora), training.schedule
+    task, schedule = make(folder, stage, recipe.lora), loop.schedule
     steps = STEPS if recipe is RECIPE else FEW
 
     def rate(step: int, *others) -> float:
@@ -54,8 +51,8 @@ def run(
             raise PowerCut
         return schedule(step, *others)
 
-    with patch.object(training, "schedule", rate), suppress(PowerCut):
-        train(task, recipe, folder / name, 0, resume, steps, bfloat16=recipe.compact, team=team)
+    with patch.object(loop, "schedule", rate), suppress(PowerCut):
+        loop.train(task, recipe, loop.Run(folder / name, 0, resume, steps, bfloat16=recipe.compact, team=team))
 
 
 def watch_writes(folder: Path) -> list[str]:

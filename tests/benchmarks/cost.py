@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from flops import step_flops
-from models import alternate, random_task
+from models import alternate, first_rows, random_task
 from plan import Shape
 
 from minillava.config import DecoderConfig, VisionConfig
@@ -43,7 +43,7 @@ def measure(what: str, sizes: list[int], rounds: int) -> dict:
         settings[str(size)] = setting = shape_of(rows, length).setting(gpu=False)
         task = random_task(setting, "cpu")
         optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], 1e-4)
-        batch = task.dataset.batch(list(range(rows)), 0)
+        batch = first_rows(task, rows)
 
         def step(task=task, optimizer=optimizer, batch=batch) -> None:
             task.loss(batch).backward()

@@ -1,5 +1,6 @@
 """``python tests/benchmarks/generation.py``: tokens a second of greedy generation, against transformers' ``generate``.
 
+Minillava goes the way of ``chat``: a flat pass for each new token (fast.py), unless the decoder is compiled.
 Both have the same weights (a folder that minillava writes and transformers opens), the same picture and the same
 question, one row, and run in alternation in one process. Two things are timed: the first new token, for which the
 picture and the question are read, and all ``--tokens`` of them, from the picture on. A ratio above 1 says how many
@@ -17,6 +18,8 @@ from statistics import median
 import torch
 from models import SIZES, alternate, build, opened_by_transformers, real_batch
 from torch import Tensor, nn
+
+from minillava import fast, generation
 
 DTYPES = {"toy": torch.float32, "135m": torch.float32, "1.1b": torch.bfloat16}
 
@@ -42,8 +45,13 @@ def measure(size: str, tokens: int, rounds: int, compile: bool) -> dict:
     pixel_values = inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     mask = torch.ones_like(ids)
 
+    decoder = ours.language_model
+    generate_ids = (fast if fast.is_plain(decoder) else generation).generate_ids  # as talk.stream() chooses
+
+    @torch.inference_mode()
     def minillava(count: int) -> Tensor:
-        return ours.generate(ids, pixel_values, max_new_tokens=count, stop_ids=[])
+        steps = generate_ids(decoder, ours.embed(ids, pixel_values), max_new_tokens=count)
+        return generation.collect(steps, stop_ids=[], fill=0)
 
     def transformers(count: int) -> Tensor:
         out = theirs.generate(

@@ -19,10 +19,11 @@ from dataclasses import asdict
 
 import torch
 from flops import PEAKS, step_flops
-from models import random_task, resident
+from models import first_rows, random_task, resident
 from torch import nn
 
 from minillava.config import LlavaConfig
+from minillava.loop import prepare
 from minillava.optimizers import build_optimizers
 from minillava.plan import GIB, plan, set_up
 from minillava.recipes import PRESETS
@@ -43,10 +44,11 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
             min(1.0, memory * GIB / torch.cuda.get_device_properties(0).total_memory)
         )
     task = random_task(setting, device)
+    prepare(task.model, compact=False, checkpointing=recipe.checkpointing)
     model = task.model.train()
     trainable = {key: p for key, p in model.named_parameters() if p.requires_grad}
     optimizers = build_optimizers(trainable, recipe)
-    batch = {key: value.to(device) for key, value in task.dataset.batch(list(range(setting.rows)), 0).items()}
+    batch = {key: value.to(device) for key, value in first_rows(task, setting.rows).items()}
 
     def step() -> None:
         for _ in range(recipe.accumulation):

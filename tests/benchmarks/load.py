@@ -19,8 +19,8 @@ import torch
 from models import resident
 from safetensors.torch import save_file
 
-from minillava import Llava, Tokenizer, load
-from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
+from minillava import PRETRAINED, Llava, Tokenizer, load
+from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 
 LARGE_VISION = VisionConfig(
     hidden_size=1024,

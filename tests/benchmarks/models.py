@@ -13,21 +13,21 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minillava.dataset import pad_rows  # noqa: E402
-from minillava.training import prepare  # noqa: E402
-
 from data.picturebook.draw import draw_scene  # noqa: E402
 from data.picturebook.language import LENGTH, captions, conversation  # noqa: E402
 from data.picturebook.scene import sample_scene  # noqa: E402
-from minillava import Llava, Tokenizer, load, save  # noqa: E402
+from minillava import PRETRAINED, Llava, Processor, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
-from minillava.conversation import IGNORE, encode_conversation  # noqa: E402
-from minillava.evaluate import PRETRAINED  # noqa: E402
+from minillava.conversation import IGNORE  # noqa: E402
+from minillava.conversations import pad_rows  # noqa: E402
 from minillava.formats.tensors import Unfilled  # noqa: E402
+from minillava.image import ImageProcessor  # noqa: E402
+from minillava.loop import prepare  # noqa: E402
 from minillava.plan import Setting  # noqa: E402
 from minillava.recipes import TINYLLAMA  # noqa: E402
 from minillava.tasks import Task, llava_task  # noqa: E402
@@ -40,11 +40,12 @@ SIZES = {"toy": None, "135m": (CLIP_B, SMOLLM2_135M), "1.1b": (CLIP_B, TINYLLAMA
 def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
     """The shipped model, or one of random weights with the shipped tokenizer, whose rows are then the first of many."""
     if size == "toy":
-        return load(PRETRAINED, dtype=dtype)
+        return load(PRETRAINED / "llava", dtype=dtype)
     vision, decoder = SIZES[size]
     tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
+    processor = Processor(tokenizer, ImageProcessor.for_size(vision.image_size), vision.num_patches)
     with torch.device("meta"), Unfilled():
-        model = Llava(LlavaConfig(vision, decoder, "mlp", image_token_id=tokenizer.image_id), tokenizer)
+        model = Llava(LlavaConfig(vision, decoder, "mlp", image_token_id=tokenizer.image_id), processor)
     fill_at_random(model.to(dtype), "cpu")
     return model.eval()
 
@@ -83,7 +84,7 @@ def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
         said = told if stage == 1 else conversation(scene, rng, LENGTH)
         row = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair)]
         row[0]["value"] = f"<image>\n{row[0]['value']}"
-        pairs.append(encode_conversation(row, model.processor.tokenizer, num_image_tokens=model.config.num_image_tokens))
+        pairs.append(model.processor.encode(row))
     return {**pad_rows(pairs, model.processor.tokenizer.pad_id), "pixel_values": torch.stack(pictures)}
 
 
@@ -96,16 +97,24 @@ class RandomRows:
     def __len__(self) -> int:
         return 1000
 
-    def arrange(self, indices: list[int], epoch: int) -> list[int]:
-        return indices  # all are of one length
+    def size(self, index: int) -> int:
+        return 1  # all are of one length
 
-    def batch(self, indices: list[int], epoch: int) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
         s, size = self.setting, self.setting.config.vision.image_size
-        ids = torch.randint(0, s.config.image_token_id, (len(indices), s.length))  # no placeholder among the words
-        ids[:, : -s.labels] = s.config.image_token_id
+        ids = torch.randint(0, s.config.image_token_id, (s.length,))  # no placeholder among the words
+        ids[: -s.labels] = s.config.image_token_id
         labels = ids.clone()
-        labels[:, : -s.labels] = IGNORE
-        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(len(indices), 3, size, size)}
+        labels[: -s.labels] = IGNORE
+        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(3, size, size)}
+
+    def collate(self, examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return default_collate(examples)
+
+
+def first_rows(task: Task, rows: int) -> dict[str, Tensor]:
+    """A batch of the first rows of a task's data."""
+    return task.collate([task.dataset[0, 0, row] for row in range(rows)])
 
 
 def random_task(setting: Setting, device: str) -> Task:
@@ -114,7 +123,7 @@ def random_task(setting: Setting, device: str) -> Task:
     with torch.device("meta"), Unfilled():
         model = Llava(setting.config)
         task = llava_task(model, RandomRows(setting), setting.stage, recipe.lora, base="base")
-    prepare(model, recipe.compact and setting.bfloat16, recipe.checkpointing)
+    prepare(model, recipe.compact and setting.bfloat16, checkpointing=False)
     fill_at_random(model, device)
     return task
 

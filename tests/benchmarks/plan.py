@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from models import CLIP_B, SMOLLM2_135M, random_task, resident
 
-from minillava import training
+from minillava import loop
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.loop import train
 from minillava.plan import Setting, plan
 from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
 
@@ -65,11 +64,12 @@ SHAPES = {
 def measure(shape: Shape, device: str, give_back: bool) -> int:
     """Bytes that two steps take at most, in this process."""
     if give_back:
-        training.keep_memory = lambda: None
+        loop.keep_memory = lambda: None
     setting, before = shape.setting(gpu=device == "cuda"), resident("VmRSS")
     task = random_task(setting, device)
     with tempfile.TemporaryDirectory() as folder:
-        train(task, shape.recipe, Path(folder) / "out", max_steps=2, device=device, bfloat16=shape.bfloat16)
+        run = loop.Run(Path(folder) / "out", max_steps=2, device=device, bfloat16=shape.bfloat16)
+        loop.train(task, shape.recipe, run)
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minillava.dataset import check_row  # noqa: E402
-
 from data.rows import write_rows  # noqa: E402
+from minillava.conversations import check_row  # noqa: E402
 from minillava.formats.llava_json import Rows  # noqa: E402
 
 

@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 from models import alternate, build, opened_by_transformers, real_batch, resident
-from torch import nn
+from torch import Tensor, nn
 
 from minillava.machine import keep_memory
 from minillava.tasks import choose_what_learns
@@ -46,12 +46,11 @@ def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]
     source = build(size)
     batch = real_batch(source, ROWS[size, stage], stage)
 
-    def maker(model: nn.Module, trainable: list[nn.Parameter], **more) -> Callable[[], float]:
+    def maker(loss_of: Callable[[], Tensor], trainable: list[nn.Parameter]) -> Callable[[], float]:
         optimizer = torch.optim.AdamW(trainable, 1e-4, weight_decay=0.0)
-        model.train()
 
         def step() -> float:
-            loss = model(**batch, **more).loss
+            loss = loss_of()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -60,12 +59,13 @@ def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]
         return step
 
     def ours() -> Callable[[], float]:
-        choose_what_learns(source, stage)
-        return maker(source, [p for p in source.parameters() if p.requires_grad])
+        choose_what_learns(source.train(), stage)
+        return maker(lambda: source(**batch)[1], [p for p in source.parameters() if p.requires_grad])
 
     def theirs() -> Callable[[], float]:
-        model = opened_by_transformers(source)
-        return maker(model, learning(model, stage, source.config.projector == "mlp"), use_cache=False)
+        model = opened_by_transformers(source).train()
+        trainable = learning(model, stage, source.config.projector == "mlp")
+        return maker(lambda: model(**batch, use_cache=False).loss, trainable)
 
     return dict(zip(SIDES, (ours, theirs)))
 
