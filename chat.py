@@ -14,8 +14,8 @@ from PIL import Image
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
-from minillava.image import open_image
-from minillava.templates import TEMPLATES
+from minillava.inputs.image import open_image
+from minillava.inputs.templates import TEMPLATES
 
 
 def parse() -> argparse.Namespace:

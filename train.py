@@ -13,23 +13,23 @@ from pathlib import Path
 
 import torch
 
-from minillava import from_zero
 from minillava.checkpoint import join, load, read_decoder, read_llava, read_vision
 from minillava.config import PRETRAINED, LlavaConfig
-from minillava.conversations import ConversationDataset
-from minillava.distributed import ALONE, own_device, started
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import STORED
-from minillava.llava import Llava
-from minillava.loop import Run, train
-from minillava.machine import has_fast_bfloat16
-from minillava.plan import describe
-from minillava.recipes import PRESETS, TOY, Recipe, adjust
-from minillava.resume import is_finished
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.templates import TEMPLATES
+from minillava.model.llava import Llava
 from minillava.saving import recover_folder
-from minillava.tasks import Task, llava_task
-from minillava.templates import TEMPLATES
+from minillava.training import from_zero
+from minillava.training.distributed import ALONE, own_device, started
+from minillava.training.loop import Run, train
+from minillava.training.machine import has_fast_bfloat16
+from minillava.training.plan import describe
+from minillava.training.recipes import PRESETS, TOY, Recipe, adjust
+from minillava.training.resume import is_finished
+from minillava.training.tasks import Task, llava_task
 
 # Arguments of the stage that is asked for; what it needs first is trained with their defaults.
 OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]

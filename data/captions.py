@@ -9,7 +9,7 @@ from data.picturebook.language import BRIEF_REQUESTS
 from data.rows import conversation
 from minillava.errors import UserError
 from minillava.formats.llava_json import scan
-from minillava.tokenizer import IMAGE
+from minillava.inputs.tokenizer import IMAGE
 
 LONGEST_LINE = 1 << 20  # bytes
 

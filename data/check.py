@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from minillava.checkpoint import read_outline
 from minillava.config import PRETRAINED
-from minillava.conversation import IGNORE
-from minillava.conversations import check_row, encode_row
 from minillava.errors import UserError, run_program
 from minillava.formats.llava_json import scan
-from minillava.image import open_image, safe_join
-from minillava.processor import Processor
-from minillava.templates import TEMPLATES
-from minillava.tokenizer import IMAGE, Tokenizer
+from minillava.inputs.conversation import IGNORE
+from minillava.inputs.conversations import check_row, encode_row
+from minillava.inputs.image import open_image, safe_join
+from minillava.inputs.processor import Processor
+from minillava.inputs.templates import TEMPLATES
+from minillava.inputs.tokenizer import IMAGE, Tokenizer
 
 SHOWN = 20  # faults of a kind that are listed
 WIDEST = 300  # characters of a line: a row may hold a "name" of megabytes

@@ -28,7 +28,7 @@ from data.captions import caption_row, read_captions
 from data.noun_phrases import Chunker, find_chunker
 from data.rows import write_rows
 from minillava.errors import UserError, run_program
-from minillava.plot import BLUE, GREY, chart
+from minillava.training.plot import BLUE, GREY, chart
 
 FEWEST = 3  # captions that a phrase must be in to count
 MOST = 100  # captions that a phrase contributes

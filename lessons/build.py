@@ -2,7 +2,7 @@
 
 A lesson is Markdown. In it
 
-- ``<!-- quote minillava/decoder.py RMSNorm.forward -->`` over a ```python block makes it the source of that name;
+- ``<!-- quote minillava/model/decoder.py RMSNorm.forward -->`` over a ```python block makes it the source of that name;
 - every other ```python block is run, in order, in one namespace, from the folder of the repository;
 - the ```output block behind a ```python block holds what it printed. There is one where it printed anything.
 """

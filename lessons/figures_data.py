@@ -18,9 +18,9 @@ from lessons.small_world import drawn_scenes, features_and_words, fitted_project
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.formats.tensors import Unfilled
-from minillava.llava import Llava
-from minillava.plan import GIB, plan, set_up
-from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
+from minillava.model.llava import Llava
+from minillava.training.plan import GIB, plan, set_up
+from minillava.training.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
 
 RED = (200, 60, 60)
 

@@ -15,13 +15,13 @@ from lessons.sheet import BLUE, GREEN, GREY, ORANGE, VIOLET, Sheet, shade, text_
 from lessons.small_world import drawn_scenes
 from minillava.checkpoint import load, load_clip
 from minillava.config import PRETRAINED
-from minillava.contrastive import Clip
-from minillava.conversation import encode_conversation
-from minillava.conversations import pad
 from minillava.formats.byte_characters import to_bytes
-from minillava.image import ImageProcessor
-from minillava.tasks import initialise
-from minillava.tokenizer import _join
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.conversations import pad
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.tokenizer import _join
+from minillava.model.contrastive import Clip
+from minillava.training.tasks import initialise
 
 SEVERAL = 41  # the seed of a scene of several things
 FROZEN, RED = (232, 232, 236), (200, 60, 60)

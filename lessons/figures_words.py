@@ -19,15 +19,15 @@ from lessons.small_world import (
     joined_towers,
     short_training,
 )
-from minillava.attention import CLOSED, causal_mask
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig
-from minillava.conversation import IGNORE, encode_conversation
-from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
-from minillava.plot import Line, chart
-from minillava.recipes import TOY
-from minillava.templates import TEMPLATES
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.conversation import IGNORE, encode_conversation
+from minillava.inputs.templates import TEMPLATES
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model.attention import CLOSED, causal_mask
+from minillava.model.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
+from minillava.training.plot import Line, chart
+from minillava.training.recipes import TOY
 
 DEEP_BLUE, DEEP_GREEN, RED = (40, 90, 200), (30, 140, 70), (200, 60, 60)
 TALK = [

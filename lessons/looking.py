@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from minillava.attention import causal_mask
-from minillava.decoder import Decoder, rope_frequencies, rope_tables, rotate
+from minillava.model.attention import causal_mask
+from minillava.model.decoder import Decoder, rope_frequencies, rope_tables, rotate
 
 
 @torch.no_grad()

@@ -91,8 +91,8 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "Block.forward": "The class docstring is the formula. Add to x what has not been normalised.",
         "Decoder.forward": (
-            "Positions (1 or B, T) go on from the cache's length; with an attention_mask a token's position is how many "
-            "visible() ones are before it, and the mask is 0 where it sees and CLOSED elsewhere, with an axis for the "
+            "Positions (1 or B, T) go on from the cache's length; with an attention_mask a token's is the number of "
+            "visible() tokens before it, and the mask is 0 where it sees and CLOSED elsewhere, with an axis for the "
             "heads. Several tokens behind a cache need one too: all ones. Then the rope tables, the layers, the norm. "
             "Once all layers have written, the cache has grown by T."
         ),

@@ -12,13 +12,13 @@ from data.picturebook.draw import draw_scene
 from data.picturebook.scene import Scene, sample_scene
 from minillava.checkpoint import join
 from minillava.config import PRETRAINED
-from minillava.conversation import image_goes_first
-from minillava.conversations import pad, pad_rows
-from minillava.llava import Llava
-from minillava.optimizers import build_optimizers, schedule
-from minillava.processor import Processor
-from minillava.recipes import Recipe
-from minillava.tasks import mean_of_words
+from minillava.inputs.conversation import image_goes_first
+from minillava.inputs.conversations import pad, pad_rows
+from minillava.inputs.processor import Processor
+from minillava.model.llava import Llava
+from minillava.training.optimizers import build_optimizers, schedule
+from minillava.training.recipes import Recipe
+from minillava.training.tasks import mean_of_words
 
 
 def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:

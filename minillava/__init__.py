@@ -2,9 +2,9 @@
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.llava import Llava
-from minillava.processor import Processor
+from minillava.inputs.processor import Processor
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model.llava import Llava
 from minillava.saving import save
-from minillava.tokenizer import Tokenizer
 
 __all__ = ["PRETRAINED", "Llava", "Processor", "Tokenizer", "load", "save"]

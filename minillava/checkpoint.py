@@ -14,23 +14,23 @@ from pathlib import Path
 
 import torch
 
-from minillava import lora
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from minillava.contrastive import Clip
-from minillava.decoder import Decoder
 from minillava.errors import UserError
 from minillava.formats import adapter_config
 from minillava.formats.json_object import read_json_object
 from minillava.formats.tensors import Dtype, Stored, Unfilled, fill, list_tensors, rename
 from minillava.hub import resolve_folder
-from minillava.image import ImageProcessor
-from minillava.llava import Llava
-from minillava.processor import Processor
-from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
+from minillava.inputs.templates import TEMPLATES, Template, recognise
+from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
+from minillava.model import lora
+from minillava.model.contrastive import Clip
+from minillava.model.decoder import Decoder
+from minillava.model.llava import Llava
+from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
+from minillava.model.vision import VisionTower
 from minillava.saving import ADAPTER_PREFIX, TEMPLATE
-from minillava.templates import TEMPLATES, Template, recognise
-from minillava.tokenizer import IMAGE, PAD, Tokenizer
-from minillava.vision import VisionTower
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.conversations import ConversationDataset, encode_row, naming_row
 from minillava.errors import UserError, run_program
-from minillava.llava import Llava
+from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
+from minillava.model.llava import Llava
 
 DESCRIPTIONS = ("detail", "caption")
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minillava import lora
-from minillava.contrastive import Clip
-from minillava.decoder import Decoder
 from minillava.formats import adapter_config
 from minillava.formats.adapter_config import AdapterConfig
 from minillava.formats.tensors import ADAPTER, write_tensors
-from minillava.image import ImageProcessor
-from minillava.llava import Llava
-from minillava.templates import chat_template
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.templates import chat_template
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model import lora
+from minillava.model.contrastive import Clip
+from minillava.model.decoder import Decoder
+from minillava.model.llava import Llava
 
 ADAPTER_PREFIX = "base_model.model.model."  # peft's two wrappers, then LlavaForConditionalGeneration's model
 TEMPLATE = "chat_template.jinja"

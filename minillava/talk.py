@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from minillava import fast, generation
 from minillava.errors import UserError
-from minillava.llava import History, Llava, Picture
-from minillava.tokenizer import IMAGE
+from minillava.inputs.tokenizer import IMAGE
+from minillava.model import fast, generation
+from minillava.model.llava import History, Llava, Picture
 
 
 def stream(

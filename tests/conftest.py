@@ -55,8 +55,8 @@ def batch_of(dataset, rows: list[int], epoch: int = 0, seed: int = 0) -> dict[st
 
 def cut_up(task, recipe) -> tuple[list[dict[str, torch.Tensor]], list[list[int]]]:
     """The first batch of a training as the loop cuts it up: its micro-batches, and the rows in each."""
-    from minillava.distributed import ALONE
-    from minillava.order import Order
+    from minillava.training.distributed import ALONE
+    from minillava.training.order import Order
 
     order = Order(len(task.dataset), task.size, recipe, 0, ALONE)
     order.steps = range(1)
@@ -71,8 +71,8 @@ def randomise_fixture():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> "Tokenizer":
     from minillava import Tokenizer
-    from minillava.templates import SYSTEM
-    from minillava.tokenizer import train_bpe, write_tokenizer
+    from minillava.inputs.templates import SYSTEM
+    from minillava.inputs.tokenizer import train_bpe, write_tokenizer
 
     rng = random.Random(0)
     lines = [
@@ -119,7 +119,7 @@ def tiny_config(tokenizer) -> "LlavaConfig":
 @pytest.fixture
 def tiny_model(tiny_config, tokenizer) -> "Llava":
     from minillava import Llava, Processor
-    from minillava.image import ImageProcessor
+    from minillava.inputs.image import ImageProcessor
 
     torch.manual_seed(1)
     processor = Processor(tokenizer, ImageProcessor.for_size(24), tiny_config.num_image_tokens)

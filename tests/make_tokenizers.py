@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
-from minillava.tokenizer import SPECIAL_TOKENS
+from minillava.inputs.tokenizer import SPECIAL_TOKENS
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "that", "others", "then", "it's", "we'll", "they've", "42", "1999"]
 MARKS = [".", ",", "?!", "##", "  ", "\n", "\n\n", "\t", " - ", "... "]

@@ -1,8 +1,8 @@
 """``python tests/mutations.py [PART ...]``: break each part on purpose, one fault at a time, and see its tests go red.
 
-``faults/PART.txt`` lists them: what goes wrong, then the text of the part (``lessons/parts.py`` says where it is) to take
-out, each line after "- ", and what to put in, each line after "+ ". The changed copy stands in for the module while the part's own tests
-run, up to the first that fails. Prints a table; exit code 1 if a fault goes unnoticed.
+``faults/PART.txt`` lists them: what goes wrong, then the text of the part (``lessons/parts.py`` says where it is) to
+take out, each line after "- ", and what to put in, each line after "+ ". The changed copy stands in for the module
+while the part's own tests run, up to the first that fails. Prints a table; exit code 1 if a fault goes unnoticed.
 """
 
 import argparse

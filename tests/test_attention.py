@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillava.attention import CLOSED, attend, causal_mask
+from minillava.model.attention import CLOSED, attend, causal_mask
 
 
 @pytest.mark.parametrize("length, past", [(5, 0), (1, 0), (4, 3), (1, 6)])

@@ -13,8 +13,8 @@ from conftest import batch_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minillava.plan import Setting
-from minillava.recipes import Recipe
+from minillava.training.plan import Setting
+from minillava.training.recipes import Recipe
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 

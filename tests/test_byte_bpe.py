@@ -10,9 +10,9 @@ import tokenizers
 from make_tokenizers import BYTE_LEVEL, LLAMA3_PATTERN, family_texts, tiktoken_file, train_byte_level, write
 from tiktoken.load import load_tiktoken_bpe
 
-from minillava.byte_bpe import rank_tokens
 from minillava.errors import UserError
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.byte_bpe import rank_tokens
+from minillava.inputs.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module", params=BYTE_LEVEL)

@@ -14,9 +14,9 @@ from data import check as module
 from data.check import main, printable, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
-from minillava.conversation import encode_conversation
 from minillava.errors import run_program
-from minillava.templates import TEMPLATES
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.templates import TEMPLATES
 
 PATCHES = 64  # of the shipped model
 

@@ -25,10 +25,10 @@ from transformers import (
 from minillava import Llava, load, save
 from minillava.checkpoint import load_decoder, load_vision
 from minillava.config import LlavaConfig, TextConfig
-from minillava.contrastive import Clip
-from minillava.conversation import encode_conversation
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.image import ImageProcessor
+from minillava.model.contrastive import Clip
 from minillava.saving import recover_folder, replace_folder, write_clip, write_decoder
 
 PATCHES = 9

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from minillava.checkpoint import load_clip
 from minillava.config import TextConfig, VisionConfig
-from minillava.contrastive import Clip, clip_loss, contrastive_loss
+from minillava.model.contrastive import Clip, clip_loss, contrastive_loss
 from minillava.saving import write_clip
 
 NO_REGIONS = torch.empty(0, dtype=torch.long)

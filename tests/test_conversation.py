@@ -11,10 +11,10 @@ import tokenizers
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from minillava.conversation import encode_conversation, image_goes_first, place_image
 from minillava.errors import UserError
-from minillava.templates import TEMPLATES, chat_template, recognise
-from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.inputs.conversation import encode_conversation, image_goes_first, place_image
+from minillava.inputs.templates import TEMPLATES, chat_template, recognise
+from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "

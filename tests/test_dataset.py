@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader
 from data.picturebook.language import words_by_patch
 from data.picturebook.scene import sample_scene
 from minillava.config import VisionConfig
-from minillava.conversation import encode_conversation, image_goes_first
-from minillava.conversations import ConversationDataset, encode_row
-from minillava.distributed import ALONE
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
-from minillava.order import Order, batch_order
-from minillava.processor import Processor
-from minillava.recipes import Recipe
-from minillava.regions import RegionDataset, patches_of_boxes
-from minillava.templates import TEMPLATES
-from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.inputs.conversation import encode_conversation, image_goes_first
+from minillava.inputs.conversations import ConversationDataset, encode_row
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
+from minillava.inputs.regions import RegionDataset, patches_of_boxes
+from minillava.inputs.templates import TEMPLATES
+from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.training.distributed import ALONE
+from minillava.training.order import Order, batch_order
+from minillava.training.recipes import Recipe
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
 SIZE = 16  # pixels a side

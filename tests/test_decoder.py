@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minillava.attention import CLOSED
 from minillava.config import DecoderConfig
-from minillava.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate, visible
+from minillava.model.attention import CLOSED
+from minillava.model.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate, visible
 
 SMALL = {
     "vocab_size": 50,

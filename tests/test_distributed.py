@@ -16,11 +16,11 @@ from train_together import FEW, LORA, MUON, RECIPE, STEPS, run
 
 from minillava import Llava, Processor, load, save
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.distributed import ALONE, Team
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import ADAPTER, WEIGHTS
-from minillava.image import ImageProcessor
-from minillava.resume import STATE
+from minillava.inputs.image import ImageProcessor
+from minillava.training.distributed import ALONE, Team
+from minillava.training.resume import STATE
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("ddp", "sharded")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_decoder import CLOSE, CONFIGS
 
-from minillava.decoder import Decoder, KVCache
-from minillava.fast import Step, is_plain
-from minillava.lora import add_lora, merge_lora
+from minillava.model.decoder import Decoder, KVCache
+from minillava.model.fast import Step, is_plain
+from minillava.model.lora import add_lora, merge_lora
 
 
 @torch.no_grad()

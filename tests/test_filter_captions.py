@@ -20,10 +20,10 @@ from data.captions import read_captions
 from data.filter_captions import Phrases, filter_captions, select
 from data.noun_phrases import by_rule, find_chunker
 from data.picturebook.language import BRIEF_REQUESTS
-from minillava.conversations import ConversationDataset
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
-from minillava.processor import Processor
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,9 +5,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from minillava import Llava, save
-from minillava.conversation import encode_conversation
-from minillava.generation import collect, generate_ids, sample, stream_text
-from minillava.lora import add_lora, merge_lora
+from minillava.inputs.conversation import encode_conversation
+from minillava.model.generation import collect, generate_ids, sample, stream_text
+from minillava.model.lora import add_lora, merge_lora
 
 PATCHES = 9
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaProcessor
 
-from minillava import image as image_module
 from minillava.errors import UserError
 from minillava.formats.preprocessor_json import processor_from_json
-from minillava.image import ImageProcessor, open_image, safe_join, to_rgb
+from minillava.inputs import image as image_module
+from minillava.inputs.image import ImageProcessor, open_image, safe_join, to_rgb
 
 
 def from_dict(config: dict) -> ImageProcessor:

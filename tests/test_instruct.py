@@ -24,9 +24,9 @@ from data.picturebook import language
 from data.picturebook.scene import sample_scene
 from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
-from minillava.conversations import ConversationDataset
 from minillava.errors import UserError, run_program
-from minillava.image import ImageProcessor
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.image import ImageProcessor
 
 PICTURES = 20  # with the paper's mix: 15 conversations, 6 descriptions, 20 of reasoning
 REQUESTS = 41

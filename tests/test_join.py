@@ -24,7 +24,7 @@ import train
 from minillava import load, save
 from minillava.checkpoint import join
 from minillava.errors import UserError
-from minillava.templates import TEMPLATES, chat_template
+from minillava.inputs.templates import TEMPLATES, chat_template
 
 VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # no more than its signs
 PICTURE_SIZE = 32

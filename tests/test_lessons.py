@@ -23,7 +23,7 @@ def test_every_link_leads_somewhere(page):
 
 LESSON = """# The norm
 
-<!-- quote minillava/decoder.py RMSNorm.forward -->
+<!-- quote minillava/model/decoder.py RMSNorm.forward -->
 ```python
 {quote}
 ```
@@ -69,7 +69,7 @@ def test_an_output_of_a_block_that_prints_nothing_goes(lesson):
     [
         ("\nText.\n\n```python\nx = 1\nx.y\n```\n", "block at line 4: AttributeError"),
         ("```python\nx = = 1\n```\n", "block at line 1: SyntaxError"),
-        ("<!-- quote minillava/decoder.py LayerNorm -->\n```python\n```\n", "decoder.py has no LayerNorm"),
+        ("<!-- quote minillava/model/decoder.py LayerNorm -->\n```python\n```\n", "decoder.py has no LayerNorm"),
         ("<!-- quote minillava/encoder.py RMSNorm -->\n```python\n```\n", "No such file"),
     ],
 )

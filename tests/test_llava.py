@@ -8,9 +8,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from minillava import Llava, save
-from minillava.conversation import IGNORE, encode_conversation
-from minillava.conversations import pad_rows
-from minillava.llava import next_token_loss, splice
+from minillava.inputs.conversation import IGNORE, encode_conversation
+from minillava.inputs.conversations import pad_rows
+from minillava.model.llava import next_token_loss, splice
 
 PATCHES = 9
 

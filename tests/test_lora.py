@@ -16,17 +16,17 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from minillava import Llava, Processor, load, merge, save
-from minillava.conversation import IGNORE
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import CONFIG
 from minillava.formats.tensors import ADAPTER
-from minillava.image import ImageProcessor
-from minillava.loop import Run, train
-from minillava.lora import LoraLinear, add_lora, merge_lora
-from minillava.recipes import Recipe
+from minillava.inputs.conversation import IGNORE
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.templates import TEMPLATES
+from minillava.model.lora import LoraLinear, add_lora, merge_lora
 from minillava.saving import replace_folder, write_adapter
-from minillava.tasks import llava_task
-from minillava.templates import TEMPLATES
+from minillava.training.loop import Run, train
+from minillava.training.recipes import Recipe
+from minillava.training.tasks import llava_task
 
 RANK, ALPHA = 3, 12.0
 

@@ -12,9 +12,9 @@ from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGenerat
 from minillava import Llava, Processor, Tokenizer, load, save
 from minillava.checkpoint import add_image_token, load_decoder
 from minillava.config import TextConfig
-from minillava.contrastive import Clip
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
+from minillava.inputs.image import ImageProcessor
+from minillava.model.contrastive import Clip
 from minillava.saving import write_clip, write_decoder
 
 CLIP = "clip-vit-tiny"

@@ -9,12 +9,12 @@ import torch
 from conftest import cut_up
 from PIL import Image
 
-from minillava.conversation import IGNORE
-from minillava.conversations import ConversationDataset, share_rows
-from minillava.distributed import ALONE
-from minillava.loop import Run, accumulate, padding
-from minillava.recipes import Recipe
-from minillava.tasks import Task, llava_task
+from minillava.inputs.conversation import IGNORE
+from minillava.inputs.conversations import ConversationDataset, share_rows
+from minillava.training.distributed import ALONE
+from minillava.training.loop import Run, accumulate, padding
+from minillava.training.recipes import Recipe
+from minillava.training.tasks import Task, llava_task
 
 TURNS = [1, 4, 1, 2, 3, 1, 2, 1]
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 import train
 from minillava.config import LlavaConfig
 from minillava.errors import run_program
-from minillava.llava import Llava
-from minillava.loop import prepare
-from minillava.optimizers import build_optimizers
-from minillava.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
-from minillava.recipes import PRESETS, Recipe
-from minillava.tasks import choose_what_learns
+from minillava.model.llava import Llava
+from minillava.training.loop import prepare
+from minillava.training.optimizers import build_optimizers
+from minillava.training.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
+from minillava.training.recipes import PRESETS, Recipe
+from minillava.training.tasks import choose_what_learns
 
 ROOT = Path(__file__).parent.parent
 ROWS, LENGTH, LABELS = 3, 25, 11

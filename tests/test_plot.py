@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image, ImageChops
 
-from minillava.plot import BLUE, BOTTOM, GREY, LEFT, RIGHT, ROW, SCALE, TOP, chart, draw_loss
+from minillava.training.plot import BLUE, BOTTOM, GREY, LEFT, RIGHT, ROW, SCALE, TOP, chart, draw_loss
 
 
 def test_a_line_goes_from_its_first_value_to_its_last():

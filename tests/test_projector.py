@@ -9,7 +9,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from minillava import load, save
 from minillava.errors import UserError
-from minillava.projector import PROJECTORS, LinearProjector, MLPProjector
+from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 
 LAYERS = [f"multi_modal_projector.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
 

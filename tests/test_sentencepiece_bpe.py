@@ -13,9 +13,9 @@ from make_tokenizers import ESCAPE, LEGACY, family_texts, sentencepiece_file, tr
 from transformers import LlamaTokenizer
 
 from minillava.errors import UserError
-from minillava.generation import stream_text
-from minillava.sentencepiece_bpe import Where
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.sentencepiece_bpe import Where
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model.generation import stream_text
 
 
 def metaspace(scheme: str, split: bool = False) -> dict:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from minillava import Llava, fast
-from minillava.conversation import encode_conversation
+from minillava import Llava
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
-from minillava.lora import add_lora, merge_lora
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.image import ImageProcessor
+from minillava.model import fast
+from minillava.model.lora import add_lora, merge_lora
 
 PATCHES = 9
 
@@ -42,7 +43,7 @@ def test_stream_joined_is_chat_is_generate(model, picture, with_picture):
 def test_an_answer_begins_with_its_first_word(model, monkeypatch):
     ids = [model.processor.tokenizer.encode(piece) for piece in (" ", "\n", " red", " fish", "###")]
     steps = [torch.tensor([index]) for piece in ids for index in piece]
-    monkeypatch.setattr("minillava.fast.generate_ids", lambda *arguments: iter(steps))
+    monkeypatch.setattr("minillava.model.fast.generate_ids", lambda *arguments: iter(steps))
     assert "".join(model.stream(None, "What is it?", max_new_tokens=len(steps))) == "red fish"
 
 
@@ -53,11 +54,11 @@ def test_chat_takes_a_path_as_it_takes_a_picture(model, picture, tmp_path):
 
 
 def test_a_picture_talked_about_for_many_turns_is_encoded_once(model, picture):
-    expected = [model.chat(picture, "What is it?", history, max_new_tokens=10) for history in ([], [("Is it big?", "Yes.")])]
-    calls = []
+    histories, calls = ([], [("Is it big?", "Yes.")]), []
+    expected = [model.chat(picture, "What is it?", history, max_new_tokens=10) for history in histories]
     model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
     seen = model.encode_image(picture)
-    assert [model.chat(seen, "What is it?", history, max_new_tokens=10) for history in ([], [("Is it big?", "Yes.")])] == expected
+    assert [model.chat(seen, "What is it?", history, max_new_tokens=10) for history in histories] == expected
     assert len(calls) == 1
 
 

@@ -13,8 +13,8 @@ from make_tokenizers import corpus, fuzzed, without_special
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillava.errors import UserError
-from minillava.sentencepiece_bpe import Where
-from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, _join, train_bpe, write_tokenizer
+from minillava.inputs.sentencepiece_bpe import Where
+from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, _join, train_bpe, write_tokenizer
 
 
 @pytest.fixture(scope="module")

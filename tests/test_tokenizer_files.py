@@ -17,7 +17,7 @@ from make_tokenizers import (
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from minillava.errors import UserError
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.tokenizer import Tokenizer
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
 

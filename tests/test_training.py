@@ -18,24 +18,24 @@ from minillava.rows import Rows
 from PIL import Image
 
 from data.picturebook.write import write_world
-from minillava import processor
 from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from minillava.contrastive import Clip
-from minillava.conversations import ConversationDataset
-from minillava.decoder import Decoder
 from minillava.errors import UserError
-from minillava.image import ImageProcessor
-from minillava.llava import Llava
-from minillava.loop import Run, accumulate, prepare, train
-from minillava.optimizers import schedule
-from minillava.processor import Processor
-from minillava.recipes import Recipe
-from minillava.regions import RegionDataset
-from minillava.resume import STATE, is_finished
+from minillava.inputs import processor
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
+from minillava.inputs.regions import RegionDataset
+from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.model.contrastive import Clip
+from minillava.model.decoder import Decoder
+from minillava.model.llava import Llava
 from minillava.saving import replace_folder
-from minillava.tasks import Task, contrastive_task, initialise, llava_task, mean_of_words, next_token_task
-from minillava.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.training.loop import Run, accumulate, prepare, train
+from minillava.training.optimizers import schedule
+from minillava.training.recipes import Recipe
+from minillava.training.resume import STATE, is_finished
+from minillava.training.tasks import Task, contrastive_task, initialise, llava_task, mean_of_words, next_token_task
 
 VISION = VisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, projection_dim=32

@@ -20,7 +20,7 @@ from transformers import (
 
 from minillava import load
 from minillava.checkpoint import load_decoder, load_vision
-from minillava.generation import collect, generate_ids
+from minillava.model.generation import collect, generate_ids
 
 TOKENS = 64
 

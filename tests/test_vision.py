@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from minillava.attention import CLOSED
 from minillava.config import VisionConfig
-from minillava.vision import VisionTower, quick_gelu
+from minillava.model.attention import CLOSED
+from minillava.model.vision import VisionTower, quick_gelu
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
 CONFIGS = {

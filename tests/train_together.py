@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import torch
 
-from minillava import loop
 from minillava.checkpoint import load
-from minillava.conversations import ConversationDataset
-from minillava.distributed import Team, started
-from minillava.recipes import Recipe
-from minillava.tasks import Task, llava_task
+from minillava.inputs.conversations import ConversationDataset
+from minillava.training import loop
+from minillava.training.distributed import Team, started
+from minillava.training.recipes import Recipe
+from minillava.training.tasks import Task, llava_task
 
 # Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
 # more than seven batches, so in each epoch one process is left without a row.

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from minillava.checkpoint import join, load, load_clip  # noqa: E402
 from minillava.evaluate import evaluate  # noqa: E402
 from minillava.saving import replace_folder, save, write_clip  # noqa: E402
-from minillava.tasks import initialise  # noqa: E402
+from minillava.training.tasks import initialise  # noqa: E402
 
 
 def random_vision(run: Path, folder: Path) -> None:

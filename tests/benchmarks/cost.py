@@ -17,8 +17,8 @@ from models import alternate, first_rows, random_task
 from plan import Shape
 
 from minillava.config import DecoderConfig, VisionConfig
-from minillava.machine import keep_memory
-from minillava.recipes import Recipe
+from minillava.training.machine import keep_memory
+from minillava.training.recipes import Recipe
 
 VISION = VisionConfig(256, 1024, 4, 4, image_size=64, patch_size=8)  # 64 visual tokens
 DECODER = DecoderConfig(1024, 256, 704, 4, 4, 4, 64)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from minillava.plan import Setting
+from minillava.training.plan import Setting
 
 # Dense bfloat16 operations a second as the makers' data sheets have them, by a part of the device's name.
 PEAKS = {

@@ -19,7 +19,7 @@ import torch
 from models import SIZES, alternate, build, opened_by_transformers, real_batch
 from torch import Tensor, nn
 
-from minillava import fast, generation
+from minillava.model import fast, generation
 
 DTYPES = {"toy": torch.float32, "135m": torch.float32, "1.1b": torch.bfloat16}
 

@@ -23,10 +23,10 @@ from models import first_rows, random_task, resident
 from torch import nn
 
 from minillava.config import LlavaConfig
-from minillava.loop import prepare
-from minillava.optimizers import build_optimizers
-from minillava.plan import GIB, plan, set_up
-from minillava.recipes import PRESETS
+from minillava.training.loop import prepare
+from minillava.training.optimizers import build_optimizers
+from minillava.training.plan import GIB, plan, set_up
+from minillava.training.recipes import PRESETS
 
 
 def measure(name: str, stage: int, steps: int, device: str, memory: float) -> dict:

@@ -23,14 +23,14 @@ from data.picturebook.language import LENGTH, captions, conversation  # noqa: E4
 from data.picturebook.scene import sample_scene  # noqa: E402
 from minillava import PRETRAINED, Llava, Processor, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
-from minillava.conversation import IGNORE  # noqa: E402
-from minillava.conversations import pad_rows  # noqa: E402
 from minillava.formats.tensors import Unfilled  # noqa: E402
-from minillava.image import ImageProcessor  # noqa: E402
-from minillava.loop import prepare  # noqa: E402
-from minillava.plan import Setting  # noqa: E402
-from minillava.recipes import TINYLLAMA  # noqa: E402
-from minillava.tasks import Task, llava_task  # noqa: E402
+from minillava.inputs.conversation import IGNORE  # noqa: E402
+from minillava.inputs.conversations import pad_rows  # noqa: E402
+from minillava.inputs.image import ImageProcessor  # noqa: E402
+from minillava.training.loop import prepare  # noqa: E402
+from minillava.training.plan import Setting  # noqa: E402
+from minillava.training.recipes import TINYLLAMA  # noqa: E402
+from minillava.training.tasks import Task, llava_task  # noqa: E402
 
 CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)

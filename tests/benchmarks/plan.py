@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from models import CLIP_B, SMOLLM2_135M, random_task, resident
 
-from minillava import loop
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
-from minillava.plan import Setting, plan
-from minillava.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
+from minillava.training import loop
+from minillava.training.plan import Setting, plan
+from minillava.training.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks one by one, unless keep_memory forbids it
 

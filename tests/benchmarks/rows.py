@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data.rows import write_rows  # noqa: E402
-from minillava.conversations import check_row  # noqa: E402
 from minillava.formats.llava_json import Rows  # noqa: E402
+from minillava.inputs.conversations import check_row  # noqa: E402
 
 
 def synthetic(count: int, length: int):

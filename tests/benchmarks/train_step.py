@@ -21,8 +21,8 @@ import torch
 from models import alternate, build, opened_by_transformers, real_batch, resident
 from torch import Tensor, nn
 
-from minillava.machine import keep_memory
-from minillava.tasks import choose_what_learns
+from minillava.training.machine import keep_memory
+from minillava.training.tasks import choose_what_learns
 
 # Rows a batch: the toy recipes', and what two cores do in seconds.
 ROWS = {("toy", 1): 32, ("toy", 2): 16, ("135m", 1): 4, ("135m", 2): 4}

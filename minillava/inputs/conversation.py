@@ -20,8 +20,8 @@ import re
 from collections.abc import Iterator
 
 from minillava.errors import UserError
-from minillava.templates import TEMPLATES, Template
-from minillava.tokenizer import IMAGE, STOP, Tokenizer
+from minillava.inputs.templates import TEMPLATES, Template
+from minillava.inputs.tokenizer import IMAGE, STOP, Tokenizer
 
 IGNORE = -100
 MARK = re.compile(r"(<\|\w+\|>|</?s>|###)")  # special tokens in templates

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillava.attention import CLOSED, attend
 from minillava.config import DecoderConfig
+from minillava.model.attention import CLOSED, attend
 
 
 class RMSNorm(nn.Module):

@@ -6,15 +6,15 @@ import torch
 
 from minillava.checkpoint import load_decoder
 from minillava.config import DecoderConfig, TextConfig, VisionConfig
-from minillava.contrastive import Clip
-from minillava.conversations import ConversationDataset
-from minillava.decoder import Decoder
-from minillava.image import ImageProcessor
-from minillava.processor import Processor
-from minillava.regions import RegionDataset
-from minillava.tasks import Task, contrastive_task, initialise, next_token_task
-from minillava.templates import SYSTEM, TEMPLATES
-from minillava.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
+from minillava.inputs.regions import RegionDataset
+from minillava.inputs.templates import SYSTEM, TEMPLATES
+from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
+from minillava.model.contrastive import Clip
+from minillava.model.decoder import Decoder
+from minillava.training.tasks import Task, contrastive_task, initialise, next_token_task
 
 VOCABULARY = 1024
 

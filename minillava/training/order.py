@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from torch.utils.data import Sampler
 
-from minillava.distributed import Team
-from minillava.recipes import Recipe
+from minillava.training.distributed import Team
+from minillava.training.recipes import Recipe
 
 
 @lru_cache(maxsize=2)  # the epoch at hand, and the next one for workers that run ahead

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minillava.config import VisionConfig
-from minillava.conversations import pad, read_lines
 from minillava.errors import UserError
-from minillava.image import ImageProcessor, open_image, safe_join
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.conversations import pad, read_lines
+from minillava.inputs.image import ImageProcessor, open_image, safe_join
+from minillava.inputs.tokenizer import Tokenizer
 
 
 class RegionDataset(Dataset):

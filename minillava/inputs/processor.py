@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from minillava.conversation import encode_conversation
-from minillava.image import ImageProcessor
-from minillava.templates import TEMPLATES, Template
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.templates import TEMPLATES, Template
+from minillava.inputs.tokenizer import Tokenizer
 
 
 @dataclass

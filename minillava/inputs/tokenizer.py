@@ -15,11 +15,11 @@ from pathlib import Path
 
 import regex
 
-from minillava.byte_bpe import SPLIT, ByteBPE
 from minillava.formats.byte_characters import to_characters
 from minillava.formats.tokenizer_files import END, IMAGE, PAD, blame, extend, interpret, read_files, write_files
 from minillava.formats.tokenizer_json import AddedToken
-from minillava.sentencepiece_bpe import SentencePieceBPE, Where
+from minillava.inputs.byte_bpe import SPLIT, ByteBPE
+from minillava.inputs.sentencepiece_bpe import SentencePieceBPE, Where
 
 STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)

@@ -19,11 +19,11 @@ import torch
 
 from minillava.config import LlavaConfig, VisionConfig
 from minillava.formats.tensors import Unfilled
-from minillava.llava import Llava
-from minillava.loop import prepare
-from minillava.optimizers import build_optimizers
-from minillava.recipes import Recipe
-from minillava.tasks import choose_what_learns
+from minillava.model.llava import Llava
+from minillava.training.loop import prepare
+from minillava.training.optimizers import build_optimizers
+from minillava.training.recipes import Recipe
+from minillava.training.tasks import choose_what_learns
 
 GIB = 2**30
 LORA_RANK = 128  # proposed where nothing else fits

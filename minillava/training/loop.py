@@ -20,17 +20,17 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from minillava.decoder import Block
-from minillava.distributed import ALONE, Team, hold_gradients
 from minillava.errors import UserError
-from minillava.machine import has_fast_bfloat16, keep_memory
-from minillava.optimizers import build_optimizers, schedule
-from minillava.order import Order
-from minillava.plot import draw_loss
-from minillava.recipes import Recipe
-from minillava.resume import restore, save
+from minillava.model.decoder import Block
 from minillava.saving import recover_folder
-from minillava.tasks import Task
+from minillava.training.distributed import ALONE, Team, hold_gradients
+from minillava.training.machine import has_fast_bfloat16, keep_memory
+from minillava.training.optimizers import build_optimizers, schedule
+from minillava.training.order import Order
+from minillava.training.plot import draw_loss
+from minillava.training.recipes import Recipe
+from minillava.training.resume import restore, save
+from minillava.training.tasks import Task
 
 
 @dataclass(frozen=True)

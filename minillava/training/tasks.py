@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from minillava.contrastive import Clip, clip_loss
-from minillava.conversation import IGNORE
-from minillava.conversations import ConversationDataset
-from minillava.decoder import Decoder
-from minillava.llava import Llava, next_token_loss, splice
-from minillava.lora import ALPHA, add_lora
-from minillava.regions import RegionDataset
+from minillava.inputs.conversation import IGNORE
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.regions import RegionDataset
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model.contrastive import Clip, clip_loss
+from minillava.model.decoder import Decoder
+from minillava.model.llava import Llava, next_token_loss, splice
+from minillava.model.lora import ALPHA, add_lora
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
-from minillava.tokenizer import Tokenizer
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:

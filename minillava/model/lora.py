@@ -14,7 +14,7 @@ What is learnt is saved in an adapter folder, in the form of the peft library.
 import torch
 from torch import Tensor, nn
 
-from minillava.decoder import Decoder
+from minillava.model.decoder import Decoder
 
 ALPHA = 2  # alpha / r in training: 256 / 128 in the authors' scripts/v1_5/finetune_lora.sh
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillava.attention import attend
-from minillava.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
-from minillava.generation import sample
-from minillava.lora import LoraLinear
+from minillava.model.attention import attend
+from minillava.model.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
+from minillava.model.generation import sample
+from minillava.model.lora import LoraLinear
 
 
 @torch.inference_mode()

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillava.attention import causal_mask
 from minillava.config import TextConfig, VisionConfig
-from minillava.vision import Encoder, VisionTower
+from minillava.model.attention import causal_mask
+from minillava.model.vision import Encoder, VisionTower
 
 
 class TextEmbeddings(nn.Module):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillava.attention import attend
 from minillava.config import TextConfig, VisionConfig
+from minillava.model.attention import attend
 
 
 def quick_gelu(x: Tensor) -> Tensor:

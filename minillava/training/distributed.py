@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minillava import decoder, vision
 from minillava.errors import UserError
+from minillava.model import decoder, vision
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 PATIENCE = timedelta(days=7)  # the others wait while the first draws the picture-book, or trains the towers

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from minillava.recipes import Recipe
+from minillava.training.recipes import Recipe
 
 
 def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minillava.conversation import IGNORE, image_goes_first
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
-from minillava.image import open_image, safe_join
-from minillava.processor import Processor
-from minillava.tokenizer import IMAGE
+from minillava.inputs.conversation import IGNORE, image_goes_first
+from minillava.inputs.image import open_image, safe_join
+from minillava.inputs.processor import Processor
+from minillava.inputs.tokenizer import IMAGE
 
 Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1
 

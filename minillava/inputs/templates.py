@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from minillava.tokenizer import IMAGE, STOP
+from minillava.inputs.tokenizer import IMAGE, STOP
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from minillava.decoder import Decoder, KVCache
-from minillava.tokenizer import Tokenizer
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.model.decoder import Decoder, KVCache
 
 
 def sample(logits: Tensor, temperature: float) -> Tensor:

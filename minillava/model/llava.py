@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minillava.config import LlavaConfig
-from minillava.conversation import IGNORE
-from minillava.decoder import Decoder
-from minillava.generation import collect, generate_ids
-from minillava.image import open_image
-from minillava.processor import Processor
-from minillava.projector import PROJECTORS
-from minillava.vision import VisionTower
+from minillava.inputs.conversation import IGNORE
+from minillava.inputs.image import open_image
+from minillava.inputs.processor import Processor
+from minillava.model.decoder import Decoder
+from minillava.model.generation import collect, generate_ids
+from minillava.model.projector import PROJECTORS
+from minillava.model.vision import VisionTower
 
 Picture = Image.Image | str | os.PathLike | Tensor  # a picture, its path, or what Llava.encode_image made of it
 History = list[tuple[str, str]]  # earlier questions and answers

@@ -1,0 +1,1 @@
+"""Words and pictures -> ids, labels and pixel values -> batches."""

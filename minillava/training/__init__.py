@@ -1,0 +1,1 @@
+"""What learns, from what, and how."""
