@@ -15,6 +15,7 @@ WHERE = {
     "byte_bpe": "minillava/inputs/byte_bpe.py",
     "sentencepiece_bpe": "minillava/inputs/sentencepiece_bpe.py",
     "contrastive": "minillava/model/contrastive.py",
+    "templates": "minillava/inputs/templates.py",
     "conversation": "minillava/inputs/conversation.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",

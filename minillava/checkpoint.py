@@ -22,7 +22,7 @@ from minillava.formats.tensors import Dtype, Stored, Unfilled, fill, list_tensor
 from minillava.hub import resolve_folder
 from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
-from minillava.inputs.templates import TEMPLATES, Template, recognise
+from minillava.inputs.templates import TEMPLATE_FILE, TEMPLATES, Template, recognise
 from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.model import lora
 from minillava.model.contrastive import Clip
@@ -30,7 +30,6 @@ from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
-from minillava.saving import ADAPTER_PREFIX, TEMPLATE
 
 # How files spell the parts -> how we do. The first rule that fits a name is applied, once.
 LLAVA_NAMES = (
@@ -50,7 +49,7 @@ ORIGINAL_NAMES = (
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
 DECODER_NAMES = ((r"^model\.", ""),)
-ADAPTER_NAMES = ((rf"^{re.escape(ADAPTER_PREFIX)}", ""),)
+ADAPTER_NAMES = ((rf"^{re.escape(adapter_config.PREFIX)}", ""),)
 
 
 def load(
@@ -112,7 +111,7 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.Path
         lora.add_lora(model.language_model, config.rank, config.alpha)
     _fill_hf(model, rename(list_tensors(folder), ADAPTER_NAMES), folder, device, dtype)
     lora.merge_lora(model.language_model)
-    if (folder / TEMPLATE).exists():
+    if (folder / TEMPLATE_FILE).exists():
         model.processor.template = _template(folder)
     return model.eval()
 
@@ -249,7 +248,8 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
 
 def _template(folder: Path) -> Template:
     """The folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
-    text = (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace") if (folder / TEMPLATE).exists() else None
+    path = folder / TEMPLATE_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if text is None and (folder / name).exists():
             text = read_json_object(folder / name).get("chat_template")

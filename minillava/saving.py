@@ -14,15 +14,12 @@ from minillava.formats import adapter_config
 from minillava.formats.adapter_config import AdapterConfig
 from minillava.formats.tensors import ADAPTER, write_tensors
 from minillava.inputs.image import ImageProcessor
-from minillava.inputs.templates import chat_template
+from minillava.inputs.templates import TEMPLATE_FILE, chat_template
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.model import lora
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
-
-ADAPTER_PREFIX = "base_model.model.model."  # peft's two wrappers, then LlavaForConditionalGeneration's model
-TEMPLATE = "chat_template.jinja"
 
 
 def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
@@ -57,7 +54,7 @@ def write_adapter(
     """
     place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
     learnt = {
-        ADAPTER_PREFIX + name: tensor.detach().cpu().contiguous()
+        adapter_config.PREFIX + name: tensor.detach().cpu().contiguous()
         for name, tensor in _tensors_hf(model, tensors).items()
         if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
     }
@@ -65,7 +62,7 @@ def write_adapter(
     linear = model.language_model.layers[0].self_attn.q_proj
     config = adapter_config.to_dict(AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
     (folder / adapter_config.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / TEMPLATE).write_text(chat_template(model.processor.template), encoding="utf-8")
+    (folder / TEMPLATE_FILE).write_text(chat_template(model.processor.template), encoding="utf-8")
 
 
 def _tensors_hf(model: Llava, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -180,5 +177,5 @@ def _processor_files(model: Llava) -> dict[str, dict | str]:
     if processor:
         ends = {"eos_token_id": processor.stop_ids, "pad_token_id": processor.tokenizer.pad_id}
         files["generation_config.json"] |= ends
-        files[TEMPLATE] = chat_template(processor.template)
+        files[TEMPLATE_FILE] = chat_template(processor.template)
     return files

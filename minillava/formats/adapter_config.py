@@ -8,6 +8,7 @@ from minillava.errors import UserError
 from minillava.formats.json_object import read_json_object
 
 CONFIG = "adapter_config.json"
+PREFIX = "base_model.model.model."  # of tensors' names: peft's two wrappers, then LlavaForConditionalGeneration's model
 # What else adapter_config.json says, and what we compute where it says so.
 FIXED = {
     "peft_type": "LORA",

@@ -13,6 +13,7 @@ VISION_SYSTEM = (  # the LLaVA authors' for LLaMA 2 and 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
