@@ -25,8 +25,9 @@ from data.picturebook.scene import sample_scene
 from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
 from minillava.errors import UserError, run_program
-from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.conversations import ConversationDataset, encode_row
 from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
 
 PICTURES = 20  # with the paper's mix: 15 conversations, 6 descriptions, 20 of reasoning
 REQUESTS = 41
@@ -443,10 +444,10 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(book, tmp_path, to
     assert files[0].read_bytes() == files[1].read_bytes()
     printed = capsys.readouterr().out
     assert "refused" not in printed and "dropped" not in printed
-    dataset = ConversationDataset(files[0], tmp_path, tokenizer, ImageProcessor.for_size(24), num_image_tokens=9)
+    dataset = ConversationDataset(files[0], tmp_path, Processor(tokenizer, ImageProcessor.for_size(24), 9))
     assert Counter(row["type"] for row in dataset.rows) == {"conversation": 15, "detail": 6, "reasoning": PICTURES}
-    for index in range(len(dataset)):
-        ids, labels = dataset.encode(index, epoch=0)
+    for index, row in enumerate(dataset.rows):
+        ids, labels = encode_row(row, dataset.processor, image_first=index % 2 == 0)
         assert ids.count(tokenizer.image_id) == 9 and any(label >= 0 for label in labels)
 
 
