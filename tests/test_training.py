@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import batch_of, cut_up
-from minillava.rows import Rows
 from PIL import Image
 
 from data.picturebook.write import write_world
 from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
+from minillava.formats.llava_json import Rows
 from minillava.inputs import processor
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import ImageProcessor
