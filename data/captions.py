@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.picturebook.language import BRIEF_REQUESTS
+from data.requests import BRIEF_REQUESTS
 from data.rows import conversation
 from minillava.errors import UserError
 from minillava.formats.llava_json import scan

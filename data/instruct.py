@@ -28,9 +28,9 @@ from tqdm import tqdm
 from data.contexts import Context, read_contexts
 from data.estimate import estimate
 from data.journal import Journal
-from data.picturebook.language import DETAIL_REQUESTS
 from data.prompts import KINDS, messages
 from data.replies import Malformed, names_its_source, parse
+from data.requests import DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply

@@ -11,6 +11,7 @@ from data.contexts import Box, Context
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import sample_scene
+from data.requests import DETAIL_REQUESTS
 from data.teachers import Request
 from data.teachers.scripted import Scripted
 from lessons.sheet import BLUE, GREEN, GREY, INK, ORANGE, VIOLET, Sheet
@@ -45,7 +46,7 @@ def context() -> Image.Image:
     whole = Context("1", "1.png", tuple(language.captions(scene)), boxes)
     for kind, colour, x, width, request in (
         ("conversation", BLUE, 20, 350, None),
-        ("detail", GREEN, 390, 290, language.DETAIL_REQUESTS[0]),
+        ("detail", GREEN, 390, 290, DETAIL_REQUESTS[0]),
         ("reasoning", VIOLET, 700, 280, None),
     ):
         reply = Scripted().reply(Request(kind, whole, request, seed=4)).replace("\n===\n", "\n")

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.picturebook.language import BRIEF_REQUESTS, captions, colour, region
+from data.picturebook.language import captions, colour, region
 from data.picturebook.scene import Scene
+from data.requests import BRIEF_REQUESTS
 from lessons.sheet import BLUE, GREEN, GREY, ORANGE, VIOLET, Sheet, shade, text_width
 from lessons.small_world import drawn_scenes
 from minillava.checkpoint import load, load_clip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import Scene, sample_scene
+from data.requests import BRIEF_REQUESTS
 from minillava.checkpoint import join
 from minillava.config import PRETRAINED
 from minillava.inputs.conversation import image_goes_first
@@ -45,7 +46,7 @@ def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
     """A batch as stage 1 has them: a brief request and a caption for each of ``count`` pictures."""
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
-    talks = [[(rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene)))] for scene in scenes]
+    talks = [[(rng.choice(BRIEF_REQUESTS), rng.choice(language.captions(scene)))] for scene in scenes]
     return small_batch(model.processor.for_captions(), pictures, talks)
 
 

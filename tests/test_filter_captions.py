@@ -19,7 +19,7 @@ from data import noun_phrases
 from data.captions import read_captions
 from data.filter_captions import Phrases, filter_captions, select
 from data.noun_phrases import by_rule, find_chunker
-from data.picturebook.language import BRIEF_REQUESTS
+from data.requests import BRIEF_REQUESTS
 from minillava.errors import UserError
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import ImageProcessor

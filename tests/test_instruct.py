@@ -22,6 +22,7 @@ from data.contexts import Box, Context
 from data.estimate import count_tokens
 from data.picturebook import language
 from data.picturebook.scene import sample_scene
+from data.requests import DETAIL_REQUESTS
 from data.rows import conversation
 from data.teachers.openai import OpenAITeacher
 from minillava.errors import UserError, run_program
@@ -145,7 +146,7 @@ def test_the_seed_alone_draws_the_lots():
     plan = partial(instruct.plan, pictures, (58, 23, 77))
     assert plan(0) == plan(0) != plan(1)
     described = [job for job in plan(0) if job.kind == "detail"]
-    assert {job.question for job in described} == set(language.DETAIL_REQUESTS)
+    assert {job.question for job in described} == set(DETAIL_REQUESTS)
     assert {job.id for job in described} != {job.id for job in plan(1) if job.kind == "detail"}
     assert all(job.question is None for job in plan(0) if job.kind != "detail")
     seeds = {job.request(seed, attempt).seed for job in plan(0) for seed in (0, 1) for attempt in (0, 1)}

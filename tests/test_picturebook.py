@@ -21,6 +21,7 @@ from data.picturebook import draw, language, write
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, Thing, sample_scene
 from data.picturebook.write import write_world
+from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
@@ -232,9 +233,9 @@ def check_notes(scene: Scene, request: str, text: str) -> None:
 def check_turns(scene: Scene, turns: list[dict]) -> None:
     for asked, told in zip(turns[::2], turns[1::2]):
         question, answer = asked["value"].removeprefix("<image>\n"), told["value"]
-        if question in language.DETAIL_REQUESTS:
+        if question in DETAIL_REQUESTS:
             check_description(scene, answer)
-        elif question in language.BRIEF_REQUESTS:
+        elif question in BRIEF_REQUESTS:
             assert answer in true_captions(scene)
         elif question.startswith("Make "):
             check_notes(scene, question, answer)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
+from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 
 GRID = 8  # cells a side of a word picture: the vision tower's patches
@@ -149,7 +150,7 @@ def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
 
 
 def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return rng.choice(language.BRIEF_REQUESTS), rng.choice(language.captions(scene))
+    return rng.choice(BRIEF_REQUESTS), rng.choice(language.captions(scene))
 
 
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
@@ -157,7 +158,7 @@ def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     form = rng.random()
     if form < 0.75:
         return language.conversation(scene, rng, language.LENGTH)
-    detail = rng.choice(language.DETAIL_REQUESTS), language.description(scene)
+    detail = rng.choice(DETAIL_REQUESTS), language.description(scene)
     told = detail if form < 0.9 else _brief(scene, rng)
     turns = [told, *language.conversation(scene, rng, language.LENGTH - len(told[1]))]
     rng.shuffle(turns)
@@ -174,7 +175,7 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
             continue
         form = rng.random()
         if form < 0.1:
-            turns, kind = [(rng.choice(language.DETAIL_REQUESTS), language.description(scene))], "detail"
+            turns, kind = [(rng.choice(DETAIL_REQUESTS), language.description(scene))], "detail"
         elif form < 0.15 and (turn := language.reasoning(scene, rng)):
             turns, kind = [turn], "reasoning"
         elif form < 0.2:
@@ -195,7 +196,7 @@ def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[
             if turn:
                 yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
         if index % 2 == 0:
-            turn, kind = (rng.choice(language.DETAIL_REQUESTS), language.description(scene)), "detail"
+            turn, kind = (rng.choice(DETAIL_REQUESTS), language.description(scene)), "detail"
         else:
             turn, kind = _brief(scene, rng), "caption"
         yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
