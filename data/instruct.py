@@ -52,7 +52,7 @@ class Job:
         return Request(self.kind, self.context, self.question, int.from_bytes(digest[:8], "big"))
 
 
-def plan(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
+def list_jobs(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
     """The rows to write, in order: of the kind with the largest share one for every context; of the others as many as
     keep the proportion, rounded to the nearest, for contexts drawn by lot."""
     chosen = {}
@@ -250,7 +250,7 @@ def main() -> None:
         print(f"left out: {len(contexts) - len(told)} of {len(contexts)} pictures, with neither captions nor boxes")
     if not told:
         raise UserError(f"{a.contexts}: no picture has captions or boxes")
-    jobs = plan(told, mix, a.seed)
+    jobs = list_jobs(told, mix, a.seed)
     if a.dry_run:
         return dry_run(jobs, a)
     path = Path(f"{a.out}.journal.jsonl")

@@ -9,7 +9,7 @@ import ast
 import textwrap
 from pathlib import Path
 
-from lessons.parts import FOLDER, PARTS, TO_WRITE, WHERE
+from lessons.parts import FOLDER, PARTS, PATHS, TO_WRITE
 from lessons.source import definitions, first_line, text_of
 from minillava.errors import UserError, run_program
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def skeleton(part: str) -> str:
     """The source of a part; each body in the table is its docstring, a hint and NotImplementedError."""
-    source = (ROOT / WHERE[part]).read_text(encoding="utf-8")
+    source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     found, lines = definitions(ast.parse(source)), source.splitlines()
     for name in sorted(PARTS[part], key=lambda name: -found[name].lineno):  # from below, so that numbers stay true
         function = found[name]
@@ -35,7 +35,7 @@ def skeleton(part: str) -> str:
     head = textwrap.wrap(f"The order to write them in: {', '.join(PARTS[part])}.", 118, break_long_words=False)
     return "\n".join(
         [
-            f"# Your own {WHERE[part]}: write what raises NotImplementedError. What stands already?",
+            f"# Your own {PATHS[part]}: write what raises NotImplementedError. What stands already?",
             f"#     pytest tests/test_{part}.py --exercise",
             *(f"# {line}" for line in head),
             *lines,
@@ -46,10 +46,10 @@ def skeleton(part: str) -> str:
 
 def solution(part: str) -> str:
     """The project's own bodies, each headed by the place where it stands."""
-    source = (ROOT / WHERE[part]).read_text(encoding="utf-8")
+    source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     found = definitions(ast.parse(source))
     return "\n\n".join(
-        f"# {name}, {WHERE[part]}:{first_line(found[name])}\n{textwrap.dedent(text_of(source, found[name]))}"
+        f"# {name}, {PATHS[part]}:{first_line(found[name])}\n{textwrap.dedent(text_of(source, found[name]))}"
         for name in PARTS[part]
     )
 

@@ -6,7 +6,7 @@ The order is the one to write them in: a body needs those above it, if any. ``te
 from pathlib import Path
 
 # Each part of minillava that has an exercise, or planted faults that its tests must notice (tests/faults/).
-WHERE = {
+PATHS = {
     "attention": "minillava/model/attention.py",
     "vision": "minillava/model/vision.py",
     "projector": "minillava/model/projector.py",
@@ -149,7 +149,7 @@ PARTS: dict[str, dict[str, str]] = {
         "image_goes_first": (
             "hashlib.sha256 of the three numbers with spaces between them, and True where the first byte is even."
         ),
-        "arrange": "The mark may stand anywhere in the question. A new line between it and the words.",
+        "place_image": "The mark may stand anywhere in the question. A new line between it and the words.",
         "encode_conversation": (
             "The Template's docstring has the order. For each turn, hand parts (text, which marks count in it) to "
             "_runs(): a mark is one id, IMAGE num_image_tokens of them, and the rest goes to tokenizer.encode(text, "

@@ -21,7 +21,7 @@ from types import ModuleType
 
 import pytest
 
-from lessons.parts import FOLDER, PARTS, TO_WRITE, WHERE
+from lessons.parts import FOLDER, PARTS, PATHS, TO_WRITE
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ SECONDS = 60  # of computing, after which a test is taken to have no end; the sl
 
 def module_of(part: str) -> str:
     """The name under which a part is imported."""
-    return WHERE[part].removesuffix(".py").replace("/", ".")
+    return PATHS[part].removesuffix(".py").replace("/", ".")
 
 
 class StandIn(MetaPathFinder):
@@ -159,7 +159,7 @@ def _check(part: str, file: Path) -> set[str]:
         raise pytest.UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise pytest.UsageError(f"{file} cannot be read: {error}") from None
-    ours = definitions(ast.parse((ROOT / WHERE[part]).read_text(encoding="utf-8")))
+    ours = definitions(ast.parse((ROOT / PATHS[part]).read_text(encoding="utf-8")))
     if missing := ours.keys() - theirs.keys():
-        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which {WHERE[part]} has")
+        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which {PATHS[part]} has")
     return {name for name in PARTS[part] if TO_WRITE in ast.unparse(theirs[name])}

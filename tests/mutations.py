@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from forks import run_pytest  # noqa: E402
 from judge import StandIn  # noqa: E402
 
-from lessons.parts import WHERE  # noqa: E402
+from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",)}  # besides those of the same name
@@ -32,7 +32,7 @@ def mutants(part: str) -> Iterator[tuple[str, str]]:
 
     Raises ValueError for a stale fault, whose text the source does not hold, or holds more than once.
     """
-    source = (ROOT / WHERE[part]).read_text(encoding="utf-8")
+    source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     for block in (ROOT / "tests" / "faults" / f"{part}.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         fault, *lines = block.split("\n")
         old, new = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")

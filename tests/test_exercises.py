@@ -13,7 +13,7 @@ import mutations
 import pytest
 
 from lessons import exercise
-from lessons.parts import PARTS, WHERE
+from lessons.parts import PARTS, PATHS
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def verdicts(printed: str, part: str) -> dict[str, str]:
 
 
 def source(part: str) -> str:
-    return (ROOT / WHERE[part]).read_text(encoding="utf-8")
+    return (ROOT / PATHS[part]).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -211,7 +211,7 @@ def test_a_fault_that_does_not_fit_the_source_is_stale(tmp_path, monkeypatch):
     monkeypatch.setattr(mutations, "ROOT", tmp_path)
     ours = source("projector")
     for text in (ours.replace("F.gelu", "F.silu"), ours + ours):
-        (tmp_path / WHERE["projector"]).write_text(text)
+        (tmp_path / PATHS["projector"]).write_text(text)
         with pytest.raises(ValueError, match=r"stale fault in projector\.txt: 'ReLU for GELU'"):
             list(mutations.mutants("projector"))
 

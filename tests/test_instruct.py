@@ -133,17 +133,17 @@ def test_the_mix_is_kept_for_any_number_of_pictures():
     pictures = [Context(f"{n}", f"{n}.jpg", ("A dog.",), ()) for n in range(231)]
     for mix in ((58, 23, 77), (1, 0, 0), (2, 1, 2), (0, 1, 5)):
         for count in (1, 2, 10, 77, 231):
-            jobs = instruct.plan(pictures[:count], mix, 0)
+            jobs = instruct.list_jobs(pictures[:count], mix, 0)
             assert len({(job.context.id, job.kind) for job in jobs}) == len({job.id for job in jobs}) == len(jobs)
             for kind, share in zip(prompts.KINDS, mix):
                 assert abs(sum(job.kind == kind for job in jobs) - count * share / max(mix)) <= 0.5
-    kinds = [job.kind for job in instruct.plan(pictures[:77], (58, 23, 77), 0)]
+    kinds = [job.kind for job in instruct.list_jobs(pictures[:77], (58, 23, 77), 0)]
     assert [kinds.count(kind) for kind in prompts.KINDS] == [58, 23, 77]
 
 
 def test_the_seed_alone_draws_the_lots():
     pictures = [Context(f"{n}", f"{n}.jpg", ("A dog.",), ()) for n in range(300)]
-    plan = partial(instruct.plan, pictures, (58, 23, 77))
+    plan = partial(instruct.list_jobs, pictures, (58, 23, 77))
     assert plan(0) == plan(0) != plan(1)
     described = [job for job in plan(0) if job.kind == "detail"]
     assert {job.question for job in described} == set(DETAIL_REQUESTS)
@@ -162,7 +162,7 @@ def test_rows_are_what_the_teacher_wrote_in_llava_json(undisturbed, contexts):
         for n in range(PICTURES)
     ]
     wanted = []
-    for job in instruct.plan(pictures, (58, 23, 77), 0):
+    for job in instruct.list_jobs(pictures, (58, 23, 77), 0):
         reply = written(job.kind, job.request(0, 0).messages[-1]["content"])
         if job.kind == "detail":
             turns = [(job.question, reply)]
