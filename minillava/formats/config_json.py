@@ -31,12 +31,12 @@ def part_from_json(config: dict, usual: dict, **only: object) -> dict:
 
 def decoder_from_json(config: dict, usual: dict) -> dict:
     """The decoder's values, from LLaMA's config.json."""
+    _expect(config, model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
     config = _given(config)
     every = usual | config
     heads = every["num_attention_heads"]
     derived = {"num_key_value_heads": heads, "head_dim": every["hidden_size"] // max(1, heads)}
-    known = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    return part_from_json({**derived, **config, **_rope(every)}, usual, **known)
+    return part_from_json({**derived, **config, **_rope(every)}, usual)
 
 
 def llava_from_json(config: dict, depth: int) -> dict:
