@@ -126,12 +126,10 @@ def _rope(config: dict) -> dict:
     for place in (rope, config):
         _expect(place, partial_rotary_factor=1.0)
     theta = rope.get("rope_theta", config["rope_theta"])
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
     rope = {"original_max_position_embeddings": config["max_position_embeddings"], **rope}
     scaling = {name: rope[name] for name in ROPE_SCALINGS[kind]}
     for name, value in scaling.items():
         _check_size(name, value, float)
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ValueError("rope_scaling's high_freq_factor is not above its low_freq_factor")
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling} if scaling else None}

@@ -46,8 +46,7 @@ def processor_from_json(config: dict) -> dict:
     """
     if not isinstance(config, dict):
         raise UserError("the image processor must be a JSON object")
-    given = {name: value for name, value in config.items() if value is not None}
-    given |= {name: False for name in STEPS if config.get(name, True) is None}
+    given = {name: value for name, value in config.items() if value is not None or name in STEPS}
     kind = given.get("image_processor_type", given.get("feature_extractor_type", PROCESSORS[0]))
     family = str(kind).removesuffix("Fast").removesuffix("Pil")  # the same numbers by other means
     if family not in PROCESSORS:
@@ -68,7 +67,7 @@ def processor_to_json(values: dict) -> dict:
 
 def _value(name: str, given: object, square: bool) -> object:
     """A value in our spelling; ``square``: a size that is one number is that of both sides, not of the shorter."""
-    value = given
+    value = False if given is None else given
     if name in ("size", "crop_size") and _is_number(given):
         value = {"height": given, "width": given} if square or name == "crop_size" else {"shortest_edge": given}
     elif name in ("image_mean", "image_std"):
