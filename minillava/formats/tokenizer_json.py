@@ -21,9 +21,8 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
 
     Raises UserError unless it is plain BPE.
     """
-    kind = model.get("type", "BPE")  # old files do not name it
-    if kind != "BPE" or "merges" not in model:
-        raise UserError(f"the model is {kind!r}, not BPE with merges")
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files name no type
+        raise UserError(f"the model is {model.get('type')!r}, not BPE with merges")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
