@@ -170,4 +170,4 @@ def _role(role: str, config: dict, older: dict, tokens: dict[str, AddedToken]) -
     named = config.get(role) or older.get(role)
     if named is None and role not in config:
         return next((name for name in USUAL[role] if name in tokens), None)
-    return named["content"] if isinstance(named, dict) else named
+    return (named["content"] if isinstance(named, dict) else named) or None
