@@ -35,7 +35,7 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionConfig":
-        return cls(**config_json.vision_from_json(values, asdict(cls())))
+        return cls(**config_json.part_from_json(values, asdict(CLIP_VISION), model_type="clip_vision_model"))
 
 
 @dataclass
@@ -58,7 +58,7 @@ class TextConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TextConfig":
-        return cls(**config_json.text_from_json(values, asdict(cls())))
+        return cls(**config_json.part_from_json(values, asdict(cls())))
 
 
 @dataclass
@@ -86,7 +86,12 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DecoderConfig":
-        return cls(**config_json.decoder_from_json(values, asdict(cls())))
+        return cls(**config_json.decoder_from_json(values, asdict(LLAMA)))
+
+
+# What transformers means by leaving a size out.
+CLIP_VISION = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=32, projection_dim=512)
+LLAMA = DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, rms_norm_eps=1e-6, rope_theta=10000.0)
 
 
 @dataclass
@@ -106,17 +111,20 @@ class LlavaConfig:
         return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
 
     def to_dict(self) -> dict:
-        parts = {"vision": self.vision.to_dict(), "decoder": self.decoder.to_dict()}
-        return config_json.llava_to_json(asdict(self) | parts, self.num_image_tokens)
+        vision, decoder = self.vision.to_dict(), self.decoder.to_dict()
+        return config_json.llava_to_json(vision, decoder, vars(self), self.num_image_tokens)
 
     @classmethod
     def from_dict(cls, values: dict) -> "LlavaConfig":
         """From the config.json of a llava-hf folder."""
-        found = config_json.llava_from_json(values, asdict(cls()))
-        return cls(VisionConfig(**found.pop("vision")), DecoderConfig(**found.pop("decoder")), **found)
+        text = values["text_config"]
+        tied = values.get("tie_word_embeddings") or text.get("tie_word_embeddings")
+        vision = VisionConfig.from_dict(values["vision_config"])
+        decoder = DecoderConfig.from_dict({**text, "tie_word_embeddings": tied})
+        return cls(vision, decoder, **config_json.llava_from_json(values, vision.num_hidden_layers))
 
     @classmethod
     def from_original(cls, values: dict, vision: VisionConfig) -> "LlavaConfig":
         """From the config.json of the LLaVA authors' code, which has no image token, and the CLIP that it names."""
-        found = config_json.original_from_json(values, asdict(cls(vision)))
-        return cls(vision, DecoderConfig(**found.pop("decoder")), **found)
+        decoder = DecoderConfig.from_dict({**values, "model_type": "llama"})
+        return cls(vision, decoder, **config_json.original_from_json(values, vision.num_hidden_layers))

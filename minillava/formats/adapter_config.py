@@ -1,8 +1,8 @@
 """adapter_config.json, the file of the peft library that says what an adapter is added to, and with which numbers."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from minillava.errors import UserError
 from minillava.formats.json_object import read_json_object
@@ -16,16 +16,13 @@ FIXED = {
     "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
     "modules_to_save": ["multi_modal_projector"],
     "bias": "none",
-    "fan_in_fan_out": False,
-    "use_rslora": False,
-    "use_dora": False,
+    **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora"), False),
     "rank_pattern": {},
     "alpha_pattern": {},
 }
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(NamedTuple):
     """What adapter_config.json says: where the weights lie that the adapter adds to, and LoRA's two numbers."""
 
     base: str
@@ -39,8 +36,8 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 def to_dict(config: AdapterConfig) -> dict:
     """The contents of adapter_config.json."""
-    sizes = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0}
-    return {**FIXED, "base_model_name_or_path": config.base, **sizes}
+    base, rank, alpha = config
+    return {**FIXED, "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0}
 
 
 def read_config(folder: Path) -> AdapterConfig:

@@ -8,14 +8,21 @@ from minillava.errors import UserError
 JSON_BYTES = 1_000_000  # a larger configuration, or index of shards, is refused
 
 
-def read_json_object(path: Path) -> dict:
-    """Raises UserError where there is no file, or it is too large, or holds no JSON object."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's contents. Raises UserError where it cannot be read or has more than ``most`` bytes."""
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path}: larger than {JSON_BYTES} bytes")
-        return parse_json_object(path, path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(most + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    if len(content) > most:
+        raise UserError(f"{path}: more than {most} bytes, larger than any such file")
+    return content
+
+
+def read_json_object(path: Path) -> dict:
+    """Raises UserError where there is no file, or it is too large, or holds no JSON object."""
+    return parse_json_object(path, read_bytes(path, JSON_BYTES))
 
 
 def parse_json_object(path: Path, content: bytes) -> dict:

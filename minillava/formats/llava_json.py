@@ -79,12 +79,12 @@ def scan(path: str | os.PathLike) -> Iterator[tuple[int, int, dict]]:
 
 
 def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dict]]:
-    text, at = "", 0  # a part of the file, and how much of it is done with
-    offset, line, index = 0, 1, 0  # the byte and the line that ``at`` is on, and the row that comes next
+    text, line = "", 1  # a part of the file, and the line that it begins on
+    at, offset, index = 0, 0, 0  # how much of the text is done with, the byte there, and the row that comes next
     between, last, wanted = ",", "]", "a comma or the list's end"  # what stands between rows, and behind the last
 
     def fault(index: int, place: int, what: str) -> UserError:
-        return UserError(f"{path}: not JSON at row {index}, line {line + text.count(chr(10), at, place)}: {what}")
+        return UserError(f"{path}: not JSON at row {index}, line {line + text.count(chr(10), 0, place)}: {what}")
 
     while True:
         found = MARK.match(text, at)
@@ -94,34 +94,31 @@ def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dic
         except (ValueError, RecursionError) as error:
             rest = text[begin:]
             if len(rest) <= MAX_ROW and (more := file.read(max(CHUNK, len(rest)))):  # it may be that the row goes on
-                offset, line = offset + begin - at - len(mark), line + text.count("\n", at, begin)
+                offset, line = offset + begin - at - len(mark), line + text.count("\n", 0, begin)
                 text, at = mark + rest + more, 0
                 continue
             problem = error
         if index == 0:
             if text.startswith("{", begin) and not mark:  # no list
                 between, last, wanted = "", "", "a row or the file's end"
-            elif mark != "[":
-                raise UserError(f"{path}: not a list of rows")
-            elif text.startswith("]", begin):
-                raise UserError(f"{path}: not a list of rows, but an empty one")
+            elif mark != "[" or text.startswith("]", begin):
+                raise UserError(f"{path}: not a list of rows{', but an empty one' if mark == '[' else ''}")
         elif mark == last and begin == len(text):
             return
         elif mark != between:
             raise fault(index - 1, begin, f"after it, {wanted} is wanted")
         if problem:  # also a number of thousands of digits, or thousands of brackets
             what = getattr(problem, "msg", str(problem))
-            too_long = f"no end within {MAX_ROW:,} characters ({what})"
-            place = getattr(problem, "pos", begin)
-            raise fault(index, place, too_long if len(text) - begin > MAX_ROW else what)
+            if len(text) - begin > MAX_ROW:
+                what = f"no end within {MAX_ROW:,} characters ({what})"
+            raise fault(index, getattr(problem, "pos", begin), what)
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
             raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters")
         try:
-            size = len(text[begin:end].encode())
+            start, size = offset + begin - at, len(text[begin:end].encode())
         except UnicodeEncodeError:
             raise fault(index, begin, "bytes that are no UTF-8") from None
-        start = offset + begin - at
         yield start, start + size, row
-        offset, line, index, at = start + size, line + text.count("\n", at, end), index + 1, end
+        at, offset, index = end, start + size, index + 1

@@ -13,8 +13,6 @@ from minillava.formats.json_object import read_json_object
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
 MAX_SIDE = 10_000  # pixels
 STEPS = ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
-VALUES = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
-FORMS = {"crop_size": ({"height", "width"},), "size": ({"height", "width"}, {"shortest_edge"})}
 # Keys that change no number: who wrote the file, what transformers' own calls take, and the conversion to RGB, which
 # happens here whatever the file says, since the tower reads three channels.
 OTHERS = (
@@ -41,25 +39,24 @@ def read_processor(folder: str | os.PathLike) -> dict:
 
 
 def processor_from_json(config: dict) -> dict:
-    """Those of STEPS and VALUES that the file gives. A step that is null is left out, as in transformers.
+    """The values of CHECKS that the file gives. A step that is null is left out, as in transformers.
 
     Raises UserError for another kind of processor, for a value that is none, and for a key that is unknown here and so
     may change the result.
     """
     if not isinstance(config, dict):
         raise UserError("the image processor must be a JSON object")
-    null_steps = {name: False for name in STEPS if name in config and config[name] is None}
-    given = {name: value for name, value in config.items() if value is not None} | null_steps
+    given = {name: value for name, value in config.items() if value is not None or name in STEPS}
     kind = given.get("image_processor_type", given.get("feature_extractor_type", PROCESSORS[0]))
     family = str(kind).removesuffix("Fast").removesuffix("Pil")  # the same numbers by other means
     if family not in PROCESSORS:
         raise UserError(f"image processor {kind!r} is not known, only {', '.join(PROCESSORS)}")
-    for name in sorted(given.keys() - {*STEPS, *VALUES, *OTHERS}):
+    for name in sorted(given.keys() - {*CHECKS, *OTHERS}):
         raise UserError(f"{name}: {given[name]!r} is not known in an image processor")
     if family != "LlavaImageProcessor":
         given.pop("do_pad", None)  # CLIP's pads a batch to its largest picture, and all come out alike
     square = given.get("default_to_square", False)
-    return {name: _value(name, given[name], square) for name in STEPS + VALUES if name in given}
+    return {name: _value(name, given[name], square) for name in CHECKS if name in given}
 
 
 def processor_to_json(values: dict) -> dict:
@@ -70,27 +67,37 @@ def processor_to_json(values: dict) -> dict:
 
 def _value(name: str, given: object, square: bool) -> object:
     """A value in our spelling; ``square``: a size that is one number is that of both sides, not of the shorter."""
-    value = given
-    if name in STEPS:
-        right, wanted = isinstance(value, bool), "true or false"
-    elif name in FORMS:
-        if _is_number(given):
-            value = {"height": given, "width": given} if square or name == "crop_size" else {"shortest_edge": given}
-        right, wanted = isinstance(value, dict) and value.keys() in FORMS[name], "a size in pixels"
-        right = right and all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.values())
-    elif name == "resample":
-        right, wanted = type(value) is int and 0 <= value <= 5, "the number of a filter, 0 to 5"
-    elif name == "rescale_factor":
-        right, wanted = _is_number(value), "a number"
-    else:
+    value = False if given is None else given
+    if name in ("size", "crop_size") and _is_number(given):
+        value = {"height": given, "width": given} if square or name == "crop_size" else {"shortest_edge": given}
+    elif name in ("image_mean", "image_std"):
         value = tuple(given) if isinstance(given, list) else (given,) * 3
-        right, wanted = len(value) == 3 and all(map(_is_number, value)), "three numbers"
-        if name == "image_std":
-            right, wanted = right and min(value) > 0, "three numbers above 0"
-    if not right:
+    is_right, wanted = CHECKS[name]
+    if not is_right(value):
         raise UserError(f"{name} is {given!r}, not {wanted}")
     return value
 
 
+def _is_size(value: object, *forms: set[str]) -> bool:
+    is_form = isinstance(value, dict) and value.keys() in forms
+    return is_form and all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.values())
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _are_three(values: tuple) -> bool:
+    return len(values) == 3 and all(map(_is_number, values))
+
+
+# What each value must be, as a check and in words, in the order in which a configuration names them.
+CHECKS = {
+    **dict.fromkeys(STEPS, (lambda value: isinstance(value, bool), "true or false")),
+    "size": (lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}), "a size in pixels"),
+    "crop_size": (lambda value: _is_size(value, {"height", "width"}), "a size in pixels"),
+    "resample": (lambda value: type(value) is int and 0 <= value <= 5, "the number of a filter, 0 to 5"),
+    "rescale_factor": (_is_number, "a number"),
+    "image_mean": (_are_three, "three numbers"),
+    "image_std": (lambda value: _are_three(value) and min(value) > 0, "three numbers above 0"),
+}

@@ -8,9 +8,8 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,13 +38,10 @@ class Unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is nn.init.normal_:
-            return kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """A tensor that lies in ``file`` under ``name``."""
 
     file: Path
@@ -78,16 +74,16 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
     if path.suffix != ".json":
         return _list_file(path)
     places = read_json_object(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+    if not isinstance(places, dict):
         raise UserError(f"{path}: no weight_map from tensors to files")
+    for file in places.values():
+        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", str(file)):
+            raise UserError(f"{path}: its weight_map has {file!r}, not the name of a weight file in this folder")
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
-        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", file):
-            raise UserError(f"{path}: {file!r} is not the name of a weight file in this folder")
         for name, tensor in _list_file(path.with_name(file)).items():
-            if name in tensors:
-                raise UserError(f"{tensor.file}: tensor {name!r} is in {tensors[name].file.name} too")
-            tensors[name] = tensor
+            if (other := tensors.setdefault(name, tensor)) is not tensor:
+                raise UserError(f"{tensor.file}: tensor {name!r} is in {other.file.name} too")
     for name, file in places.items():
         if name not in tensors or tensors[name].file.name != file:
             raise UserError(f"{path.with_name(file)}: tensor {name!r} is missing, which {path.name} promises")
@@ -100,13 +96,10 @@ def rename(tensors: dict[str, Stored], rules: tuple[tuple[str, str], ...]) -> di
     for name, tensor in tensors.items():
         if CONSTANTS.search(name):
             continue
-        for pattern, ours in rules:
-            name, count = re.subn(pattern, ours, name)
-            if count:
-                break
-        if name in renamed:
-            raise UserError(f"{tensor.file}: tensors {renamed[name].name!r} and {tensor.name!r} are both {name}")
-        renamed[name] = tensor
+        rule = next((rule for rule in rules if re.search(rule[0], name)), ("", ""))
+        name = re.sub(*rule, name)
+        if (other := renamed.setdefault(name, tensor)) is not tensor:
+            raise UserError(f"{tensor.file}: tensors {other.name!r} and {tensor.name!r} are both {name}")
     return renamed
 
 
@@ -189,9 +182,8 @@ def _list_file(path: Path) -> dict[str, Stored]:
 def _open_bin(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        for name, tensor in tensors.items():
-            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-                raise TypeError
+        if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
+            raise TypeError
     except Exception as error:  # one cut short or foreign fails in torch, zipfile or pickle, each in its own way
         raise UserError(f"{path}: not a PyTorch file of tensors and nothing else ({type(error).__name__})") from None
     return tensors

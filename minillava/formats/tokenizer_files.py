@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from minillava.errors import UserError
-from minillava.formats.json_object import parse_json_object
-from minillava.formats.tokenizer_json import AddedToken, bpe_file, byte_level_part, include, puts_first, read_bpe
+from minillava.formats import tokenizer_json
+from minillava.formats.json_object import parse_json_object, read_bytes
+from minillava.formats.tokenizer_json import AddedToken
 from minillava.formats.tokenizer_model import convert
 
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
@@ -32,8 +33,7 @@ USUAL = {
 OBEDIENT = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
-@dataclass
-class TokenizerFiles:
+class TokenizerFiles(NamedTuple):
     """What ``interpret`` makes of a folder.
 
     ``source`` is the file to blame for ``stored``, the contents of tokenizer.json. ``tokens`` are the added ones by
@@ -56,46 +56,41 @@ class TokenizerFiles:
 
 def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
     """The contents of a tokenizer's files by name. Raises UserError for one that cannot be read or is too large."""
-    files = {}
-    for name in (JSON, CONFIG, MODEL, MAP, ADDED):
-        path = Path(folder) / name
-        try:
-            with path.open("rb") as file:
-                files[name] = file.read(LARGEST + 1)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        if len(files[name]) > LARGEST:
-            raise UserError(f"{path}: more than {LARGEST} bytes, too many for a tokenizer")
-    return files
+    paths = [Path(folder, name) for name in (JSON, CONFIG, MODEL, MAP, ADDED)]
+    return {path.name: read_bytes(path, LARGEST) for path in paths if os.path.exists(path)}
 
 
 def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
     """What the files say together. Raises UserError, which names the file in ``folder``, where they make no sense."""
-    config, older, more = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
+    config, older, oldest = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
     obedient = JSON in files and config.get("tokenizer_class") in OBEDIENT
     source = folder / (JSON if JSON in files else MODEL)
     if JSON in files:
         stored = parse_json_object(source, files[JSON])
     elif MODEL in files:
         with blame(source):
-            stored, config = convert(files[MODEL], config)
+            stored, roles = convert(files[MODEL], config)
+        config = {**roles, **config}
     else:
         raise UserError(f"{folder / JSON}: No such file, nor a {MODEL} beside it")
 
-    tokens: dict[str, AddedToken] = {}
     with blame(source):
-        vocab, merges, ignore_merges = read_bpe(stored["model"])
-        for token in stored["added_tokens"]:
-            _add(tokens, vocab, AddedToken.from_dict(token["id"], token))
-    listed = set(tokens)
+        vocab, merges, ignore_merges = tokenizer_json.read_bpe(stored["model"])
+        added = [(source, token["id"], token) for token in stored["added_tokens"]]
+        listed = {token["content"] for token in stored["added_tokens"]}
     with blame(folder / CONFIG):
-        for index, token in (config.get("added_tokens_decoder") or {}).items():
-            _add(tokens, vocab, AddedToken.from_dict(int(index), token))
-    with blame(folder / ADDED):
-        for content, index in more.items():
-            _add(tokens, vocab, AddedToken.from_dict(index, {"content": content}))
+        more = (config.get("added_tokens_decoder") or {}).items()
+        added += [(folder / CONFIG, int(index), token) for index, token in more]
+    added += [(folder / ADDED, index, {"content": content}) for content, index in oldest.items()]
+    tokens: dict[str, AddedToken] = {}
+    for path, index, entry in added:
+        with blame(path):
+            token = AddedToken.from_dict(index, entry)
+            # The file read first says how a token is treated; its id must be the same in all.
+            first = tokens.setdefault(token.content, token)
+            for known in (first.id, vocab.get(token.content, index)):
+                if known != index:
+                    raise UserError(f"added token {token.content!r} has two ids, {known} and {index}")
     with blame(folder / CONFIG):
         roles = {role: _role(role, config, older, tokens) for role in USUAL}
         for role, name in roles.items():
@@ -103,16 +98,21 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
                 if name not in vocab:
                     raise UserError(f"{role} {name!r} is not in the vocabulary")
                 tokens[name] = AddedToken(name, vocab[name])
+        bos = roles["bos_token"]
+        if JSON not in files and bos in listed and config.get("add_bos_token", True):
+            stored["post_processor"] = tokenizer_json.put_first(bos, tokens[bos].id)
     with blame(source):
-        _check_ids({**vocab, **{name: token.id for name, token in tokens.items()}})
+        names: dict[int, str] = {}
+        for name, index in {**vocab, **{name: token.id for name, token in tokens.items()}}.items():
+            if names.setdefault(index, name) != name:
+                raise UserError(f"tokens {names[index]!r} and {name!r} have the same id, {index}")
         byte_level = '"ByteLevel"' in json.dumps(stored.get("pre_tokenizer"))
-        add_bos = puts_first(stored.get("post_processor"), roles["bos_token"])
-    for name in (*roles.values(), IMAGE):
-        if name in tokens:  # nobody is to end an answer, or bring in a picture, by writing so
-            tokens[name] = replace(tokens[name], special=True)
+        add_bos = tokenizer_json.puts_first(stored.get("post_processor"), bos)
+    # Nobody is to end an answer, or bring in a picture, by writing so.
+    tokens |= {name: tokens[name]._replace(special=True) for name in (*roles.values(), IMAGE) if name in tokens}
 
     if unlisted := [token for name, token in tokens.items() if name not in listed]:
-        include(stored, unlisted)
+        tokenizer_json.include(stored, unlisted)
     if unlisted or JSON not in files:
         files = {**files, JSON: dump(stored)}
     if not obedient:
@@ -129,7 +129,7 @@ def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, byte
     stored, config = json.loads(read.files[JSON]), json.loads(read.files[CONFIG])
     new, ids = [name for name in dict.fromkeys(names) if name not in read.tokens], itertools.count(start)
     known = {name: read.vocab[name] if name in read.vocab else next(ids) for name in new}
-    include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
+    tokenizer_json.include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
     if PAD in names and not read.roles["pad_token"]:
         config["pad_token"] = PAD
     # A tokenizer.model no longer says what the tokenizer is.
@@ -139,11 +139,11 @@ def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, byte
 
 def write_files(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str]) -> None:
     """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with GPT-2's split into words."""
-    words = byte_level_part(use_regex=True)
-    stored = bpe_file({"vocab": vocab, "merges": merges}, special, pre_tokenizer=words, decoder=words)
+    words = tokenizer_json.byte_level_part(use_regex=True)
+    stored = tokenizer_json.bpe_file({"vocab": vocab, "merges": merges}, special, pre_tokenizer=words, decoder=words)
     config = {"tokenizer_class": OBEDIENT[0], "eos_token": END, "pad_token": PAD}
     config |= {"extra_special_tokens": {"image_token": IMAGE}, "clean_up_tokenization_spaces": False}
-    config |= {"model_max_length": 1024}
+    config["model_max_length"] = 1024
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON).write_bytes(dump(stored))
     (folder / CONFIG).write_bytes(dump(config))
@@ -165,24 +165,9 @@ def dump(value: dict) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=1).encode()
 
 
-def _add(tokens: dict[str, AddedToken], vocab: dict[str, int], token: AddedToken) -> None:
-    """Add a token unless it is there: the file read first says how it is treated. Its id must be the same."""
-    first = tokens.setdefault(token.content, token)
-    for known in (first.id, vocab.get(token.content, token.id)):
-        if known != token.id:
-            raise UserError(f"added token {token.content!r} has two ids, {known} and {token.id}")
-
-
 def _role(role: str, config: dict, older: dict, tokens: dict[str, AddedToken]) -> str | None:
     """The name of the token that is the "bos_token", "eos_token" or "pad_token"."""
     named = config.get(role) or older.get(role)
     if named is None and role not in config:
         return next((name for name in USUAL[role] if name in tokens), None)
-    return named["content"] if isinstance(named, dict) else named
-
-
-def _check_ids(ids: dict[str, int]) -> None:
-    names: dict[int, str] = {}
-    for name, index in ids.items():
-        if names.setdefault(index, name) != name:
-            raise UserError(f"tokens {names[index]!r} and {name!r} have the same id, {index}")
+    return (named["content"] if isinstance(named, dict) else named) or None

@@ -6,7 +6,7 @@ at it. Then "normalizer" and "pre_tokenizer" say what is done to the text before
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import regex
 
@@ -21,24 +21,21 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
 
     Raises UserError unless it is plain BPE.
     """
-    kind = model.get("type", "BPE")  # old files do not name it
-    if kind != "BPE" or "merges" not in model:
-        raise UserError(f"the model is {kind!r}, not BPE with merges")
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files name no type
+        raise UserError(f"the model is {model.get('type')!r}, not BPE with merges")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
     vocab = model["vocab"]
     for token, index in vocab.items():
         check_id(f"token {token!r}", index)
-    merges = []
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    for left, right in merges:
         if len(left) + len(right) > LONGEST:
             raise UserError(f"a merge makes a token of {len(left) + len(right)} characters; {LONGEST} are the most")
         for token in (left, right, left + right):
             if token not in vocab:
                 raise UserError(f"merge {left!r} {right!r} needs {token!r}, which is not in the vocabulary")
-        merges.append((left, right))
     if len(set(merges)) < len(merges):
         raise UserError("a merge is listed twice")
     return vocab, merges, bool(model.get("ignore_merges"))
@@ -50,8 +47,7 @@ def check_id(what: str, index: object) -> None:
         raise UserError(f"{what} has the id {index!r}, not a whole number from 0 up")
 
 
-@dataclass(frozen=True)
-class AddedToken:
+class AddedToken(NamedTuple):
     """A token that is cut out of the text. ``lstrip`` and ``rstrip`` swallow the white space beside it; ``normalized``
     looks for it after normalisation; a ``special`` one can be left as ordinary text."""
 
@@ -71,8 +67,7 @@ class AddedToken:
         check_id(f"added token {content!r}", index)
         if token.get("single_word"):
             raise UserError(f"added token {content!r} is marked single_word, which is not supported")
-        flags = {name: bool(token.get(name)) for name in ("special", "lstrip", "rstrip", "normalized")}
-        return cls(content, index, **flags)
+        return cls(content, index, *(bool(token.get(name)) for name in cls._fields[2:]))
 
 
 def include(stored: dict, tokens: Iterable[AddedToken]) -> None:
@@ -81,20 +76,35 @@ def include(stored: dict, tokens: Iterable[AddedToken]) -> None:
     All of them into the vocabulary too: those that are not there are numbered anew by `tokenizers`, from the
     vocabulary's size up, whatever ids the file gives them.
     """
-    stored["added_tokens"] += [{**asdict(token), "single_word": False} for token in tokens]
+    stored["added_tokens"] += [{**token._asdict(), "single_word": False} for token in tokens]
     stored["model"]["vocab"] |= {token["content"]: token["id"] for token in stored["added_tokens"]}
 
 
 def puts_first(post_processor: dict | None, bos: str | None) -> bool:
     """Whether the "post_processor" puts the bos before a text. Raises UserError for an unknown kind."""
-    if post_processor is None or post_processor["type"] == "ByteLevel":
-        return False
-    if post_processor["type"] == "Sequence":
-        return any(puts_first(part, bos) for part in post_processor["processors"])
-    if post_processor["type"] != "TemplateProcessing":
-        raise UserError(f"post-processor {post_processor['type']} is not supported")
-    first = post_processor["single"][0].get("SpecialToken")
-    return first is not None and first["id"] == bos
+    for part in _parts(post_processor, "processors"):
+        if part["type"] == "TemplateProcessing":
+            first = part["single"][0].get("SpecialToken")
+            if first and first["id"] == bos:
+                return True
+        elif part["type"] != "ByteLevel":
+            raise UserError(f"post-processor {part['type']} is not supported")
+    return False
+
+
+def put_first(bos: str, index: int) -> dict:
+    """A "post_processor" that puts the bos before each text."""
+    one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    two = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    special = {bos: {"id": bos, "ids": [index], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": special}
+
+
+def _parts(part: dict | None, key: str) -> list[dict]:
+    """A part, or what a "Sequence" lists under ``key``: none where it is null."""
+    if part is None:
+        return []
+    return [step for one in part[key] for step in _parts(one, key)] if part["type"] == "Sequence" else [part]
 
 
 # --- Byte-level BPE's parts
@@ -108,7 +118,7 @@ def split_patterns(stored: dict) -> tuple[list[str], bool]:
     """
     if normalizer := stored.get("normalizer"):
         raise UserError(f"normalizer {normalizer['type']} is not supported with byte-level BPE")
-    *steps, last = _steps(stored["pre_tokenizer"])
+    *steps, last = _parts(stored["pre_tokenizer"], "pretokenizers")
     if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
         raise _unsupported(last)
     patterns = []
@@ -120,10 +130,6 @@ def split_patterns(stored: dict) -> tuple[list[str], bool]:
         else:
             raise _unsupported(step)
     return patterns, last.get("use_regex", True)
-
-
-def _steps(pre_tokenizer: dict) -> list[dict]:
-    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
 def _unsupported(step: dict) -> UserError:
@@ -164,20 +170,18 @@ def normalizer_steps(normalizer: dict | None) -> list[tuple[str, str, bool]]:
 
     Raises UserError for anything but Prepend, Replace and sequences of them.
     """
-    if normalizer is None:
-        return []
-    kind = normalizer["type"]
-    if kind == "Sequence":
-        return [step for part in normalizer["normalizers"] for step in normalizer_steps(part)]
-    if kind == "Prepend":
-        pattern, replacement, adds_space = r"(?s)\A(?=.)", normalizer["prepend"], True
-    elif kind == "Replace":
-        pattern, replacement = _expression("normalizer", normalizer["pattern"]), normalizer["content"]
-        # transformers writes this one before a Metaspace, which adds no space before a text that begins with one.
-        adds_space = pattern == rf"\A{SPACE}"
-    else:
-        raise UserError(f"normalizer {kind} is not supported with SentencePiece BPE")
-    return [(pattern, replacement.replace("\\", r"\\"), adds_space)]
+    steps = []
+    for step in _parts(normalizer, "normalizers"):
+        if step["type"] == "Prepend":
+            pattern, replacement, adds_space = r"(?s)\A(?=.)", step["prepend"], True
+        elif step["type"] == "Replace":
+            pattern, replacement = _expression("normalizer", step["pattern"]), step["content"]
+            # transformers writes this one before a Metaspace, which adds no space before a text that begins with one.
+            adds_space = pattern == rf"\A{SPACE}"
+        else:
+            raise UserError(f"normalizer {step['type']} is not supported with SentencePiece BPE")
+        steps.append((pattern, replacement.replace("\\", r"\\"), adds_space))
+    return steps
 
 
 def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
@@ -187,7 +191,7 @@ def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
     """
     if pre_tokenizer is None:
         return None, False
-    step, *more = _steps(pre_tokenizer)
+    step, *more = _parts(pre_tokenizer, "pretokenizers")
     if more or step["type"] != "Metaspace" or step["replacement"] != SPACE:
         raise _unsupported(pre_tokenizer)
     scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")

@@ -5,12 +5,12 @@ in tiktoken's form, a line of base64 and rank for each token.
 """
 
 import base64
-import itertools
+import io
 import struct
 from collections.abc import Container, Iterable, Iterator
 
 from minillava.errors import UserError
-from minillava.formats.byte_characters import to_characters
+from minillava.formats.byte_characters import CHARACTER_TO_BYTE, to_characters
 from minillava.formats.tokenizer_json import LONGEST, SPACE, bpe_file, byte_level_part
 
 # Llama-3's split into words: as GPT-2's, with digits by threes at most and newlines kept with what they end.
@@ -22,35 +22,19 @@ LLAMA3_SPLIT = (
 LLAMA3_NAMES = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of SentencePiece pieces
 BPE = 2  # of SentencePiece's models
+DAMAGED = "the file is damaged, cut short, or no SentencePiece model"
 
 
-def convert(content: bytes, config: dict) -> tuple[dict, dict]:
-    """The file's content -> (contents of tokenizer.json, ``config`` with the "bos_token" and so on that it lacks).
+def convert(content: bytes, config: dict) -> tuple[dict, dict[str, str]]:
+    """The file's content -> (contents of tokenizer.json, names of its "bos_token" and so on).
 
-    ``config`` is tokenizer_config.json: "legacy", "add_prefix_space" and "add_bos_token" say what the file does not.
+    ``config`` is tokenizer_config.json: "legacy" and "add_prefix_space" say what the file does not.
     Raises UserError for what is damaged or unlike LLaMA's.
     """
-    stored, roles = (_sentencepiece if content[:1] == b"\n" else _tiktoken)(content, config)
-    config = {**roles, **config}
-    bos = config.get("bos_token")
-    bos = bos["content"] if isinstance(bos, dict) else bos
-    ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
-    if bos in ids and config.get("add_bos_token", True):
-        stored["post_processor"] = _bos_first(bos, ids[bos])
-    return stored, config
+    return (_sentencepiece if content[:1] == b"\n" else _tiktoken)(content, config)
 
 
-def _bos_first(bos: str, index: int) -> dict:
-    """A "post_processor" that puts the bos before each text."""
-    one, two = (
-        [{"SpecialToken": {"id": bos, "type_id": segment}}, {"Sequence": {"id": name, "type_id": segment}}]
-        for segment, name in enumerate("AB")
-    )
-    special = {bos: {"id": bos, "ids": [index], "tokens": [bos]}}
-    return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": special}
-
-
-def _all_merges(tokens: Iterable, known: Container) -> list[tuple]:
+def _all_merges(tokens: Iterable[str], known: Container[str]) -> list[tuple[str, str]]:
     """Every way to make each token of two known ones, in the order of the tokens.
 
     SentencePiece and tiktoken have no list of merges: they join any two neighbours that make a token.
@@ -102,43 +86,40 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
     merges = _all_merges(sorted(normal, key=normal.get), normal)  # the piece of highest score first
 
     adds_space = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False
-    steps = []
-    if extra := normalizer.get(4, 1):  # remove_extra_whitespaces
-        steps += [_replace({"Regex": r"\A +"}, ""), _replace({"Regex": " {2,}"}, " ")]
     # transformers' LlamaTokenizer is not legacy unless told so; SentencePiece itself is.
     legacy = config.get("legacy", "Llama" not in str(config.get("tokenizer_class")))
-    steps += [{"type": "Prepend", "prepend": SPACE}] if legacy and adds_space else []
-    steps.append(_replace({"String": " "}, SPACE))
-    if extra:
-        steps.append(_replace({"Regex": rf"{SPACE}+\z"}, ""))
-    normalizer = {"type": "Sequence", "normalizers": steps}
-    scheme = "first" if adds_space else "never"
-    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
-    back = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    steps = [_replace("String", " ", SPACE)]
+    if legacy and adds_space:
+        steps = [{"type": "Prepend", "prepend": SPACE}, *steps]
+    if normalizer.get(4, 1):  # remove_extra_whitespaces
+        before = [_replace("Regex", r"\A +", ""), _replace("Regex", " {2,}", " ")]
+        steps = [*before, *steps, _replace("Regex", rf"{SPACE}+\z", "")]
+    back = [_replace("String", SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if adds_space:
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    decoder = {"type": "Sequence", "decoders": back}
-    model = {"byte_fallback": True, "vocab": vocab, "merges": merges}
-    pre_tokenizer = None if legacy else metaspace
-    stored = bpe_file(model, special, normalizer=normalizer, pre_tokenizer=pre_tokenizer, decoder=decoder)
+    parts = {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    parts["decoder"] = {"type": "Sequence", "decoders": back}
+    if not legacy:
+        scheme = "first" if adds_space else "never"
+        parts["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    stored = bpe_file({"byte_fallback": True, "vocab": vocab, "merges": merges}, special, **parts)
     roles = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
     return stored, {role: special[index] for role, index in roles.items() if index in special}
 
 
-def _replace(pattern: dict, content: str) -> dict:
-    return {"type": "Replace", "pattern": pattern, "content": content}
+def _replace(form: str, pattern: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {form: pattern}, "content": content}
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of a protobuf message: a number, or the bytes of a text, a float or a message."""
-    place = 0
+    rest = io.BytesIO(message)
 
     def take(count: int) -> bytes:
-        nonlocal place
-        place += count
-        if place > len(message):
-            raise UserError("the file is cut short, or no SentencePiece model")
-        return message[place - count : place]
+        taken = rest.read(min(count, len(message)))
+        if len(taken) < count:
+            raise UserError(DAMAGED)
+        return taken
 
     def number() -> int:
         """Seven bits to a byte, the lowest first; the eighth says that more follow."""
@@ -148,40 +129,33 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise UserError("a number of more than ten bytes: the file is damaged, or no SentencePiece model")
+        raise UserError(DAMAGED)
 
-    while place < len(message):
+    while rest.tell() < len(message):
         field, kind = divmod(number(), 8)
-        if kind == 0:
-            yield field, number()
-        elif kind == 2:
-            yield field, take(number())
-        elif kind in (1, 5):
-            yield field, take(8 if kind == 1 else 4)
-        else:
-            raise UserError(f"a protobuf field of kind {kind}: the file is damaged, or no SentencePiece model")
+        if kind not in (0, 1, 2, 5):
+            raise UserError(DAMAGED)
+        yield field, number() if kind == 0 else take({1: 8, 5: 4}.get(kind) or number())
 
 
 def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
-    ranks: dict[bytes, int] = {}
+    vocab: dict[str, int] = {}
     for number, line in enumerate(content.splitlines()):
         try:
             code, rank = line.split()
-            token = base64.b64decode(code, validate=True)
-            if not token or token in ranks or int(rank) != number:
+            token = to_characters(base64.b64decode(code, validate=True))
+            if not token or token in vocab or int(rank) != number:
                 raise ValueError
         except ValueError:
             raise UserError(f"line {number + 1} is not a new token in base64 and the rank {number}") from None
-        ranks[token] = number
-    if not content.endswith(b"\n") or any(bytes([byte]) not in ranks for byte in range(256)):
-        raise UserError(f"line {len(ranks)} is the last: is the file cut short?")
-    vocab = {to_characters(token): rank for token, rank in ranks.items()}
-    merges = [(to_characters(left), to_characters(right)) for left, right in _all_merges(ranks, ranks)]
-    model = {"ignore_merges": True, "vocab": vocab, "merges": merges}
-    reserved = itertools.count()
-    names = [LLAMA3_NAMES.get(place) or f"reserved_special_token_{next(reserved)}" for place in range(256)]
-    special = {len(ranks) + place: f"<|{name}|>" for place, name in enumerate(names)}
-    roles = {"bos_token": special[len(ranks)], "eos_token": special[len(ranks) + 1]}
+        vocab[token] = number
+    if not content.endswith(b"\n") or not vocab.keys() >= CHARACTER_TO_BYTE.keys():
+        raise UserError(f"line {len(vocab)} is the last: is the file cut short?")
+    model = {"ignore_merges": True, "vocab": vocab, "merges": _all_merges(vocab, vocab)}
+    others = (f"reserved_special_token_{number}" for number in range(256))
+    names = [LLAMA3_NAMES.get(place) or next(others) for place in range(256)]
+    special = {len(vocab) + place: f"<|{name}|>" for place, name in enumerate(names)}
+    roles = {"bos_token": special[len(vocab)], "eos_token": special[len(vocab) + 1]}
     named = config.get("added_tokens_decoder") or {}
     special |= {int(index): token["content"] for index, token in named.items() if int(index) in special}
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
