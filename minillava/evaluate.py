@@ -12,11 +12,11 @@ import argparse
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from minillava.checkpoint import load
@@ -30,10 +30,11 @@ DESCRIPTIONS = ("detail", "caption")
 
 @dataclass
 class Question:
-    """One answer to ask for: row, prompt ids, reference, type, and the things in the picture (for descriptions)."""
+    """One answer to ask for: row, its picture, prompt ids, reference, type, and the things in it (for descriptions)."""
 
     row: int
-    prompt: list[int]
+    image: str | None
+    prompt: torch.Tensor
     reference: str
     kind: str
     things: list[str]
@@ -48,7 +49,8 @@ def questions(dataset: ConversationDataset) -> list[Question]:
             with naming_row(dataset.path, index):
                 prompt, _ = encode_row(row, dataset.processor, dataset.image_place != "last", position)
             reference = turns[position]["value"].strip()
-            found.append(Question(index, prompt, reference, row.get("type", "all"), row.get("things", [])))
+            kind, things = row.get("type", "all"), row.get("things", [])
+            found.append(Question(index, row.get("image"), torch.tensor(prompt), reference, kind, things))
     return found
 
 
@@ -57,16 +59,15 @@ def answer_all(
     model: Llava, dataset: ConversationDataset, asked: list[Question], shown: str, batch_size: int = 64
 ) -> list[str]:
     """The model's greedy answers. What is ``shown`` is the row's picture ("normal"), "blind" or "shuffled"."""
-    images = {index: row["image"] for index, row in enumerate(dataset.rows) if "image" in row}
-    first_row = {name: index for index, name in reversed(images.items())}
-    names = sorted(first_row)
-    # "shuffled": the picture that is half the list away
-    other = {name: first_row[names[(k + len(names) // 2) % len(names)]] for k, name in enumerate(names)}
+    names = sorted({row["image"] for row in dataset.rows if "image" in row})
+    half = len(names) // 2
+    other = dict(zip(names, names[half:] + names[:half]))
     tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
 
-    def picture(row: int) -> torch.Tensor:
-        with naming_row(dataset.path, row):
-            return dataset.pixels(dataset.rows[row])
+    def picture(question: Question) -> torch.Tensor:
+        with naming_row(dataset.path, question.row):
+            pixels = dataset.pixels({"image": other[question.image] if shown == "shuffled" else question.image})
+        return torch.zeros_like(pixels) if shown == "blind" else pixels
 
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
@@ -74,20 +75,12 @@ def answer_all(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [asked[i] for i in chosen]
-            longest = max(len(question.prompt) for question in batch)
-            ids = torch.full((len(batch), longest), tokenizer.pad_id)
-            mask = torch.zeros_like(ids)
-            for line, question in enumerate(batch):  # padded on the left: all answers begin in one column
-                ids[line, longest - len(question.prompt) :] = torch.tensor(question.prompt)
-                mask[line, longest - len(question.prompt) :] = 1
-            rows = [question.row for question in batch if question.row in images]
-            if shown == "shuffled":
-                rows = [other[images[row]] for row in rows]
-            pixels = torch.stack([picture(row) for row in rows]) if rows else None
-            if pixels is not None and shown == "blind":
-                pixels = torch.zeros_like(pixels)
+            # Padded on the left: all answers begin in one column
+            ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
+            mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
+            pictures = [picture(question) for question in batch if question.image is not None]
             room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
-            out = model.generate(ids.to(model.device), pixels, mask.to(model.device), max_new_tokens=room)
+            out = model.generate(ids, torch.stack(pictures) if pictures else None, mask, max_new_tokens=room)
             for i, row in zip(chosen, out.tolist()):
                 answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
             bar.update(len(batch))
@@ -159,8 +152,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _share(hits: Iterable[bool]) -> float:
-    hits = list(hits)
+def _share(hits: list[bool]) -> float:
     return sum(hits) / len(hits) if hits else float("nan")
 
 
@@ -171,9 +163,8 @@ def main() -> None:
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    result = evaluate(
-        load(arguments.model, arguments.device), arguments.data, arguments.image_folder or arguments.data.parent
-    )
+    folder = arguments.image_folder or arguments.data.parent
+    result = evaluate(load(arguments.model, arguments.device), arguments.data, folder)
     if not result["questions"] and not result["descriptions"]:
         raise UserError(f"{arguments.data}: no question to ask")
     print(table(result))
