@@ -5,7 +5,6 @@ given in words, and lines of plain text. ``collate`` pads examples to a batch, `
 conversations share a row.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +17,16 @@ from torch.utils.data import Dataset
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
 from minillava.inputs.conversation import IGNORE, image_goes_first
-from minillava.inputs.image import open_image, safe_join
+from minillava.inputs.image import AnyPath, open_image, safe_join
 from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import IMAGE
 
 Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1
+IdsAndLabels = tuple[list[int], list[int]]
 
 
 @contextmanager
-def naming_row(path: str | os.PathLike, index: int) -> Iterator[None]:
+def naming_row(path: AnyPath, index: int) -> Iterator[None]:
     """What is wrong in here is wrong with this row of this file."""
     try:
         yield
@@ -42,9 +42,7 @@ def check_row(row: dict) -> None:
         raise UserError("'image' is not a text")
 
 
-def encode_row(
-    row: dict, processor: Processor, image_first: bool = True, turns: int | None = None
-) -> tuple[list[int], list[int]]:
+def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
     """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
     the next answer. Raises UserError where the row is malformed."""
     captions = processor.for_captions()
@@ -73,14 +71,13 @@ class ConversationDataset(Dataset):
 
     def __init__(
         self,
-        path: str | os.PathLike,
-        image_folder: str | os.PathLike,
+        path: AnyPath,
+        image_folder: AnyPath,
         processor: Processor,
         image_place: Place = "random",
-        text_path: str | os.PathLike | None = None,
+        text_path: AnyPath | None = None,
     ):
-        self.path, self.image_folder, self.processor = Path(path), image_folder, processor
-        self.image_place = image_place
+        self.path, self.image_folder, self.processor, self.image_place = path, image_folder, processor, image_place
         self.rows = Rows(path, check_row)
         self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
 
@@ -122,13 +119,10 @@ class ConversationDataset(Dataset):
         """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
         pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any.
         """
-        batch = pad_rows([(example["input_ids"], example["labels"]) for example in examples], self._pad_id)
-        batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
-        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pictures:
+        batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
+        if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:
             batch["pixel_values"] = torch.stack(pictures)
-        told = [example["word_ids"] for example in examples if "word_ids" in example]
-        if told:
+        if told := [example["word_ids"] for example in examples if "word_ids" in example]:
             longest = max(len(cell) for cells in told for cell in cells)
             batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
         return batch
@@ -141,15 +135,14 @@ class ConversationDataset(Dataset):
         ids = [[index for example in group for index in example["input_ids"]] for group in groups]
         labels = [[label for e in group for label in (IGNORE, *e["labels"][1:])] for group in groups]
         numbers = [[k for k, example in enumerate(group, 1) for _ in example["input_ids"]] for group in groups]
-        batch |= pad_rows(zip(ids, labels), self._pad_id)
-        return batch | {"lengths": torch.tensor([len(row) for row in ids]), "attention_mask": pad(numbers, 0)}
+        return batch | self._padded(list(zip(ids, labels))) | {"attention_mask": pad(numbers, 0)}
 
-    @property
-    def _pad_id(self) -> int:
-        return self.processor.tokenizer.pad_id
+    def _padded(self, rows: list[IdsAndLabels]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(ids) for ids, _ in rows])
+        return pad_rows(rows, self.processor.tokenizer.pad_id) | {"lengths": lengths}
 
 
-def pad_rows(rows: Iterable[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
+def pad_rows(rows: Iterable[IdsAndLabels], pad_id: int) -> dict[str, Tensor]:
     """(ids, labels) of each row -> input_ids and labels, (B, T) each.
 
     No attention mask is needed: padding stands on the right, where the causal mask hides it from every token.
@@ -162,16 +155,14 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
     """Which conversations share a row as long as the longest: each, the longest first, in the first with room."""
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        for row in rows:
-            if sum(lengths[other] for other in row) + lengths[index] <= max(lengths):
-                row.append(index)
-                break
-        else:
-            rows.append([index])
+        row = next((row for row in rows if sum(lengths[i] for i in [*row, index]) <= max(lengths)), [])
+        if not row:
+            rows.append(row)
+        row.append(index)
     return rows
 
 
-def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
+def read_lines(path: AnyPath) -> list[tuple[int, str]]:
     """The lines of a text file that are not empty, each with its number from 1.
 
     Raises UserError where the file is missing, no UTF-8, or empty.
@@ -187,7 +178,7 @@ def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
 
 def pad(rows: list[list[int]], value: int, length: int | None = None) -> Tensor:
     """Lists of ids -> (B, longest or ``length``) int64, filled up on the right."""
-    out = torch.full((len(rows), length or max(map(len, rows))), value, dtype=torch.long)
+    out = torch.full((len(rows), length or max(map(len, rows), default=1)), value, dtype=torch.long)
     for row, ids in zip(out, rows):
         row[: len(ids)] = torch.tensor(ids)
     return out

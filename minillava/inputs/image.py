@@ -18,10 +18,11 @@ from minillava.formats.preprocessor_json import processor_to_json, read_processo
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
+AnyPath = str | os.PathLike
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded, and none grows larger on its way
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: AnyPath) -> Image.Image:
     """Read a picture as RGB, turned upright. Raises UserError where there is none, or it is broken or too large."""
     try:
         with warnings.catch_warnings():
@@ -34,8 +35,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except Exception as error:  # Pillow's decoders fail in many ways on bytes that are no picture
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable picture ({reason})") from None
+        raise UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -88,7 +88,7 @@ class ImageProcessor:
         return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "ImageProcessor":
+    def from_pretrained(cls, folder: AnyPath) -> "ImageProcessor":
         """As the folder's processor_config.json or preprocessor_config.json says. Raises UserError, naming the file."""
         return cls(**read_processor(folder))
 
@@ -145,7 +145,7 @@ def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     return width, height
 
 
-def safe_join(folder: str | os.PathLike, name: str) -> Path:
+def safe_join(folder: AnyPath, name: str) -> Path:
     """``folder/name``, refused where ``name`` leads out of the folder."""
     path = Path(folder, name)
     try:
