@@ -68,17 +68,12 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
     elif vision:
         raise UserError(f"{folder}: has a vision tower of its own, so none can be given")
     else:
-        model = _load_llava_hf(folder, device, dtype)
+        with _building(folder):
+            model = Llava(read_llava(folder))
+        _, model.processor = read_outline(folder)
+        _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
     _check_tokenizer(model, folder)
     return model.eval()
-
-
-def _load_llava_hf(folder: Path, device: str, dtype: Dtype) -> Llava:
-    with _building(folder):
-        model = Llava(read_llava(folder))
-    _, model.processor = read_outline(folder)
-    _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
-    return model
 
 
 def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype) -> None:
@@ -122,10 +117,10 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
 
 def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None) -> Llava:
     """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
-    config = read_json_object(folder / "config.json")
-    clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
-    vision, tokenizer = read_vision(clip), Tokenizer.from_pretrained(folder)
-    with _building(folder):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    with _building(folder) as config:
+        clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
+        vision = read_vision(clip)
         model = Llava(LlavaConfig.from_original(config, vision))
     tensors = rename(list_tensors(folder), ORIGINAL_NAMES)
     if not any(name.startswith("vision_tower.") for name in tensors):
@@ -215,8 +210,7 @@ def load_decoder(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> tu
 def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
     """Read both CLIP towers and the tokenizer of the text tower. Raises UserError."""
     folder = resolve_folder(folder)
-    with _building(folder):
-        config = read_json_object(folder / "config.json")
+    with _building(folder) as config:
         clip = Clip(VisionConfig.from_dict(config["vision_config"]), TextConfig.from_dict(config["text_config"]))
     fill(clip, rename(list_tensors(folder), ()), folder)
     return clip, Tokenizer.from_pretrained(folder)
@@ -232,36 +226,34 @@ def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
 
 def read_llava(folder: Folder) -> LlavaConfig:
     """The sizes of a llava-hf folder, from its config.json alone; nothing is downloaded, nor in the two below."""
-    with _building(folder):
-        return LlavaConfig.from_dict(_config_of_type(folder, "llava"))
+    with _building(folder, "llava") as config:
+        return LlavaConfig.from_dict(config)
 
 
 def read_vision(folder: Folder) -> VisionConfig:
     """The sizes of a CLIP folder's vision tower."""
-    with _building(folder):
-        config = _config_of_type(folder, "clip", "clip_vision_model")
+    with _building(folder, "clip", "clip_vision_model") as config:
         return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
 
 
 def read_decoder(folder: Folder) -> DecoderConfig:
     """The sizes of a LLaMA folder."""
-    with _building(folder):
-        return DecoderConfig.from_dict(read_json_object(Path(folder, "config.json")))
-
-
-def _config_of_type(folder: Folder, *known: str) -> dict:
-    config = read_json_object(Path(folder, "config.json"))
-    if config.get("model_type") not in known:
-        raise ValueError(f"model_type is {config.get('model_type')!r}, not {known[0]!r}")
-    return config
+    with _building(folder) as config:
+        return DecoderConfig.from_dict(config)
 
 
 @contextmanager
-def _building(folder: Folder) -> Iterator[None]:
-    """In here modules are built without memory, and what goes wrong is told as a fault of the folder's config.json."""
+def _building(folder: Folder, *types: str) -> Iterator[dict]:
+    """Gives the folder's config.json, whose model_type must be one of ``types``, if there are any.
+
+    In here modules are built without memory, and what goes wrong is told as a fault of that file.
+    """
+    config = read_json_object(Path(folder, "config.json"))
     try:
+        if types and config.get("model_type") not in types:
+            raise ValueError(f"model_type is {config.get('model_type')!r}, not {types[0]!r}")
         with torch.device("meta"), Unfilled():
-            yield
+            yield config
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
         raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None

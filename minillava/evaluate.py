@@ -71,19 +71,18 @@ def answer_all(
 
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
-    with tqdm(total=len(asked), desc=shown, unit="question", disable=None) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [asked[i] for i in chosen]
-            # Padded on the left: all answers begin in one column
-            ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
-            mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
-            pictures = [picture(question) for question in batch if question.image is not None]
-            room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
-            out = model.generate(ids, torch.stack(pictures) if pictures else None, mask, max_new_tokens=room)
-            for i, row in zip(chosen, out.tolist()):
-                answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
-            bar.update(len(batch))
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=shown, unit="question", unit_scale=batch_size, disable=None):
+        chosen = order[start : start + batch_size]
+        batch = [asked[i] for i in chosen]
+        # Padded on the left: all answers begin in one column
+        ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
+        mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
+        pictures = [picture(question) for question in batch if question.image is not None]
+        room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
+        out = model.generate(ids, torch.stack(pictures) if pictures else None, mask, max_new_tokens=room)
+        for i, row in zip(chosen, out.tolist()):
+            answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
     return answers
 
 
@@ -92,8 +91,8 @@ def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, f
     right: dict[str, list[bool]] = defaultdict(list)
     for question, answer in zip(asked, answers):
         right[question.kind].append(answer == question.reference)
-    every = [hit for hits in right.values() for hit in hits]
-    return _share(every), {kind: _share(hits) for kind, hits in sorted(right.items())}
+    overall = sum(map(sum, right.values())) / len(asked) if asked else float("nan")
+    return overall, {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
 def majority(asked: list[Question]) -> float:
@@ -108,12 +107,10 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     """Precision and recall of the things named in descriptions, over all descriptions together."""
     vocabulary = sorted({thing for question in asked for thing in question.things})
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, vocabulary))})\b")
-    named = true = there = 0
-    for question, answer in zip(asked, answers):
-        found = set(pattern.findall(answer.lower()))
-        named, there = named + len(found), there + len(set(question.things))
-        true += len(found & set(question.things))
-    return true / max(1, named), true / max(1, there)
+    named = [set(pattern.findall(answer.lower())) for answer in answers]
+    there = [set(question.things) for question in asked]
+    true = sum(len(ours & theirs) for ours, theirs in zip(named, there))
+    return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
 def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
@@ -135,25 +132,19 @@ def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
     return result
 
 
-def table(result: dict) -> str:
-    """The result for people."""
-    lines = []
+def show(result: dict) -> None:
+    """Print the result, for people."""
     if result["questions"]:
-        lines.append(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
+        print(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
         for kind, share in result["by_type"].items():
-            lines.append(f"{kind:<12} {result['types'][kind]:>9} {share:>7.1%} {result['blind_by_type'][kind]:>7.1%}")
-        lines.append(f"{'all':<12} {result['questions']:>9} {result['accuracy']:>7.1%} {result['blind']:>7.1%}")
-        lines.append(f"shuffled pictures {result['shuffled']:.1%}, majority answer {result['majority']:.1%}")
+            print(f"{kind:<12} {result['types'][kind]:>9} {share:>7.1%} {result['blind_by_type'][kind]:>7.1%}")
+        print(f"{'all':<12} {result['questions']:>9} {result['accuracy']:>7.1%} {result['blind']:>7.1%}")
+        print(f"shuffled pictures {result['shuffled']:.1%}, majority answer {result['majority']:.1%}")
     if result["descriptions"]:
-        lines.append(
+        print(
             f"{result['descriptions']} descriptions: things named with precision {result['precision']:.1%}, recall "
             f"{result['recall']:.1%} (blind {result['blind_precision']:.1%}, {result['blind_recall']:.1%})"
         )
-    return "\n".join(lines)
-
-
-def _share(hits: list[bool]) -> float:
-    return sum(hits) / len(hits) if hits else float("nan")
 
 
 def main() -> None:
@@ -167,14 +158,9 @@ def main() -> None:
     result = evaluate(load(arguments.model, arguments.device), arguments.data, folder)
     if not result["questions"] and not result["descriptions"]:
         raise UserError(f"{arguments.data}: no question to ask")
-    print(table(result))
-    print(json.dumps({key: _rounded(value) for key, value in result.items() if key not in ("types", "blind_by_type")}))
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+    show(result)
+    rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
+    print(json.dumps({key: value for key, value in rounded.items() if key not in ("types", "blind_by_type")}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from minillava.errors import UserError
 
 Folder = str | os.PathLike  # a path, or an id on the hub
-FILES = ["*.json", "*.jinja", "*.model", "*.safetensors"]
 
 
 def resolve_folder(name: Folder) -> Path:
@@ -23,7 +22,7 @@ def resolve_folder(name: Folder) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(name, allow_patterns=FILES))
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older repositories have pickles alone
             snapshot_download(name, allow_patterns=["*.bin"])
     except ImportError:

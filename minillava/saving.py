@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minillava.formats import adapter_config
-from minillava.formats.adapter_config import AdapterConfig
 from minillava.formats.tensors import ADAPTER, write_tensors
 from minillava.inputs.image import ImageProcessor
 from minillava.inputs.templates import TEMPLATE_FILE, chat_template
@@ -39,7 +38,7 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
     tensors = {inside.sub("language_model.model.", name): tensor for name, tensor in tensors.items()}
     vision, processor = model.config.vision, model.processor
     image = processor.image if processor else ImageProcessor.for_size(vision.image_size)
-    generation = {"max_new_tokens": 256, "do_sample": False}
+    ends = {"eos_token_id": processor.stop_ids, "pad_token_id": processor.tokenizer.pad_id} if processor else {}
     files = {
         "config.json": model.config.to_dict(),
         # What transformers' AutoProcessor and generate() read beside the weights
@@ -51,10 +50,9 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
             "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
             "image_token": IMAGE,
         },
-        "generation_config.json": generation,
+        "generation_config.json": {"max_new_tokens": 256, "do_sample": False, **ends},
     }
     if processor:
-        generation |= {"eos_token_id": processor.stop_ids, "pad_token_id": processor.tokenizer.pad_id}
         files[TEMPLATE_FILE] = chat_template(processor.template)
     _write(folder, files, tensors, processor and processor.tokenizer, dtype)
 
@@ -72,7 +70,7 @@ def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: 
     }
     save_file(learnt, folder / ADAPTER, metadata={"format": "pt"})
     linear = model.language_model.layers[0].self_attn.q_proj
-    config = adapter_config.to_dict(AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
+    config = adapter_config.to_dict(adapter_config.AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
     _write_files(folder, {adapter_config.CONFIG: config, TEMPLATE_FILE: chat_template(model.processor.template)})
 
 
@@ -99,8 +97,7 @@ def write_clip(
         "vision_config": vision.to_dict(),
         "text_config": text.to_dict(),
     }
-    image = ImageProcessor.for_size(vision.image_size).to_dict()
-    files = {"config.json": config, "preprocessor_config.json": image}
+    files = {"config.json": config, "preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict()}
     _write(folder, files, tensors or clip.state_dict(), tokenizer, dtype)
 
 

@@ -7,6 +7,7 @@ conversations share a row.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +27,12 @@ IdsAndLabels = tuple[list[int], list[int]]
 
 
 @contextmanager
-def naming_row(path: AnyPath, index: int) -> Iterator[None]:
+def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
     """What is wrong in here is wrong with this row of this file."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: row {index}: {error}") from None
+        raise UserError(f"{path}: {row} {index}: {error}") from None
 
 
 def check_row(row: dict) -> None:
@@ -61,6 +62,7 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
     return ids, labels
 
 
+@dataclass(eq=False)
 class ConversationDataset(Dataset):
     """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
 
@@ -69,17 +71,15 @@ class ConversationDataset(Dataset):
     has a loss.
     """
 
-    def __init__(
-        self,
-        path: AnyPath,
-        image_folder: AnyPath,
-        processor: Processor,
-        image_place: Place = "random",
-        text_path: AnyPath | None = None,
-    ):
-        self.path, self.image_folder, self.processor, self.image_place = path, image_folder, processor, image_place
-        self.rows = Rows(path, check_row)
-        self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
+    path: AnyPath
+    image_folder: AnyPath
+    processor: Processor
+    image_place: Place = "random"
+    text_path: AnyPath | None = None
+
+    def __post_init__(self):
+        self.rows = Rows(self.path, check_row)
+        self.lines = [] if self.text_path is None else [line for _, line in read_lines(self.text_path)]
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.lines)

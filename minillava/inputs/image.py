@@ -111,32 +111,25 @@ class ImageProcessor:
         """A picture of any mode -> (3, height, width) float32. UserError if it would grow beyond MAX_PIXELS."""
         image = to_rgb(image)
         if self.do_pad:
-            image = self._padded(image)
+            side, colour = max(image.size), tuple(int(mean * 255) for mean in self.image_mean)
+            square = Image.new("RGB", _allowed(image, side, side), colour)
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
         if self.do_resize:
-            image = image.resize(self._resized(image), self.resample)
+            if "shortest_edge" in self.size:
+                width, height = (self.size["shortest_edge"] * side // min(image.size) for side in image.size)
+            else:
+                width, height = self.size["width"], self.size["height"]
+            image = image.resize(_allowed(image, width, height), self.resample)
         if self.do_center_crop:
             width, height = self.crop_size["width"], self.crop_size["height"]
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))  # black where it reaches beyond the picture
-        pixels = np.asarray(image)
-        if self.do_rescale:
-            pixels = pixels * float(self.rescale_factor)
-        pixels = pixels.astype(np.float32)
+        scale = float(self.rescale_factor) if self.do_rescale else 1
+        pixels = (np.asarray(image) * scale).astype(np.float32)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-    def _padded(self, image: Image.Image) -> Image.Image:
-        side = max(image.size)
-        square = Image.new("RGB", _allowed(image, side, side), tuple(int(mean * 255) for mean in self.image_mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
-
-    def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """(width, height) of the picture after resizing."""
-        if "shortest_edge" in self.size:
-            return _allowed(image, *(self.size["shortest_edge"] * side // min(image.size) for side in image.size))
-        return _allowed(image, self.size["width"], self.size["height"])
 
 
 def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:

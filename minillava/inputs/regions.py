@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from minillava.config import VisionConfig
 from minillava.errors import UserError
-from minillava.inputs.conversations import pad, read_lines
+from minillava.inputs.conversations import naming_row, pad, read_lines
 from minillava.inputs.image import AnyPath, ImageProcessor, open_image, safe_join
 from minillava.inputs.tokenizer import Tokenizer
 
@@ -39,12 +39,10 @@ class RegionDataset(Dataset):
         """{"pixel_values": (3, H, W), "caption": text, "regions": [(phrase, its patches), ...]}."""
         seed, epoch, index = key
         row = self.rows[index]
-        try:
+        with naming_row(self.path, row["line"], "line"):
             pixel_values = self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
-        except UserError as error:
-            raise UserError(f"{self.path}: line {row['line']}: {error}") from None
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
-        return {"pixel_values": pixel_values, "caption": caption, "regions": list(zip(row["phrases"], row["patches"]))}
+        return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
@@ -77,9 +75,8 @@ class RegionDataset(Dataset):
             raise ValueError("no list of captions")
         if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
             raise TypeError("image, captions and phrases must be texts")
-        boxes = [instance["bbox"] for instance in row["instances"]]
-        patches = patches_of_boxes(boxes, self.grid)
-        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "patches": patches}
+        patches = patches_of_boxes([instance["bbox"] for instance in row["instances"]], self.grid)
+        return {"image": row["image"], "captions": row["captions"], "regions": list(zip(phrases, patches))}
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
         end = self.tokenizer.eos_id
