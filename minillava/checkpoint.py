@@ -72,15 +72,14 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
             model = Llava(read_llava(folder))
         _, model.processor = read_outline(folder)
         _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
-    _check_tokenizer(model, folder)
+    _check_tokenizer(model.processor.tokenizer, model.config, folder)
     return model.eval()
 
 
 def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype) -> None:
     """Fill what of ``model`` is empty, and its projection: two layers in the files, with nothing between if linear."""
     with torch.device("meta"):
-        sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
-        model.multi_modal_projector = MLPProjector(*sizes)
+        model.multi_modal_projector = MLPProjector(model.config.vision.hidden_size, model.config.decoder.hidden_size)
     fill(model, rename(list_tensors(folder), names), folder, device, dtype)
     if model.config.projector == "linear":
         model.multi_modal_projector = _fold(model.multi_modal_projector)
@@ -145,10 +144,9 @@ def _clip_beside(folder: Path, name: str) -> Path:
     return found
 
 
-def _check_tokenizer(model: Llava, folder: Path) -> None:
+def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) -> None:
     """The tokenizer beside the weights must be the one that they know."""
-    image, rows = model.config.image_token_id, model.config.decoder.vocab_size
-    tokenizer = model.processor.tokenizer
+    image, rows = config.image_token_id, config.decoder.vocab_size
     if tokenizer.image_id != image:
         raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {tokenizer.image_id}")
     others = tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
@@ -265,11 +263,10 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     inside = path.exists() and "image_processor" in read_json_object(path)
     if not inside and not (folder / "preprocessor_config.json").exists():
         return ImageProcessor.for_size(vision.image_size)
-    processor, size = ImageProcessor.from_pretrained(folder), vision.image_size
-    if processor.output_size != (size, size):
-        its = f"its image processor makes pictures of {processor.output_size}"
-        raise UserError(f"{folder}: {its}, its vision tower reads {size} x {size}")
-    return processor
+    image, size = ImageProcessor.from_pretrained(folder), vision.image_size
+    if (made := image.output_size) != (size, size):
+        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
+    return image
 
 
 def _template(folder: Path) -> Template:
@@ -281,6 +278,5 @@ def _template(folder: Path) -> Template:
             text = read_json_object(folder / name).get("chat_template")
     found = recognise(text) if isinstance(text, str) else None
     if text is not None and found is None:
-        known = ", ".join(TEMPLATES)
-        print(f"{folder}: its chat template is none of {known}: the conversation is written as v0", file=sys.stderr)
+        print(f"{folder}: its chat template is none of {', '.join(TEMPLATES)}, so v0 is written", file=sys.stderr)
     return found or TEMPLATES["v0"]

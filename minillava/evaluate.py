@@ -60,8 +60,7 @@ def answer_all(
 ) -> list[str]:
     """The model's greedy answers. What is ``shown`` is the row's picture ("normal"), "blind" or "shuffled"."""
     names = sorted({row["image"] for row in dataset.rows if "image" in row})
-    half = len(names) // 2
-    other = dict(zip(names, names[half:] + names[:half]))
+    other = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2]))  # half the list away
     tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
 
     def picture(question: Question) -> torch.Tensor:
@@ -71,8 +70,7 @@ def answer_all(
 
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=shown, unit="question", unit_scale=batch_size, disable=None):
+    for start in tqdm(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size, disable=None):
         chosen = order[start : start + batch_size]
         batch = [asked[i] for i in chosen]
         # Padded on the left: all answers begin in one column
@@ -113,9 +111,9 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
-def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
+def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict:
     """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
-    dataset = ConversationDataset(data, image_folder, model.processor, "first")
+    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
@@ -154,8 +152,7 @@ def main() -> None:
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    folder = arguments.image_folder or arguments.data.parent
-    result = evaluate(load(arguments.model, arguments.device), arguments.data, folder)
+    result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder)
     if not result["questions"] and not result["descriptions"]:
         raise UserError(f"{arguments.data}: no question to ask")
     show(result)

@@ -25,10 +25,9 @@ def resolve_folder(name: Folder) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older repositories have pickles alone
             snapshot_download(name, allow_patterns=["*.bin"])
+        return folder
     except ImportError:
         why = "no package to fetch it from the Hugging Face hub (pip install huggingface_hub)"
     except (OSError, ValueError) as error:
         why = f"the Hugging Face hub does not give it ({type(error).__name__})"
-    else:
-        return folder
     raise UserError(f"{name}: no such folder, and {why}; download it in another way and give its path")

@@ -1,11 +1,9 @@
-"""LLaVA JSON -> examples, and examples -> batches.
+"""LLaVA JSON, pictures given in words, and plain text -> examples; and examples -> batches.
 
-``ConversationDataset`` is a map-style data set over a file and its image folder; it also reads rows whose picture is
-given in words, and lines of plain text. ``collate`` pads examples to a batch, ``collate_packed`` lets several
-conversations share a row.
+A batch holds padded rows of a conversation each, or rows that several conversations share.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from minillava.inputs.image import AnyPath, open_image, safe_join
 from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import IMAGE
 
-Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1
 IdsAndLabels = tuple[list[int], list[int]]
 
 
@@ -46,9 +43,8 @@ def check_row(row: dict) -> None:
 def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
     """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
     the next answer. Raises UserError where the row is malformed."""
-    captions = processor.for_captions()
-    if row.get("type") == "caption" and not captions.template.picture_only:
-        processor = captions  # a caption keeps stage 1's form among other rows, if that asks for it in words
+    if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
+        processor = processor.for_captions()  # stage 1's form also among other rows, if that asks for it in words
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)
@@ -66,15 +62,14 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
 class ConversationDataset(Dataset):
     """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
 
-    The key holds all that decides an example, so that any worker gives the same one: with ``image_place`` "random"
-    eq. 1's coin depends on seed, epoch and row. The lines of ``text_path`` become further rows, in which every token
-    has a loss.
+    The key holds all that decides an example, eq. 1's coin too, so that any worker gives the same one. The lines of
+    ``text_path`` become further rows, in which every token has a loss.
     """
 
     path: AnyPath
     image_folder: AnyPath
     processor: Processor
-    image_place: Place = "random"
+    image_place: Literal["random", "first", "last"] = "random"  # in the first turn; random is eq. 1
     text_path: AnyPath | None = None
 
     def __post_init__(self):
@@ -90,10 +85,7 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """{"input_ids", "labels"}, lists of equal length; "pixel_values" (3, H, W) where the row has a picture;
-        "word_ids", a list for each patch, where its picture is given in words.
-
-        Raises UserError, naming file and row, where the row is malformed or its picture cannot be read.
-        """
+        "word_ids", a list for each patch, where it is given in words. Raises UserError, naming file and row."""
         seed, epoch, index = key
         tokenizer = self.processor.tokenizer
         if index >= len(self.rows):
@@ -117,14 +109,12 @@ class ConversationDataset(Dataset):
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
-        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any.
-        """
+        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any."""
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
         if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:
             batch["pixel_values"] = torch.stack(pictures)
         if told := [example["word_ids"] for example in examples if "word_ids" in example]:
-            longest = max(len(cell) for cells in told for cell in cells)
-            batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
+            batch["word_ids"] = pad([cell for cells in told for cell in cells], -1).unflatten(0, (len(told), -1))
         return batch
 
     def collate_packed(self, examples: list[dict]) -> dict[str, Tensor]:
@@ -143,10 +133,8 @@ class ConversationDataset(Dataset):
 
 
 def pad_rows(rows: Iterable[IdsAndLabels], pad_id: int) -> dict[str, Tensor]:
-    """(ids, labels) of each row -> input_ids and labels, (B, T) each.
-
-    No attention mask is needed: padding stands on the right, where the causal mask hides it from every token.
-    """
+    """(ids, labels) of each row -> input_ids and labels, (B, T) each. No attention mask is needed: padding stands on
+    the right, where the causal mask hides it from every token."""
     ids, labels = zip(*rows)
     return {"input_ids": pad(ids, pad_id), "labels": pad(labels, IGNORE)}
 
@@ -163,10 +151,8 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
 
 
 def read_lines(path: AnyPath) -> list[tuple[int, str]]:
-    """The lines of a text file that are not empty, each with its number from 1.
-
-    Raises UserError where the file is missing, no UTF-8, or empty.
-    """
+    """The lines of a text file that are not empty, each with its number from 1. Raises UserError where there is none,
+    and for a file that is missing or no UTF-8."""
     try:
         lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
@@ -176,9 +162,9 @@ def read_lines(path: AnyPath) -> list[tuple[int, str]]:
     return lines
 
 
-def pad(rows: list[list[int]], value: int, length: int | None = None) -> Tensor:
-    """Lists of ids -> (B, longest or ``length``) int64, filled up on the right."""
-    out = torch.full((len(rows), length or max(map(len, rows), default=1)), value, dtype=torch.long)
+def pad(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Lists of ids -> (B, longest) int64, filled up on the right; (0, 1) for none."""
+    out = torch.full((len(rows), max(map(len, rows), default=1)), value, dtype=torch.long)
     for row, ids in zip(out, rows):
         row[: len(ids)] = torch.tensor(ids)
     return out

@@ -6,6 +6,7 @@ say so. The numbers are those of transformers' CLIPImageProcessor.
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -99,13 +100,10 @@ class ImageProcessor:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every result; None if it depends on the picture."""
-        if self.do_center_crop:
-            return self.crop_size["height"], self.crop_size["width"]
-        if self.do_resize and "height" in self.size:
-            return self.size["height"], self.size["width"]
-        if self.do_resize and self.do_pad:
-            return (self.size["shortest_edge"],) * 2
-        return None
+        sides = self.crop_size if self.do_center_crop else self.size if self.do_resize else {}
+        if "height" in sides:
+            return sides["height"], sides["width"]
+        return (sides["shortest_edge"],) * 2 if sides and self.do_pad else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """A picture of any mode -> (3, height, width) float32. UserError if it would grow beyond MAX_PIXELS."""
@@ -116,10 +114,9 @@ class ImageProcessor:
             square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
             image = square
         if self.do_resize:
-            if "shortest_edge" in self.size:
-                width, height = (self.size["shortest_edge"] * side // min(image.size) for side in image.size)
-            else:
-                width, height = self.size["width"], self.size["height"]
+            width, height = self.size.get("width"), self.size.get("height")
+            if shortest := self.size.get("shortest_edge"):
+                width, height = (shortest * side // min(image.size) for side in image.size)
             image = image.resize(_allowed(image, width, height), self.resample)
         if self.do_center_crop:
             width, height = self.crop_size["width"], self.crop_size["height"]
@@ -141,10 +138,7 @@ def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
 def safe_join(folder: AnyPath, name: str) -> Path:
     """``folder/name``, refused where ``name`` leads out of the folder."""
     path = Path(folder, name)
-    try:
-        inside = path.resolve().is_relative_to(Path(folder).resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
-        raise UserError(f"image path {name!r} is no path") from None
-    if not inside:
-        raise UserError(f"image path {name!r} leads out of {folder}")
-    return path
+    with suppress(OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            return path
+    raise UserError(f"image path {name!r} is no path, or leads out of {folder}")

@@ -48,8 +48,7 @@ class RegionDataset(Dataset):
         """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
         region_owner (R,) and region_patch (R,): the pictures' positions and patches that boxes cover; phrases (P, T),
         distinct, and phrase_match (R,)."""
-        captions: dict[str, int] = {}
-        phrases: dict[str, int] = {}
+        captions, phrases = {}, {}  # each text's position
         caption_match = [captions.setdefault(example["caption"], len(captions)) for example in examples]
         regions = [
             (owner, patch, phrases.setdefault(phrase, len(phrases)))
