@@ -6,9 +6,10 @@ on the device asked for. saving.py writes the folders.
 """
 
 import math
-import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfi
 from minillava.errors import UserError
 from minillava.formats import adapter_config
 from minillava.formats.json_object import read_json_object
-from minillava.formats.tensors import Dtype, Stored, Unfilled, fill, list_tensors, rename
-from minillava.hub import resolve_folder
+from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
+from minillava.hub import Folder, resolve_folder
 from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATE_FILE, TEMPLATES, Template, recognise
@@ -52,12 +53,7 @@ DECODER_NAMES = ((r"^model\.", ""),)
 ADAPTER_NAMES = ((rf"^{re.escape(adapter_config.PREFIX)}", ""),)
 
 
-def load(
-    folder: str | os.PathLike,
-    device: str = "cpu",
-    dtype: Dtype = None,
-    vision: str | os.PathLike | None = None,
-) -> Llava:
+def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folder | None = None) -> Llava:
     """Read a LLaVA folder, tokenizer included; float32 unless ``dtype`` says otherwise. Raises UserError.
 
     A folder in the layout of the LLaVA authors' code names its CLIP folder, which is looked for beside it unless
@@ -67,37 +63,39 @@ def load(
     folder = resolve_folder(folder)
     if adapter_config.is_adapter(folder):
         return _load_adapter(folder, device, dtype, vision)
-    config = read_json_object(folder / "config.json")
-    if "mm_vision_tower" in config:
-        clip = resolve_folder(vision) if vision else _clip_beside(folder, config["mm_vision_tower"])
-        model = _load_original(folder, config, clip, device, dtype)
+    if "mm_vision_tower" in read_json_object(folder / "config.json"):
+        model = _load_original(folder, device, dtype, vision)
     elif vision:
         raise UserError(f"{folder}: has a vision tower of its own, so none can be given")
     else:
-        model = _load_llava_hf(folder, config, device, dtype)
-    _check_tokenizer(model, folder)
+        with _building(folder):
+            model = Llava(read_llava(folder))
+        _, model.processor = read_outline(folder)
+        _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
+    _check_tokenizer(model.processor.tokenizer, model.config, folder)
     return model.eval()
 
 
-def _load_llava_hf(folder: Path, config: dict, device: str, dtype: Dtype) -> Llava:
-    _check_type(config, folder)
-    model = _build(lambda c: Llava(LlavaConfig.from_dict(c)), config, folder)
-    model.processor = _processor(folder, model.config)
-    _fill_hf(model, rename(list_tensors(folder), LLAVA_NAMES), folder, device, dtype)
-    return model
-
-
-def _fill_hf(model: Llava, tensors: dict[str, Stored], folder: Path, device: str, dtype: Dtype) -> None:
+def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype) -> None:
     """Fill what of ``model`` is empty, and its projection: two layers in the files, with nothing between if linear."""
     with torch.device("meta"):
-        sizes = model.config.vision.hidden_size, model.config.decoder.hidden_size
-        model.multi_modal_projector = MLPProjector(*sizes)
-    fill(model, tensors, folder, device, dtype)
+        model.multi_modal_projector = MLPProjector(model.config.vision.hidden_size, model.config.decoder.hidden_size)
+    fill(model, rename(list_tensors(folder), names), folder, device, dtype)
     if model.config.projector == "linear":
         model.multi_modal_projector = _fold(model.multi_modal_projector)
 
 
-def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.PathLike | None) -> Llava:
+@torch.no_grad()
+def _fold(two: MLPProjector) -> LinearProjector:
+    """linear_2(linear_1(x)), with nothing between, as one W: W2 W1, with bias W2 b1 + b2."""
+    first, second = two.linear_1, two.linear_2
+    one = LinearProjector(first.in_features, second.out_features).to(first.weight)
+    one.weight.copy_(second.weight.float() @ first.weight.float())
+    one.bias.copy_(second.weight.float() @ first.bias.float() + second.bias.float())
+    return one
+
+
+def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None) -> Llava:
     """The base that the adapter names, with what was learnt added to its weights."""
     config = adapter_config.read_config(folder)
     try:
@@ -109,18 +107,20 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: str | os.Path
     model = load(base, device, dtype, vision)
     with torch.device("meta"):
         lora.add_lora(model.language_model, config.rank, config.alpha)
-    _fill_hf(model, rename(list_tensors(folder), ADAPTER_NAMES), folder, device, dtype)
+    _fill_hf(model, folder, ADAPTER_NAMES, device, dtype)
     lora.merge_lora(model.language_model)
     if (folder / TEMPLATE_FILE).exists():
         model.processor.template = _template(folder)
     return model.eval()
 
 
-def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: Dtype) -> Llava:
+def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None) -> Llava:
     """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
     tokenizer = Tokenizer.from_pretrained(folder)
-    vision = _parse(VisionConfig.from_dict, _vision_part(clip), clip)
-    model = _build(lambda c: Llava(LlavaConfig.from_original(c, vision)), config, folder)
+    with _building(folder) as config:
+        clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
+        vision = read_vision(clip)
+        model = Llava(LlavaConfig.from_original(config, vision))
     tensors = rename(list_tensors(folder), ORIGINAL_NAMES)
     if not any(name.startswith("vision_tower.") for name in tensors):
         model.vision_tower = load_vision(clip, device, dtype)
@@ -128,30 +128,47 @@ def _load_original(folder: Path, config: dict, clip: Path, device: str, dtype: D
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
     image = replace(_image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
-    template = _original_template(config.get("_name_or_path") or folder.resolve().name)
+    # The authors' code chooses the template by the model's name, and so must we.
+    name = (config.get("_name_or_path") or folder.resolve().name).lower()
+    template = TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
     model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template)
     return model
 
 
+def _clip_beside(folder: Path, name: str) -> Path:
+    """Where the CLIP folder that config.json names ("openai/clip-vit-large-patch14-336") lies, beside ``folder``."""
+    last = str(name).split("/")[-1]
+    found = folder.resolve().parent / last
+    if last in ("", ".", "..") or not found.is_dir():
+        raise UserError(f"{folder}/config.json: its vision tower {name!r} is not at {found}; give it by --vision")
+    return found
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) -> None:
+    """The tokenizer beside the weights must be the one that they know."""
+    image, rows = config.image_token_id, config.decoder.vocab_size
+    if tokenizer.image_id != image:
+        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {tokenizer.image_id}")
+    others = tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
+    if others > rows:
+        raise UserError(f"{folder}: the tokenizer has {others} tokens, the embedding {rows} rows")
+
+
 def join(
-    vision: str | os.PathLike,
-    decoder: str | os.PathLike,
-    projector: str = "linear",
-    vision_feature_layer: int = -2,
-    dtype: Dtype = None,
+    vision: Folder, decoder: Folder, projector: str = "linear", vision_feature_layer: int = -2, dtype: Dtype = None
 ) -> Llava:
     """A CLIP folder and a LLaMA folder -> a LLaVA whose projection has learnt nothing yet. Raises UserError.
 
     The decoder's tokenizer and embedding gain an <image> and a padding token where they have none.
     """
+    vision, decoder = resolve_folder(vision), resolve_folder(decoder)
     tower = load_vision(vision, dtype=dtype)
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
-    image = _image_processor(resolve_folder(vision), tower.config)
-    processor = Processor(tokenizer, image, config.num_image_tokens, _template(resolve_folder(decoder)))
+    image = _image_processor(vision, tower.config)
     with torch.device("meta"), Unfilled():
-        model = Llava(config, processor)
+        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, _template(decoder)))
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
     return model
@@ -169,81 +186,87 @@ def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
         decoder.grow(math.ceil(tokenizer.vocab_size / 64) * 64)
 
 
-def load_vision(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
+def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
     """Read CLIP's vision tower, from a folder that holds it alone or both towers. Raises UserError."""
     folder = resolve_folder(folder)
-    tower = _build(lambda c: VisionTower(VisionConfig.from_dict(c)), _vision_part(folder), folder)
+    with _building(folder):
+        tower = VisionTower(read_vision(folder))
     tensors = {name: tensor for name, tensor in list_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
     fill(tower, rename(tensors, VISION_NAMES), folder, device, dtype)
     return tower
 
 
-def load_decoder(folder: str | os.PathLike, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
+def load_decoder(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer. Raises UserError."""
     folder = resolve_folder(folder)
-    config = read_json_object(folder / "config.json")
-    decoder = _build(lambda c: Decoder(DecoderConfig.from_dict(c)), config, folder)
+    with _building(folder):
+        decoder = Decoder(read_decoder(folder))
     fill(decoder, rename(list_tensors(folder), DECODER_NAMES), folder, device, dtype)
     return decoder, Tokenizer.from_pretrained(folder)
 
 
-def load_clip(folder: str | os.PathLike) -> tuple[Clip, Tokenizer]:
+def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
     """Read both CLIP towers and the tokenizer of the text tower. Raises UserError."""
     folder = resolve_folder(folder)
-    clip = _build(
-        lambda c: Clip(VisionConfig.from_dict(c["vision_config"]), TextConfig.from_dict(c["text_config"])),
-        read_json_object(folder / "config.json"),
-        folder,
-    )
+    with _building(folder) as config:
+        clip = Clip(VisionConfig.from_dict(config["vision_config"]), TextConfig.from_dict(config["text_config"]))
     fill(clip, rename(list_tensors(folder), ()), folder)
     return clip, Tokenizer.from_pretrained(folder)
 
 
-def read_llava(folder: str | os.PathLike) -> LlavaConfig:
-    """The sizes of a llava-hf folder, from its config.json alone. Raises UserError, as do the three below."""
-    folder = Path(folder)
-    config = read_json_object(folder / "config.json")
-    _check_type(config, folder)
-    return _parse(LlavaConfig.from_dict, config, folder)
-
-
-def read_outline(folder: str | os.PathLike) -> tuple[LlavaConfig, Processor]:
-    """A llava-hf folder's sizes and processor, whatever its weights weigh."""
+def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
+    """A llava-hf folder's sizes and processor, whatever its weights weigh. Raises UserError, as do the three below."""
     folder = resolve_folder(folder)
     config = read_llava(folder)
-    return config, _processor(folder, config)
+    image, tokenizer = _image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
+    return config, Processor(tokenizer, image, config.num_image_tokens, _template(folder))
 
 
-def _processor(folder: Path, config: LlavaConfig) -> Processor:
-    image = _image_processor(folder, config.vision)
-    return Processor(Tokenizer.from_pretrained(folder), image, config.num_image_tokens, _template(folder))
+def read_llava(folder: Folder) -> LlavaConfig:
+    """The sizes of a llava-hf folder, from its config.json alone; nothing is downloaded, nor in the two below."""
+    with _building(folder, "llava") as config:
+        return LlavaConfig.from_dict(config)
 
 
-def read_vision(folder: str | os.PathLike) -> VisionConfig:
+def read_vision(folder: Folder) -> VisionConfig:
     """The sizes of a CLIP folder's vision tower."""
-    folder = Path(folder)
-    return _parse(VisionConfig.from_dict, _vision_part(folder), folder)
+    with _building(folder, "clip", "clip_vision_model") as config:
+        return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
 
 
-def read_decoder(folder: str | os.PathLike) -> DecoderConfig:
+def read_decoder(folder: Folder) -> DecoderConfig:
     """The sizes of a LLaMA folder."""
-    folder = Path(folder)
-    return _parse(DecoderConfig.from_dict, read_json_object(folder / "config.json"), folder)
+    with _building(folder) as config:
+        return DecoderConfig.from_dict(config)
+
+
+@contextmanager
+def _building(folder: Folder, *types: str) -> Iterator[dict]:
+    """Gives the folder's config.json, whose model_type must be one of ``types``, if there are any.
+
+    In here modules are built without memory, and what goes wrong is told as a fault of that file.
+    """
+    config = read_json_object(Path(folder, "config.json"))
+    try:
+        if types and config.get("model_type") not in types:
+            raise ValueError(f"model_type is {config.get('model_type')!r}, not {types[0]!r}")
+        with torch.device("meta"), Unfilled():
+            yield config
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
+        raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
 
 
 def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
-    """As the folder's preprocessor_config.json says; CLIP's own way where it has none."""
+    """As the folder's files say; CLIP's own way where none does."""
     path = folder / "processor_config.json"
     inside = path.exists() and "image_processor" in read_json_object(path)
     if not inside and not (folder / "preprocessor_config.json").exists():
         return ImageProcessor.for_size(vision.image_size)
-    processor = ImageProcessor.from_pretrained(folder)
-    if processor.output_size != (vision.image_size,) * 2:
-        raise UserError(
-            f"{folder}: its image processor makes pictures of {processor.output_size}, its vision tower reads "
-            f"{vision.image_size} x {vision.image_size}"
-        )
-    return processor
+    image, size = ImageProcessor.from_pretrained(folder), vision.image_size
+    if (made := image.output_size) != (size, size):
+        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
+    return image
 
 
 def _template(folder: Path) -> Template:
@@ -253,78 +276,7 @@ def _template(folder: Path) -> Template:
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if text is None and (folder / name).exists():
             text = read_json_object(folder / name).get("chat_template")
-    if text is None:
-        return TEMPLATES["v0"]
     found = recognise(text) if isinstance(text, str) else None
-    if found is None:
-        known = ", ".join(TEMPLATES)
-        print(f"{folder}: its chat template is none of {known}: the conversation is written as v0", file=sys.stderr)
+    if text is not None and found is None:
+        print(f"{folder}: its chat template is none of {', '.join(TEMPLATES)}, so v0 is written", file=sys.stderr)
     return found or TEMPLATES["v0"]
-
-
-def _original_template(name: str) -> Template:
-    """The LLaVA authors' code chooses the template by the model's name, and so must we."""
-    name = name.lower()
-    return TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
-
-
-def _parse(from_dict, config: dict, folder: Path):
-    """``from_dict(config)``, whatever it stumbles over told as a fault of the folder's config.json."""
-    try:
-        return from_dict(config)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
-        raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
-
-
-def _check_type(config: dict, folder: Path) -> None:
-    if config.get("model_type") != "llava":
-        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'llava'")
-
-
-def _build(make, config: dict, folder: Path):
-    """``make(config)``, without memory for the parameters."""
-    with torch.device("meta"), Unfilled():
-        return _parse(make, config, folder)
-
-
-def _vision_part(folder: Path) -> dict:
-    """The vision tower's config out of a CLIP folder's."""
-    config = read_json_object(folder / "config.json")
-    if config.get("model_type") not in ("clip", "clip_vision_model"):
-        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not 'clip'")
-    return config.get("vision_config", {}) if config["model_type"] == "clip" else config
-
-
-def _clip_beside(folder: Path, name: str) -> Path:
-    """Where the CLIP folder that config.json names ("openai/clip-vit-large-patch14-336") lies, beside ``folder``."""
-    last = str(name).split("/")[-1]
-    found = folder.resolve().parent / last
-    if last in ("", ".", "..") or not found.is_dir():
-        raise UserError(
-            f"{folder}/config.json: its vision tower {name!r} is not at {found}; give its folder (--vision)"
-        )
-    return found
-
-
-@torch.no_grad()
-def _fold(two: MLPProjector) -> LinearProjector:
-    """linear_2(linear_1(x)), with nothing between, as one W: W2 W1, with bias W2 b1 + b2."""
-    first, second = two.linear_1, two.linear_2
-    weight = second.weight.float() @ first.weight.float()
-    bias = second.weight.float() @ first.bias.float() + second.bias.float()
-    one = LinearProjector(first.in_features, second.out_features).to(first.weight)
-    one.weight.copy_(weight)
-    one.bias.copy_(bias)
-    return one
-
-
-def _check_tokenizer(model: Llava, folder: Path) -> None:
-    """The tokenizer beside the weights must be the one that they know."""
-    image, rows = model.config.image_token_id, model.config.decoder.vocab_size
-    tokenizer = model.processor.tokenizer
-    if tokenizer.image_id != image:
-        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {tokenizer.image_id}")
-    others = tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
-    if others > rows:
-        raise UserError(f"{folder}: the tokenizer has {others} tokens, the embedding {rows} rows")

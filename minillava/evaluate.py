@@ -12,11 +12,11 @@ import argparse
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from minillava.checkpoint import load
@@ -30,10 +30,11 @@ DESCRIPTIONS = ("detail", "caption")
 
 @dataclass
 class Question:
-    """One answer to ask for: row, prompt ids, reference, type, and the things in the picture (for descriptions)."""
+    """One answer to ask for: row, its picture, prompt ids, reference, type, and the things in it (for descriptions)."""
 
     row: int
-    prompt: list[int]
+    image: str | None
+    prompt: torch.Tensor
     reference: str
     kind: str
     things: list[str]
@@ -48,7 +49,8 @@ def questions(dataset: ConversationDataset) -> list[Question]:
             with naming_row(dataset.path, index):
                 prompt, _ = encode_row(row, dataset.processor, dataset.image_place != "last", position)
             reference = turns[position]["value"].strip()
-            found.append(Question(index, prompt, reference, row.get("type", "all"), row.get("things", [])))
+            kind, things = row.get("type", "all"), row.get("things", [])
+            found.append(Question(index, row.get("image"), torch.tensor(prompt), reference, kind, things))
     return found
 
 
@@ -57,40 +59,28 @@ def answer_all(
     model: Llava, dataset: ConversationDataset, asked: list[Question], shown: str, batch_size: int = 64
 ) -> list[str]:
     """The model's greedy answers. What is ``shown`` is the row's picture ("normal"), "blind" or "shuffled"."""
-    images = {index: row["image"] for index, row in enumerate(dataset.rows) if "image" in row}
-    first_row = {name: index for index, name in reversed(images.items())}
-    names = sorted(first_row)
-    # "shuffled": the picture that is half the list away
-    other = {name: first_row[names[(k + len(names) // 2) % len(names)]] for k, name in enumerate(names)}
+    names = sorted({row["image"] for row in dataset.rows if "image" in row})
+    other = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2]))  # half the list away
     tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
 
-    def picture(row: int) -> torch.Tensor:
-        with naming_row(dataset.path, row):
-            return dataset.pixels(dataset.rows[row])
+    def picture(question: Question) -> torch.Tensor:
+        with naming_row(dataset.path, question.row):
+            pixels = dataset.pixels({"image": other[question.image] if shown == "shuffled" else question.image})
+        return torch.zeros_like(pixels) if shown == "blind" else pixels
 
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
-    with tqdm(total=len(asked), desc=shown, unit="question", disable=None) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [asked[i] for i in chosen]
-            longest = max(len(question.prompt) for question in batch)
-            ids = torch.full((len(batch), longest), tokenizer.pad_id)
-            mask = torch.zeros_like(ids)
-            for line, question in enumerate(batch):  # padded on the left: all answers begin in one column
-                ids[line, longest - len(question.prompt) :] = torch.tensor(question.prompt)
-                mask[line, longest - len(question.prompt) :] = 1
-            rows = [question.row for question in batch if question.row in images]
-            if shown == "shuffled":
-                rows = [other[images[row]] for row in rows]
-            pixels = torch.stack([picture(row) for row in rows]) if rows else None
-            if pixels is not None and shown == "blind":
-                pixels = torch.zeros_like(pixels)
-            room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
-            out = model.generate(ids.to(model.device), pixels, mask.to(model.device), max_new_tokens=room)
-            for i, row in zip(chosen, out.tolist()):
-                answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
-            bar.update(len(batch))
+    for start in tqdm(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size, disable=None):
+        chosen = order[start : start + batch_size]
+        batch = [asked[i] for i in chosen]
+        # Padded on the left: all answers begin in one column
+        ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
+        mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
+        pictures = [picture(question) for question in batch if question.image is not None]
+        room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
+        out = model.generate(ids, torch.stack(pictures) if pictures else None, mask, max_new_tokens=room)
+        for i, row in zip(chosen, out.tolist()):
+            answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
     return answers
 
 
@@ -99,8 +89,8 @@ def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, f
     right: dict[str, list[bool]] = defaultdict(list)
     for question, answer in zip(asked, answers):
         right[question.kind].append(answer == question.reference)
-    every = [hit for hits in right.values() for hit in hits]
-    return _share(every), {kind: _share(hits) for kind, hits in sorted(right.items())}
+    overall = sum(map(sum, right.values())) / len(asked) if asked else float("nan")
+    return overall, {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
 def majority(asked: list[Question]) -> float:
@@ -115,17 +105,15 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     """Precision and recall of the things named in descriptions, over all descriptions together."""
     vocabulary = sorted({thing for question in asked for thing in question.things})
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, vocabulary))})\b")
-    named = true = there = 0
-    for question, answer in zip(asked, answers):
-        found = set(pattern.findall(answer.lower()))
-        named, there = named + len(found), there + len(set(question.things))
-        true += len(found & set(question.things))
-    return true / max(1, named), true / max(1, there)
+    named = [set(pattern.findall(answer.lower())) for answer in answers]
+    there = [set(question.things) for question in asked]
+    true = sum(len(ours & theirs) for ours, theirs in zip(named, there))
+    return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
-def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
+def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict:
     """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
-    dataset = ConversationDataset(data, image_folder, model.processor, "first")
+    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
@@ -142,26 +130,19 @@ def evaluate(model: Llava, data: Path, image_folder: Path) -> dict:
     return result
 
 
-def table(result: dict) -> str:
-    """The result for people."""
-    lines = []
+def show(result: dict) -> None:
+    """Print the result, for people."""
     if result["questions"]:
-        lines.append(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
+        print(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
         for kind, share in result["by_type"].items():
-            lines.append(f"{kind:<12} {result['types'][kind]:>9} {share:>7.1%} {result['blind_by_type'][kind]:>7.1%}")
-        lines.append(f"{'all':<12} {result['questions']:>9} {result['accuracy']:>7.1%} {result['blind']:>7.1%}")
-        lines.append(f"shuffled pictures {result['shuffled']:.1%}, majority answer {result['majority']:.1%}")
+            print(f"{kind:<12} {result['types'][kind]:>9} {share:>7.1%} {result['blind_by_type'][kind]:>7.1%}")
+        print(f"{'all':<12} {result['questions']:>9} {result['accuracy']:>7.1%} {result['blind']:>7.1%}")
+        print(f"shuffled pictures {result['shuffled']:.1%}, majority answer {result['majority']:.1%}")
     if result["descriptions"]:
-        lines.append(
+        print(
             f"{result['descriptions']} descriptions: things named with precision {result['precision']:.1%}, recall "
             f"{result['recall']:.1%} (blind {result['blind_precision']:.1%}, {result['blind_recall']:.1%})"
         )
-    return "\n".join(lines)
-
-
-def _share(hits: Iterable[bool]) -> float:
-    hits = list(hits)
-    return sum(hits) / len(hits) if hits else float("nan")
 
 
 def main() -> None:
@@ -171,19 +152,12 @@ def main() -> None:
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    result = evaluate(
-        load(arguments.model, arguments.device), arguments.data, arguments.image_folder or arguments.data.parent
-    )
+    result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder)
     if not result["questions"] and not result["descriptions"]:
         raise UserError(f"{arguments.data}: no question to ask")
-    print(table(result))
-    print(json.dumps({key: _rounded(value) for key, value in result.items() if key not in ("types", "blind_by_type")}))
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+    show(result)
+    rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
+    print(json.dumps({key: value for key, value in rounded.items() if key not in ("types", "blind_by_type")}))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from minillava.errors import UserError
 
-FILES = ["*.json", "*.jinja", "*.model", "*.safetensors"]
+Folder = str | os.PathLike  # a path, or an id on the hub
 
 
-def resolve_folder(name: str | os.PathLike) -> Path:
+def resolve_folder(name: Folder) -> Path:
     """``name`` itself where it is a folder; else, where it looks like a hub id, the folder it is downloaded to.
 
     Downloading needs the package huggingface_hub and a network. Raises UserError where there is no folder to be had.
@@ -21,18 +21,13 @@ def resolve_folder(name: str | os.PathLike) -> Path:
         raise UserError(f"{name}: no such folder")
     try:
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UserError(
-            f"{name}: no such folder; to fetch it from the Hugging Face hub, pip install huggingface_hub, "
-            "or download it in another way and give its path"
-        ) from None
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=FILES))
+
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older repositories have pickles alone
             snapshot_download(name, allow_patterns=["*.bin"])
+        return folder
+    except ImportError:
+        why = "no package to fetch it from the Hugging Face hub (pip install huggingface_hub)"
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}); "
-            "download it in another way and give its path"
-        ) from None
-    return folder
+        why = f"the Hugging Face hub does not give it ({type(error).__name__})"
+    raise UserError(f"{name}: no such folder, and {why}; download it in another way and give its path")

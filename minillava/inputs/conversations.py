@@ -1,13 +1,11 @@
-"""LLaVA JSON -> examples, and examples -> batches.
+"""LLaVA JSON, pictures given in words, and plain text -> examples; and examples -> batches.
 
-``ConversationDataset`` is a map-style data set over a file and its image folder; it also reads rows whose picture is
-given in words, and lines of plain text. ``collate`` pads examples to a batch, ``collate_packed`` lets several
-conversations share a row.
+A batch holds padded rows of a conversation each, or rows that several conversations share.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,20 +16,20 @@ from torch.utils.data import Dataset
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
 from minillava.inputs.conversation import IGNORE, image_goes_first
-from minillava.inputs.image import open_image, safe_join
+from minillava.inputs.image import AnyPath, open_image, safe_join
 from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import IMAGE
 
-Place = Literal["random", "first", "last"]  # of the picture in the first turn; random is eq. 1
+IdsAndLabels = tuple[list[int], list[int]]
 
 
 @contextmanager
-def naming_row(path: str | os.PathLike, index: int) -> Iterator[None]:
+def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
     """What is wrong in here is wrong with this row of this file."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: row {index}: {error}") from None
+        raise UserError(f"{path}: {row} {index}: {error}") from None
 
 
 def check_row(row: dict) -> None:
@@ -42,14 +40,11 @@ def check_row(row: dict) -> None:
         raise UserError("'image' is not a text")
 
 
-def encode_row(
-    row: dict, processor: Processor, image_first: bool = True, turns: int | None = None
-) -> tuple[list[int], list[int]]:
+def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
     """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
     the next answer. Raises UserError where the row is malformed."""
-    captions = processor.for_captions()
-    if row.get("type") == "caption" and not captions.template.picture_only:
-        processor = captions  # a caption keeps stage 1's form among other rows, if that asks for it in words
+    if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
+        processor = processor.for_captions()  # stage 1's form also among other rows, if that asks for it in words
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)
@@ -63,26 +58,23 @@ def encode_row(
     return ids, labels
 
 
+@dataclass(eq=False)
 class ConversationDataset(Dataset):
     """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
 
-    The key holds all that decides an example, so that any worker gives the same one: with ``image_place`` "random"
-    eq. 1's coin depends on seed, epoch and row. The lines of ``text_path`` become further rows, in which every token
-    has a loss.
+    The key holds all that decides an example, eq. 1's coin too, so that any worker gives the same one. The lines of
+    ``text_path`` become further rows, in which every token has a loss.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        image_folder: str | os.PathLike,
-        processor: Processor,
-        image_place: Place = "random",
-        text_path: str | os.PathLike | None = None,
-    ):
-        self.path, self.image_folder, self.processor = Path(path), image_folder, processor
-        self.image_place = image_place
-        self.rows = Rows(path, check_row)
-        self.lines = [] if text_path is None else [line for _, line in read_lines(text_path)]
+    path: AnyPath
+    image_folder: AnyPath
+    processor: Processor
+    image_place: Literal["random", "first", "last"] = "random"  # in the first turn; random is eq. 1
+    text_path: AnyPath | None = None
+
+    def __post_init__(self):
+        self.rows = Rows(self.path, check_row)
+        self.lines = [] if self.text_path is None else [line for _, line in read_lines(self.text_path)]
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.lines)
@@ -93,10 +85,7 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """{"input_ids", "labels"}, lists of equal length; "pixel_values" (3, H, W) where the row has a picture;
-        "word_ids", a list for each patch, where its picture is given in words.
-
-        Raises UserError, naming file and row, where the row is malformed or its picture cannot be read.
-        """
+        "word_ids", a list for each patch, where it is given in words. Raises UserError, naming file and row."""
         seed, epoch, index = key
         tokenizer = self.processor.tokenizer
         if index >= len(self.rows):
@@ -120,17 +109,12 @@ class ConversationDataset(Dataset):
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
-        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any.
-        """
-        batch = pad_rows([(example["input_ids"], example["labels"]) for example in examples], self._pad_id)
-        batch["lengths"] = torch.tensor([len(example["input_ids"]) for example in examples])
-        pictures = [example["pixel_values"] for example in examples if "pixel_values" in example]
-        if pictures:
+        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any."""
+        batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
+        if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:
             batch["pixel_values"] = torch.stack(pictures)
-        told = [example["word_ids"] for example in examples if "word_ids" in example]
-        if told:
-            longest = max(len(cell) for cells in told for cell in cells)
-            batch["word_ids"] = torch.stack([pad(cells, -1, longest) for cells in told])
+        if told := [example["word_ids"] for example in examples if "word_ids" in example]:
+            batch["word_ids"] = pad([cell for cells in told for cell in cells], -1).unflatten(0, (len(told), -1))
         return batch
 
     def collate_packed(self, examples: list[dict]) -> dict[str, Tensor]:
@@ -141,19 +125,16 @@ class ConversationDataset(Dataset):
         ids = [[index for example in group for index in example["input_ids"]] for group in groups]
         labels = [[label for e in group for label in (IGNORE, *e["labels"][1:])] for group in groups]
         numbers = [[k for k, example in enumerate(group, 1) for _ in example["input_ids"]] for group in groups]
-        batch |= pad_rows(zip(ids, labels), self._pad_id)
-        return batch | {"lengths": torch.tensor([len(row) for row in ids]), "attention_mask": pad(numbers, 0)}
+        return batch | self._padded(list(zip(ids, labels))) | {"attention_mask": pad(numbers, 0)}
 
-    @property
-    def _pad_id(self) -> int:
-        return self.processor.tokenizer.pad_id
+    def _padded(self, rows: list[IdsAndLabels]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(ids) for ids, _ in rows])
+        return pad_rows(rows, self.processor.tokenizer.pad_id) | {"lengths": lengths}
 
 
-def pad_rows(rows: Iterable[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
-    """(ids, labels) of each row -> input_ids and labels, (B, T) each.
-
-    No attention mask is needed: padding stands on the right, where the causal mask hides it from every token.
-    """
+def pad_rows(rows: Iterable[IdsAndLabels], pad_id: int) -> dict[str, Tensor]:
+    """(ids, labels) of each row -> input_ids and labels, (B, T) each. No attention mask is needed: padding stands on
+    the right, where the causal mask hides it from every token."""
     ids, labels = zip(*rows)
     return {"input_ids": pad(ids, pad_id), "labels": pad(labels, IGNORE)}
 
@@ -162,20 +143,16 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
     """Which conversations share a row as long as the longest: each, the longest first, in the first with room."""
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        for row in rows:
-            if sum(lengths[other] for other in row) + lengths[index] <= max(lengths):
-                row.append(index)
-                break
-        else:
-            rows.append([index])
+        row = next((row for row in rows if sum(lengths[i] for i in [*row, index]) <= max(lengths)), [])
+        if not row:
+            rows.append(row)
+        row.append(index)
     return rows
 
 
-def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
-    """The lines of a text file that are not empty, each with its number from 1.
-
-    Raises UserError where the file is missing, no UTF-8, or empty.
-    """
+def read_lines(path: AnyPath) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, each with its number from 1. Raises UserError where there is none,
+    and for a file that is missing or no UTF-8."""
     try:
         lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
@@ -185,9 +162,9 @@ def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
     return lines
 
 
-def pad(rows: list[list[int]], value: int, length: int | None = None) -> Tensor:
-    """Lists of ids -> (B, longest or ``length``) int64, filled up on the right."""
-    out = torch.full((len(rows), length or max(map(len, rows))), value, dtype=torch.long)
+def pad(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Lists of ids -> (B, longest) int64, filled up on the right; (0, 1) for none."""
+    out = torch.full((len(rows), max(map(len, rows), default=1)), value, dtype=torch.long)
     for row, ids in zip(out, rows):
         row[: len(ids)] = torch.tensor(ids)
     return out

@@ -6,6 +6,7 @@ say so. The numbers are those of transformers' CLIPImageProcessor.
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from minillava.formats.preprocessor_json import processor_to_json, read_processo
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
+AnyPath = str | os.PathLike
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded, and none grows larger on its way
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: AnyPath) -> Image.Image:
     """Read a picture as RGB, turned upright. Raises UserError where there is none, or it is broken or too large."""
     try:
         with warnings.catch_warnings():
@@ -34,8 +36,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except Exception as error:  # Pillow's decoders fail in many ways on bytes that are no picture
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable picture ({reason})") from None
+        raise UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -88,7 +89,7 @@ class ImageProcessor:
         return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "ImageProcessor":
+    def from_pretrained(cls, folder: AnyPath) -> "ImageProcessor":
         """As the folder's processor_config.json or preprocessor_config.json says. Raises UserError, naming the file."""
         return cls(**read_processor(folder))
 
@@ -99,44 +100,33 @@ class ImageProcessor:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every result; None if it depends on the picture."""
-        if self.do_center_crop:
-            return self.crop_size["height"], self.crop_size["width"]
-        if self.do_resize and "height" in self.size:
-            return self.size["height"], self.size["width"]
-        if self.do_resize and self.do_pad:
-            return (self.size["shortest_edge"],) * 2
-        return None
+        sides = self.crop_size if self.do_center_crop else self.size if self.do_resize else {}
+        if "height" in sides:
+            return sides["height"], sides["width"]
+        return (sides["shortest_edge"],) * 2 if sides and self.do_pad else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """A picture of any mode -> (3, height, width) float32. UserError if it would grow beyond MAX_PIXELS."""
         image = to_rgb(image)
         if self.do_pad:
-            image = self._padded(image)
+            side, colour = max(image.size), tuple(int(mean * 255) for mean in self.image_mean)
+            square = Image.new("RGB", _allowed(image, side, side), colour)
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
         if self.do_resize:
-            image = image.resize(self._resized(image), self.resample)
+            width, height = self.size.get("width"), self.size.get("height")
+            if shortest := self.size.get("shortest_edge"):
+                width, height = (shortest * side // min(image.size) for side in image.size)
+            image = image.resize(_allowed(image, width, height), self.resample)
         if self.do_center_crop:
             width, height = self.crop_size["width"], self.crop_size["height"]
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))  # black where it reaches beyond the picture
-        pixels = np.asarray(image)
-        if self.do_rescale:
-            pixels = pixels * float(self.rescale_factor)
-        pixels = pixels.astype(np.float32)
+        scale = float(self.rescale_factor) if self.do_rescale else 1
+        pixels = (np.asarray(image) * scale).astype(np.float32)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-    def _padded(self, image: Image.Image) -> Image.Image:
-        side = max(image.size)
-        square = Image.new("RGB", _allowed(image, side, side), tuple(int(mean * 255) for mean in self.image_mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
-
-    def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """(width, height) of the picture after resizing."""
-        if "shortest_edge" in self.size:
-            return _allowed(image, *(self.size["shortest_edge"] * side // min(image.size) for side in image.size))
-        return _allowed(image, self.size["width"], self.size["height"])
 
 
 def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
@@ -145,13 +135,10 @@ def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     return width, height
 
 
-def safe_join(folder: str | os.PathLike, name: str) -> Path:
+def safe_join(folder: AnyPath, name: str) -> Path:
     """``folder/name``, refused where ``name`` leads out of the folder."""
     path = Path(folder, name)
-    try:
-        inside = path.resolve().is_relative_to(Path(folder).resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
-        raise UserError(f"image path {name!r} is no path") from None
-    if not inside:
-        raise UserError(f"image path {name!r} leads out of {folder}")
-    return path
+    with suppress(OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            return path
+    raise UserError(f"image path {name!r} is no path, or leads out of {folder}")

@@ -1,9 +1,7 @@
 """Pictures with captions and boxes -> batches for the contrastive training of the vision tower."""
 
 import json
-import os
 import random
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +9,8 @@ from torch.utils.data import Dataset
 
 from minillava.config import VisionConfig
 from minillava.errors import UserError
-from minillava.inputs.conversations import pad, read_lines
-from minillava.inputs.image import ImageProcessor, open_image, safe_join
+from minillava.inputs.conversations import naming_row, pad, read_lines
+from minillava.inputs.image import AnyPath, ImageProcessor, open_image, safe_join
 from minillava.inputs.tokenizer import Tokenizer
 
 
@@ -22,11 +20,9 @@ class RegionDataset(Dataset):
     The key decides which of a picture's captions is taken.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, image_folder: str | os.PathLike, tokenizer: Tokenizer, vision: VisionConfig
-    ):
+    def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):
         """Raises UserError, naming the line, for what is no picture with captions and boxes."""
-        self.path, self.image_folder, self.tokenizer = Path(path), image_folder, tokenizer
+        self.path, self.image_folder, self.tokenizer = path, image_folder, tokenizer
         self.image_processor = ImageProcessor.for_size(vision.image_size)
         self.grid = vision.image_size // vision.patch_size
         self.rows = []
@@ -43,35 +39,32 @@ class RegionDataset(Dataset):
         """{"pixel_values": (3, H, W), "caption": text, "regions": [(phrase, its patches), ...]}."""
         seed, epoch, index = key
         row = self.rows[index]
-        try:
+        with naming_row(self.path, row["line"], "line"):
             pixel_values = self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
-        except UserError as error:
-            raise UserError(f"{self.path}: line {row['line']}: {error}") from None
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
-        return {"pixel_values": pixel_values, "caption": caption, "regions": list(zip(row["phrases"], row["patches"]))}
+        return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
         region_owner (R,) and region_patch (R,): the pictures' positions and patches that boxes cover; phrases (P, T),
         distinct, and phrase_match (R,)."""
-        captions: dict[str, int] = {}
-        phrases: dict[str, int] = {}
-        caption_match, phrase_match, owner, patch = [], [], [], []
-        for position, example in enumerate(examples):
-            caption_match.append(captions.setdefault(example["caption"], len(captions)))
-            for phrase, patches in example["regions"]:
-                if patches:
-                    phrase_match += [phrases.setdefault(phrase, len(phrases))] * len(patches)
-                    owner += [position] * len(patches)
-                    patch += patches
+        captions, phrases = {}, {}  # each text's position
+        caption_match = [captions.setdefault(example["caption"], len(captions)) for example in examples]
+        regions = [
+            (owner, patch, phrases.setdefault(phrase, len(phrases)))
+            for owner, example in enumerate(examples)
+            for phrase, patches in example["regions"]
+            for patch in patches
+        ]
+        region_owner, region_patch, phrase_match = torch.tensor(regions, dtype=torch.long).reshape(-1, 3).unbind(1)
         return {
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
             "captions": self._texts(captions),
-            "caption_match": torch.tensor(caption_match, dtype=torch.long),
-            "region_owner": torch.tensor(owner, dtype=torch.long),
-            "region_patch": torch.tensor(patch, dtype=torch.long),
+            "caption_match": torch.tensor(caption_match),
+            "region_owner": region_owner,
+            "region_patch": region_patch,
             "phrases": self._texts(phrases),
-            "phrase_match": torch.tensor(phrase_match, dtype=torch.long),
+            "phrase_match": phrase_match,
         }
 
     def _parsed(self, row: dict) -> dict:
@@ -81,14 +74,11 @@ class RegionDataset(Dataset):
             raise ValueError("no list of captions")
         if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
             raise TypeError("image, captions and phrases must be texts")
-        boxes = [instance["bbox"] for instance in row["instances"]]
-        patches = patches_of_boxes(boxes, self.grid)
-        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "patches": patches}
+        patches = patches_of_boxes([instance["bbox"] for instance in row["instances"]], self.grid)
+        return {"image": row["image"], "captions": row["captions"], "regions": list(zip(phrases, patches))}
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
         end = self.tokenizer.eos_id
-        if not texts:
-            return torch.empty(0, 1, dtype=torch.long)
         return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
 
 

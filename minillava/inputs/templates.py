@@ -13,6 +13,8 @@ VISION_SYSTEM = (  # the LLaVA authors' for LLaMA 2 and 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+LLAMA_3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+LLAMA_3_SYSTEM = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
 TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -75,11 +77,8 @@ TEMPLATES = {
         stop="</s>",
     ),
     "llama-3": Template(
-        opening=(
-            f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\n"
-        ),
-        human="<|start_header_id|>user<|end_header_id|>\n\n",
+        opening=LLAMA_3_SYSTEM + LLAMA_3_USER,
+        human=LLAMA_3_USER,
         after_question="<|eot_id|>",
         assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         stop="<|eot_id|>",
@@ -114,27 +113,19 @@ def chat_template(style: Template) -> str:
 
     words = "{% for part in parts if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     picture = say(IMAGE if style.picture_only else f"{IMAGE}\n")
-    return "".join(
-        (
-            "{% for message in messages %}",
-            "{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}",
-            "{{ raise_exception('the roles must be user, assistant, user, and so on') }}",
-            "{% endif %}",
-            "{% set content = message['content'] %}",
-            "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}",
-            "{% if message['role'] == 'user' %}",
-            f"{{% if loop.first %}}{say(style.opening)}{{% else %}}{say(style.human)}{{% endif %}}",
-            f"{{% for part in parts if part['type'] == 'image' %}}{picture}{{% endfor %}}",
-            "" if style.picture_only else words,
-            say(style.after_question),
-            "{% else %}",
-            say(style.assistant + style.before_answer),
-            words,
-            say(style.after_answer + style.stop + style.after_stop),
-            "{% endif %}",
-            "{% endfor %}",
-            f"{{% if add_generation_prompt %}}{say(style.assistant)}{{% endif %}}",
-        )
+    asked = "" if style.picture_only else words
+    before, after = say(style.assistant + style.before_answer), say(style.after_answer + style.stop + style.after_stop)
+    return (
+        "{% for message in messages %}"
+        "{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+        "{{ raise_exception('the roles must be user, assistant, user, and so on') }}{% endif %}"
+        "{% set content = message['content'] %}"
+        "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}"
+        "{% if message['role'] == 'user' %}"
+        f"{{% if loop.first %}}{say(style.opening)}{{% else %}}{say(style.human)}{{% endif %}}"
+        f"{{% for part in parts if part['type'] == 'image' %}}{picture}{{% endfor %}}"
+        f"{asked}{say(style.after_question)}{{% else %}}{before}{words}{after}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{say(style.assistant)}{{% endif %}}"
     )
 
 
