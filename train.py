@@ -26,7 +26,7 @@ from minillava.training import from_zero
 from minillava.training.distributed import ALONE, own_device, started
 from minillava.training.loop import Run, train
 from minillava.training.machine import has_fast_bfloat16
-from minillava.training.plan import describe
+from minillava.training.plan import Setting, describe
 from minillava.training.recipes import PRESETS, TOY, Recipe, adjust
 from minillava.training.resume import is_finished
 from minillava.training.tasks import Task, llava_task
@@ -217,7 +217,7 @@ def plan(a: argparse.Namespace) -> None:
         config = LlavaConfig(vision, decoder, a.projector)
     recipe, gpu = recipe_of(f"stage{a.stage}", a), a.device != "cpu"
     bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype == "bfloat16"
-    print(describe(config, a.stage, recipe, bfloat16, gpu, a.memory))
+    print(describe(Setting(config, a.stage, recipe, bfloat16, gpu), a.memory))
 
 
 def main() -> None:
