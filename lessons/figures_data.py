@@ -20,7 +20,7 @@ from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.formats.tensors import Unfilled
 from minillava.model.llava import Llava
-from minillava.training.plan import GIB, plan, set_up
+from minillava.training.plan import GIB, Setting, plan
 from minillava.training.recipes import CLIP_L_336, PRESETS, TINYLLAMA, VICUNA_7B
 
 RED = (200, 60, 60)
@@ -113,15 +113,15 @@ def memory() -> Image.Image:
     for line, (preset, stage) in enumerate(rows):
         chosen = PRESETS[preset]
         config = LlavaConfig(chosen.vision, chosen.decoder)
-        found = plan(set_up(config, stage, chosen.recipes[f"stage{stage}"], bfloat16=True, gpu=True))
+        found = plan(Setting(config, stage, chosen.recipes[f"stage{stage}"], bfloat16=True, gpu=True))
         x, y = float(left), 52 + 56 * line
         sheet.text(20, y + 9, f"{preset}, stage {stage}", anchor="lm")
-        sheet.text(20, y + 28, f"{found.peak / GIB:.1f} GiB at once", 12, GREY, "lm")
+        sheet.text(20, y + 28, f"{found['peak'] / GIB:.1f} GiB at once", 12, GREY, "lm")
         for use, (colour, _) in uses.items():
-            width = wide * getattr(found, use) / GIB
+            width = wide * found[use] / GIB
             sheet.box(x, y, x + width, y + 36, colour)
             x += width
-        peak = left + wide * found.peak / GIB
+        peak = left + wide * found["peak"] / GIB
         sheet.line((peak, y - 5), (peak, y + 41), colour=INK, width=3)
     return sheet.finished()
 

@@ -41,7 +41,7 @@ def printed(benchmark, monkeypatch, capsys):
 @pytest.mark.parametrize(("stage", "lora"), [(1, 0), (2, 0), (2, 3)], ids=["stage 1", "stage 2", "LoRA"])
 def test_operations_are_those_that_pytorch_counts(benchmark, tiny_config, projector, stage, lora):
     tiny_config = replace(tiny_config, projector=projector)
-    setting = Setting(tiny_config, stage, Recipe(1e-3, 3, 1, lora=lora), 3, 20, 11, bfloat16=False, gpu=False)
+    setting = Setting(tiny_config, stage, Recipe(1e-3, 3, 1, lora=lora, length=20), bfloat16=False, gpu=False)
     task = benchmark("models").random_task(setting, "cpu")
     batch = batch_of(task.dataset, [0, 1, 2])
     # PyTorch does not count inside the CPU's fused kernel.

@@ -17,16 +17,16 @@ from minillava.errors import run_program
 from minillava.model.llava import Llava
 from minillava.training.loop import prepare
 from minillava.training.optimizers import build_optimizers
-from minillava.training.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, set_up, settings
+from minillava.training.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, settings
 from minillava.training.recipes import PRESETS, Recipe
 from minillava.training.tasks import choose_what_learns
 
 ROOT = Path(__file__).parent.parent
-ROWS, LENGTH, LABELS = 3, 25, 11
+ROWS, LENGTH = 3, 25
 
 
 def setting_of(config: LlavaConfig, stage: int, bfloat16: bool = False, **recipe) -> Setting:
-    return Setting(config, stage, Recipe(1e-3, ROWS, 1, **recipe), ROWS, LENGTH, LABELS, bfloat16, gpu=False)
+    return Setting(config, stage, Recipe(1e-3, ROWS, 1, length=LENGTH, **recipe), bfloat16, gpu=False)
 
 
 def kept_by_autograd(s: Setting) -> int:
@@ -35,9 +35,8 @@ def kept_by_autograd(s: Setting) -> int:
     choose_what_learns(model, s.stage, s.recipe.lora)
     prepare(model, s.recipe.compact and s.bfloat16, s.recipe.checkpointing)
     ids = torch.randint(10, 60, (ROWS, LENGTH))
-    ids[:, 2 : 2 + s.config.num_image_tokens] = s.config.image_token_id
-    labels = torch.full_like(ids, -100)
-    labels[:, -LABELS:] = ids[:, -LABELS:]
+    ids[:, : s.config.num_image_tokens] = s.config.image_token_id
+    labels = ids.masked_fill(ids == s.config.image_token_id, -100)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -72,7 +71,7 @@ def test_activations_are_what_autograd_keeps(tiny_config, stage, recipe, bfloat1
     tiny_config.projector = projector
     s = setting_of(tiny_config, stage, bfloat16, checkpointing=checkpointing, **recipe)
     small = 8 * LENGTH * tiny_config.decoder.head_dim + 40 * ROWS * LENGTH
-    assert 0 <= kept_by_autograd(s) - (kept_bytes(s) + plan(s).logits / 3) < small
+    assert 0 <= kept_by_autograd(s) - (kept_bytes(s) + plan(s)["logits"] / 3) < small
 
 
 @pytest.mark.parametrize(("stage", "optimizer", "lora"), [(1, "adamw", 0), (2, "muon", 0), (2, "adamw", 3)])
@@ -89,10 +88,10 @@ def test_weights_gradients_and_optimiser_are_what_one_step_leaves(tiny_config, s
         one.step()
         state += sum(t.nbytes for values in one.state.values() for t in values.values() if t.ndim)
     planned = plan(s)
-    assert planned.weights == sum(p.nbytes for p in model.parameters())
-    assert planned.gradients == sum(p.grad.nbytes for p in learning.values())
-    assert planned.optimizer == state
-    assert (planned.parameters, planned.learning) == (
+    assert planned["weights"] == sum(p.nbytes for p in model.parameters())
+    assert planned["gradients"] == sum(p.grad.nbytes for p in learning.values())
+    assert planned["optimizer"] == state
+    assert (planned["parameters"], planned["learning"]) == (
         sum(p.numel() for p in model.parameters()),
         sum(p.numel() for p in learning.values()),
     )
@@ -107,8 +106,8 @@ def test_presets_have_the_sizes_that_transformers_counts(name):
     config = LlavaConfig(preset.vision, preset.decoder, projector="mlp", image_token_id=32000)
     with torch.device("meta"):
         theirs = LlavaForConditionalGeneration(TheirConfig(**config.to_dict()))
-    planned = plan(Setting(config, 2, Recipe(1e-5, 1, 1), 1, 700, 100, True, True))
-    assert planned.parameters == sum(p.numel() for p in theirs.parameters())
+    planned = plan(Setting(config, 2, Recipe(1e-5, 1, 1), True, True))
+    assert planned["parameters"] == sum(p.numel() for p in theirs.parameters())
 
 
 def test_the_paper_s_values_are_the_presets():
@@ -150,10 +149,13 @@ def test_presets_for_one_card_fit_it(run, preset, tmp_path):
 def test_what_does_not_fit_is_told_the_nearest_setting_that_does(tiny_config):
     recipe = Recipe(1e-3, 32, 1, length=60)
 
-    def told(recipe: Recipe, gib: float) -> str:
-        return describe(tiny_config, 2, recipe, bfloat16=True, gpu=False, memory=gib).splitlines()[-1]
+    def setting(recipe: Recipe) -> Setting:
+        return Setting(tiny_config, 2, recipe, bfloat16=True, gpu=False)
 
-    peaks = [plan(set_up(tiny_config, 2, r, True, False)).peak / GIB for r in settings(recipe, 2)]
+    def told(recipe: Recipe, gib: float) -> str:
+        return describe(setting(recipe), gib).splitlines()[-1]
+
+    peaks = [plan(setting(r))["peak"] / GIB for r in settings(recipe, 2)]
     assert told(recipe, peaks[0] * 1.001).startswith("fits in")
     for memory in (peak * 1.0001 for peak in peaks if peak < peaks[0]):
         nearest = next(r for r, peak in zip(settings(recipe, 2), peaks) if peak <= memory)

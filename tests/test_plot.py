@@ -30,6 +30,6 @@ def test_any_values_are_drawn_with_nothing_at_the_pictures_edge(values, logarith
 
 def test_a_loss_is_saved(tmp_path):
     for losses in ([0.0], [5.0, 4.0, 4.5]):
-        draw_loss(tmp_path / "loss.png", "stage1: loss", list(range(1, len(losses) + 1)), losses)
+        draw_loss(tmp_path / "loss.png", "stage1: loss", losses)
         with Image.open(tmp_path / "loss.png") as saved:
             assert saved.size == (640 * SCALE, 360 * SCALE)

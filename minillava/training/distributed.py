@@ -20,6 +20,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from minillava.errors import UserError
@@ -64,21 +66,15 @@ class Team:
         """Move ``model`` to where it is trained. Returns ``loss``, whose way back then gives every process the mean of
         all processes' gradients. Every parameter that learns must have one, on each process."""
         if self.shard:
-            return self._sharded(model, loss, device)
+            mesh = init_device_mesh(torch.device(device).type, (self.size,))
+            for part in model.modules():
+                if isinstance(part, (decoder.Block, vision.Block)):
+                    fully_shard(part, mesh=mesh)
+            return fully_shard(LossModule(model, loss), mesh=mesh)
         model.to(device)
         if self.size == 1:
             return loss
         return DistributedDataParallel(LossModule(model, loss), gradient_as_bucket_view=True)
-
-    def _sharded(self, model: nn.Module, loss: Loss, device: str) -> Loss:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(torch.device(device).type, (self.size,))
-        for part in model.modules():
-            if isinstance(part, (decoder.Block, vision.Block)):
-                fully_shard(part, mesh=mesh)
-        return fully_shard(LossModule(model, loss), mesh=mesh)
 
     def total(self, number: float) -> float:
         """The sum of ``number`` over all processes. Each waits here for the others."""
@@ -132,11 +128,8 @@ def started(device: str, shard: bool) -> Iterator[Team]:
     try:
         yield Team(rank, size, shard)
         dist.destroy_process_group()
-    except UserError:
-        if store.add("errors", 1) > 1:
-            sys.exit(2)
-        raise
-    except RuntimeError:  # a process that ends breaks the connection to the others
-        if store.add("errors", 0):
+    except (UserError, RuntimeError) as error:  # RuntimeError: a process that ends breaks the connection to the others
+        own = int(isinstance(error, UserError))
+        if store.add("errors", own) > own:
             sys.exit(2)
         raise

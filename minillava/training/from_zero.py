@@ -48,8 +48,7 @@ def notes_task(world: Path, seed: int) -> Task:
     processor = toy_processor(world)
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
-    ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **ids))
+    decoder = Decoder(DecoderConfig(tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id))
     initialise(decoder)
     return next_token_task("notes", decoder, ConversationDataset(world / "notes.json", world, processor))
 

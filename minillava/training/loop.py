@@ -9,10 +9,10 @@ import json
 import math
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +61,8 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     out, team, device = run.out, run.team, run.device
     team.first_alone(lambda: recover_folder(out))
     bfloat16 = recipe.compact or has_fast_bfloat16(device) if run.bfloat16 is None else run.bfloat16
-    autocast = nullcontext()
-    if bfloat16:  # each weight is used once, so its bfloat16 copy need not be kept for a second time
-        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)
+    # Each weight is used once, so its bfloat16 copy need not be kept for a second time.
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
     prepare(task.model, recipe.compact and bfloat16, recipe.checkpointing)
     task = replace(task, loss=team.spread(task.model, task.loss, device))
     trainable = {name: p for name, p in task.model.train().named_parameters() if p.requires_grad}
@@ -78,14 +77,14 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         raise UserError(f"{out} is there already: --resume goes on with it, --out chooses another folder")
     log = out.with_name(f"{out.name}.metrics.jsonl") if team.leads else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")
 
     order.steps, start = range(done, total), time.perf_counter()
     batches = iter(DataLoader(task.dataset, batch_sampler=order, collate_fn=task.collate))
     with (
         tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.leads else True) as bar,
-        open(log, "a", buffering=1, encoding="utf-8") as file,
+        open(log, "w", buffering=1, encoding="utf-8") as file,
     ):
+        file.writelines(json.dumps(row) + "\n" for row in metrics)
         for step in order.steps:
             rate = recipe.learning_rate * schedule(step, total, recipe)
             for optimizer in optimizers:
@@ -108,15 +107,9 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             if (step + 1) % recipe.save_every == 0 or step + 1 == total:
                 save(task, optimizers, run, step + 1, total)
     if metrics and team.leads:
-        draw_loss(
-            out.with_name(f"{out.name}.loss.png"),
-            f"{task.name}: loss (nats)",
-            [m["step"] for m in metrics],
-            [m["loss"] for m in metrics],
-        )
-        shares = [m["padding"] for m in metrics if "padding" in m]
-        if shares:
-            print(f"{task.name}: {sum(shares) / len(shares):.0%} of what was computed was padding")
+        draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
+        if "padding" in metrics[0]:
+            print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of what was computed was padding")
     task.model.eval()
 
 

@@ -13,15 +13,10 @@ def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list
     matrices = [p for name, p in trainable.items() if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name]
     others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
     fused = others[0].is_cuda or None  # PyTorch's choice for GPUs holds a copy of all that learns while it steps
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=fused)
-    ]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizers = [torch.optim.AdamW(others, rate, (0.9, 0.98), weight_decay=decay, fused=fused)]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        optimizers.append(torch.optim.Muon(matrices, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

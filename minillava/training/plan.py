@@ -13,11 +13,12 @@ What is kept of a forward pass depends on what learns: a matrix that learns need
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
+from torch import nn
 
-from minillava.config import LlavaConfig, VisionConfig
+from minillava.config import LlavaConfig
 from minillava.formats.tensors import Unfilled
 from minillava.model.llava import Llava
 from minillava.training.loop import prepare
@@ -29,114 +30,109 @@ GIB = 2**30
 LORA_RANK = 128  # proposed where nothing else fits
 # What the process holds beyond its tensors. On a GPU, CUDA itself, its libraries' work space and gaps between blocks of
 # memory: a rule of thumb. On a CPU, PyTorch's libraries, and gaps: the loop has glibc keep what is freed
-# (training.keep_memory), and as measured they come to a third up to two thirds of what comes and goes.
+# (machine.keep_memory), and as measured they come to a third up to two thirds of what comes and goes.
 GPU_RESERVE = GIB
 CPU_RESERVE, CPU_GAPS = GIB // 10, 0.5
 
 
-@dataclass(frozen=True)
 class Setting:
-    """What is trained, how, and on what: ``rows`` rows of ``length`` tokens, ``labels`` of which bear loss."""
+    """What is trained, how, and on what: the longest rows, a picture in each, and all that is no picture bearing loss.
 
-    config: LlavaConfig
-    stage: int
-    recipe: Recipe
-    rows: int
-    length: int
-    labels: int
-    bfloat16: bool
-    gpu: bool
+    ``model`` is as the loop prepares it, but without memory: it tells the parameters' sizes, dtypes and which learn.
+    """
 
-    @property
-    def product(self) -> int:
-        """Bytes of a number that a matrix product reads or gives."""
-        return 2 if self.bfloat16 else 4
-
-    @property
-    def frozen(self) -> int:
-        """Bytes of a number in a frozen weight."""
-        return 2 if self.recipe.compact and self.bfloat16 else 4
-
-    @property
-    def whole(self) -> bool:
-        """Whether the decoder's own weights learn."""
-        return self.stage == 2 and not self.recipe.lora
-
-    @property
-    def fused(self) -> bool:
-        """Whether attention runs in a fused kernel: attend() says when. On a GPU shared key heads need bfloat16."""
-        c = self.config.decoder
-        return self.bfloat16 or c.num_key_value_heads == c.num_attention_heads if self.gpu else not self.bfloat16
-
-    @property
-    def stream(self) -> int:
-        """Bytes of a number between the decoder's blocks: those of the word embeddings, where it begins."""
-        return 4 if self.whole else self.frozen
+    def __init__(self, config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gpu: bool):
+        self.config, self.stage, self.recipe, self.bfloat16, self.gpu = config, stage, recipe, bfloat16, gpu
+        with torch.device("meta"), Unfilled():
+            self.model = Llava(config)
+            choose_what_learns(self.model, stage, recipe.lora)
+        prepare(self.model, recipe.compact and bfloat16, recipe.checkpointing)
+        self.whole = stage == 2 and not recipe.lora  # whether the decoder's own weights learn
+        self.rows = math.ceil(recipe.batch_size / recipe.accumulation)  # of a micro-batch
+        self.length = max(recipe.length, config.num_image_tokens + 1)
+        self.labels = self.length - config.num_image_tokens
+        self.product = 2 if bfloat16 else 4  # bytes of a number that a matrix product reads or gives
+        # Whether attention runs in a fused kernel: attend() says when. On a GPU shared key heads need bfloat16.
+        alike = config.decoder.num_key_value_heads == config.decoder.num_attention_heads
+        self.fused = bfloat16 or alike if gpu else not bfloat16
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Bytes by their use; ``parameters`` and ``learning`` are counts. Not all is held at once: ``peak`` is."""
-
-    parameters: int
-    learning: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    reserve: int
-    peak: int
-
-
-def plan(setting: Setting) -> Plan:
-    s, config = setting, setting.config
-    with torch.device("meta"), Unfilled():
-        model = Llava(config)
-        choose_what_learns(model, s.stage, s.recipe.lora)
-    prepare(model, s.recipe.compact and s.bfloat16, s.recipe.checkpointing)
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    numbers = sum(p.numel() for p in learning.values())
-    weights = sum(p.numel() * p.itemsize for p in model.parameters())
-    gradients = 4 * numbers
+def plan(s: Setting) -> dict[str, int]:
+    """Bytes by their use; "parameters" and "learning" are counts. Not all is held at once: "peak" is."""
+    c, v, recipe = s.config.decoder, s.config.vision, s.recipe
+    learning = {name: p for name, p in s.model.named_parameters() if p.requires_grad}
+    weights = sum(p.nbytes for p in s.model.parameters())
+    gradients = sum(p.nbytes for p in learning.values())
     # AdamW keeps the mean of the gradients and of their squares; Muon the mean alone.
     optimizer = sum(
-        p.numel() * (4 if isinstance(o, torch.optim.Muon) else 8)
-        for o in build_optimizers(learning, s.recipe)
-        for group in o.param_groups
-        for p in group["params"]
+        p.nbytes * (1 if isinstance(o, torch.optim.Muon) else 2)
+        for o in build_optimizers(learning, recipe)
+        for p in o.param_groups[0]["params"]
     )
 
     kept = kept_bytes(s)
-    again = block_bytes(s) if s.recipe.checkpointing else 0  # one block at a time
+    again = block_bytes(s) if recipe.checkpointing else 0  # one block at a time
     # Three tables in float32: the logarithms of softmax, their gradients and those of the logits.
-    logits = 12 * s.rows * s.labels * config.decoder.vocab_size
-    earlier = gradients if s.recipe.accumulation > 1 else 0
+    logits = 12 * s.rows * s.labels * c.vocab_size
+    # A block needs besides what it keeps two more tables of scores, or SwiGLU's gradients.
+    scores = 0 if s.fused else 2 * c.num_attention_heads * s.length
+    block = s.rows * s.length * max(scores, 3 * c.intermediate_size) * s.product
+    # A block of the vision tower while it runs; it is frozen, so nothing is kept.
+    patches = v.num_patches + 1
+    scores = 0 if s.gpu or not s.bfloat16 else 3 * v.num_attention_heads * patches
+    vision = s.rows * patches * (max(scores, 3 * v.intermediate_size) * s.product + 16 * v.hidden_size)
+    earlier = gradients if recipe.accumulation > 1 else 0
     # PyTorch's AdamW takes two results of a parameter's size besides, one parameter at a time; on a GPU none.
-    step = 0 if s.gpu else 8 * max(p.numel() for p in learning.values())
-    moments = (
-        earlier + vision_work(s),
-        earlier + kept + max(logits, again + block_work(s)),
-        gradients + max(again, step),
-    )
-    reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * max(moments))
-    return Plan(
-        sum(p.numel() for p in model.parameters()),
-        numbers,
-        weights,
-        gradients,
-        optimizer,
-        kept + again,
-        logits,
-        reserve,
-        weights + optimizer + pixel_bytes(s) + max(moments) + reserve,
-    )
+    step = 0 if s.gpu else 2 * max(p.nbytes for p in learning.values())
+    passing = max(earlier + vision, earlier + kept + max(logits, again + block), gradients + max(again, step))
+    # The pictures, one a row: on a GPU a micro-batch's, on a CPU the whole batch's.
+    pixels = 4 * s.rows * (1 if s.gpu else recipe.accumulation) * v.num_channels * v.image_size**2
+    reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * passing)
+    return {
+        "parameters": sum(p.numel() for p in s.model.parameters()),
+        "learning": sum(p.numel() for p in learning.values()),
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": kept + again,
+        "logits": logits,
+        "reserve": reserve,
+        "peak": weights + optimizer + pixels + passing + reserve,
+    }
 
 
 def kept_bytes(s: Setting) -> int:
     """Bytes that autograd keeps of a forward pass, the loss left out."""
-    block = s.rows * s.length * s.config.decoder.hidden_size * s.stream if s.recipe.checkpointing else block_bytes(s)
-    return s.config.decoder.num_hidden_layers * block + projection_bytes(s) + end_bytes(s)
+    c, visual = s.config.decoder, s.rows * s.config.num_image_tokens
+    stream = s.rows * s.length * c.hidden_size * s.model.language_model.embed_tokens.weight.itemsize
+    blocks = c.num_hidden_layers * (stream if s.recipe.checkpointing else block_bytes(s))
+    # What the projection's matrices read, and GELU. The first matrix is not read again: the features before it are
+    # frozen.
+    projection = visual * s.config.vision.hidden_size * s.product
+    if s.config.projector == "mlp":
+        projection += 2 * visual * c.hidden_size * s.product + copy_bytes(s, s.model.multi_modal_projector.linear_2)
+    head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0  # what it reads, before labels
+    last = s.rows * s.length * norm_bytes(s) + head + copy_bytes(s, s.model.language_model.lm_head)
+    return blocks + projection + last
+
+
+def block_bytes(s: Setting) -> int:
+    """Bytes that autograd keeps of one decoder block."""
+    c, heads = s.config.decoder, s.config.decoder.num_attention_heads
+    width = heads * c.head_dim
+    numbers = width + 2 * c.num_key_value_heads * c.head_dim  # queries, keys and values
+    # Softmax's results over the row; a fused kernel computes them again from its output and one float32 a head.
+    numbers += width if s.fused else heads * s.length
+    numbers += 3 * c.intermediate_size  # gate, silu(gate), up
+    if s.stage == 2:
+        # What the matrices read, as they or low-rank ones beside them learn: q, k and v; gate and up. Where it is not
+        # in the products' dtype each makes a copy of its own. Then down; o, whose input a fused kernel has kept; every
+        # B.
+        alike = s.model.language_model.embed_tokens.weight.itemsize == s.product
+        numbers += (2 if alike else 5) * c.hidden_size + c.intermediate_size + 7 * s.recipe.lora
+        numbers += 0 if s.fused else width
+    token = numbers * s.product + (4 * heads if s.fused else 0) + 2 * norm_bytes(s)
+    return s.rows * s.length * token + copy_bytes(s, s.model.language_model.layers[0])
 
 
 def norm_bytes(s: Setting) -> int:
@@ -146,132 +142,52 @@ def norm_bytes(s: Setting) -> int:
     return size + 4 + (size if s.whole and not s.gpu else 0)
 
 
-def block_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of one decoder block."""
-    c = s.config.decoder
-    hidden, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads
-    width = heads * c.head_dim
-    # Queries, keys and values; then softmax's results over the row, or from a fused kernel, which computes them again,
-    # the output and one number a head.
-    attention = (width + 2 * c.num_key_value_heads * c.head_dim) * s.product
-    attention += width * s.product + 4 * heads if s.fused else heads * s.length * s.product
-    mlp = 3 * inner * s.product  # gate, silu(gate), up
-    # What the matrices read, if they or low-rank ones beside them learn. Where it is not in the products' dtype each
-    # makes a copy of its own.
-    read = 0
-    if s.stage == 2:
-        copies = 1 if s.stream == s.product else 3
-        # By q, k and v; by gate and up, and by down; by o, from a fused kernel the output, kept already; by every B.
-        read = (copies + min(copies, 2)) * hidden + inner + (0 if s.fused else width) + 7 * s.recipe.lora
-    return s.rows * s.length * (2 * norm_bytes(s) + attention + mlp + read * s.product) + block_copies(s)
-
-
-def block_copies(s: Setting) -> int:
-    """Bytes of the bfloat16 copies of a block's float32 matrices: the way back reads the matrices again."""
+def copy_bytes(s: Setting, part: nn.Module) -> int:
+    """Bytes of the bfloat16 copies of a part's float32 matrices: the way back reads the matrices again."""
     if not s.bfloat16:
         return 0
-    c = s.config.decoder
-    width, key_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    attention = [(c.hidden_size, width), (c.hidden_size, key_width), (c.hidden_size, key_width), (width, c.hidden_size)]
-    matrices = [*attention, *[(c.hidden_size, c.intermediate_size)] * 3]
-    numbers = sum(a * b for a, b in matrices) if s.stream == 4 else 0
-    if s.stage == 2:
-        numbers += s.recipe.lora * sum(a + b for a, b in matrices)
-    return 2 * numbers
-
-
-def projection_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of the projection: what each matrix reads, and GELU. The first matrix is not read
-    again, since the features before it are frozen."""
-    visual = s.rows * s.config.num_image_tokens
-    from_size, to_size = s.config.vision.hidden_size, s.config.decoder.hidden_size
-    if s.config.projector == "linear":
-        return visual * from_size * s.product
-    copy = 2 * to_size * to_size if s.bfloat16 else 0
-    return visual * (from_size + 2 * to_size) * s.product + copy
-
-
-def end_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of the last norm, and of what the head reads before labels."""
-    c = s.config.decoder
-    norm = s.rows * s.length * norm_bytes(s)
-    head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0
-    copy = 2 * c.vocab_size * c.hidden_size if s.bfloat16 and s.stream == 4 else 0
-    return norm + head + copy
-
-
-def block_work(s: Setting) -> int:
-    """Bytes that a block needs besides what it keeps: two more tables of scores, or SwiGLU's gradients."""
-    c = s.config.decoder
-    scores = 0 if s.fused else 2 * c.num_attention_heads * s.length**2
-    return s.rows * max(scores, 3 * c.intermediate_size * s.length) * s.product
-
-
-def vision_work(s: Setting) -> int:
-    """Bytes that a block of the vision tower needs while it runs; it is frozen, so nothing is kept."""
-    v: VisionConfig = s.config.vision
-    patches = v.num_patches + 1
-    scores = 0 if s.gpu or not s.bfloat16 else 3 * v.num_attention_heads * patches
-    return s.rows * patches * (max(scores, 3 * v.intermediate_size) * s.product + 4 * v.hidden_size * 4)
-
-
-def pixel_bytes(s: Setting) -> int:
-    """Bytes of the pictures, one a row: on a GPU a micro-batch's, on a CPU the whole batch's."""
-    v = s.config.vision
-    return s.rows * (1 if s.gpu else s.recipe.accumulation) * v.num_channels * v.image_size**2 * 4
+    return sum(2 * p.numel() for p in part.parameters() if p.ndim == 2 and p.dtype == torch.float32)
 
 
 def settings(recipe: Recipe, stage: int) -> Iterator[Recipe]:
     """The recipe as it is, then ever further from it: smaller pieces of the batch, then fewer activations kept, which
     take time alone; and last LoRA, which learns something else."""
+    size = recipe.batch_size
+    pieces = sorted({min(recipe.accumulation * 2**n, size) for n in range(size.bit_length() + 1)})
     for lora in (recipe.lora, LORA_RANK) if stage == 2 and not recipe.lora else (recipe.lora,):
         for checkpointing in sorted({recipe.checkpointing, True}):
-            accumulation = min(recipe.accumulation, recipe.batch_size)
-            while accumulation:
+            for accumulation in pieces:
                 yield replace(recipe, lora=lora, checkpointing=checkpointing, accumulation=accumulation)
-                accumulation = 0 if accumulation == recipe.batch_size else min(2 * accumulation, recipe.batch_size)
 
 
-def set_up(config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gpu: bool) -> Setting:
-    """A micro-batch of the longest rows, a picture in each, and all that is no picture bearing loss."""
-    length = max(recipe.length, config.num_image_tokens + 1)
-    rows = math.ceil(recipe.batch_size / recipe.accumulation)
-    return Setting(config, stage, recipe, rows, length, length - config.num_image_tokens, bfloat16, gpu)
-
-
-def describe(config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gpu: bool, memory: float) -> str:
+def describe(s: Setting, memory: float) -> str:
     """The plan as a table, and whether it fits in ``memory`` GiB; if not, the nearest setting that does."""
-    s = set_up(config, stage, recipe, bfloat16, gpu)
-    p = plan(s)
-    learns = "projection" if stage == 1 else f"projection, LoRA {recipe.lora}" if recipe.lora else "projection, decoder"
+    p, recipe = plan(s), s.recipe
+    learns = "projection, decoder" if s.whole else f"projection, LoRA {recipe.lora}" if recipe.lora else "projection"
     lines = [
-        f"stage {stage}: {p.parameters / 1e6:,.1f} M parameters, of which {p.learning / 1e6:,.1f} M learn ({learns})",
+        f"stage {s.stage}: {p['parameters'] / 1e6:,.1f} M parameters, of which {p['learning'] / 1e6:,.1f} M learn "
+        f"({learns})",
         f"batch {recipe.batch_size} = {recipe.accumulation} x {s.rows} rows of {s.length} tokens, "
-        f"{config.num_image_tokens} of them visual, {s.labels} bearing loss",
-        f"{'bfloat16' if bfloat16 else 'float32'} products, activation checkpointing "
-        f"{'on' if recipe.checkpointing else 'off'}, on a {'GPU' if gpu else 'CPU'}",
+        f"{s.config.num_image_tokens} of them visual, {s.labels} bearing loss",
+        f"{'bfloat16' if s.bfloat16 else 'float32'} products, activation checkpointing "
+        f"{'on' if recipe.checkpointing else 'off'}, on a {'GPU' if s.gpu else 'CPU'}",
         "",
+        *(f"{name:<12}{p[name] / GIB:>9.2f} GiB" for name in list(p)[2:]),  # all but the counts
+        "",
+        f"{'fits' if p['peak'] <= memory * GIB else 'does not fit'} in {memory:g} GiB",
     ]
-    for name in ("weights", "gradients", "optimizer", "activations", "logits", "reserve", "peak"):
-        lines.append(f"{name:<12}{getattr(p, name) / GIB:>9.2f} GiB")
-    fits = p.peak <= memory * GIB
-    lines += ["", f"{'fits' if fits else 'does not fit'} in {memory:g} GiB"]
-    if not fits:
-        found = next((r for r in settings(recipe, stage) if _peak(config, stage, r, bfloat16, gpu) <= memory), None)
-        if found is None:
-            lines[-1] += ", nor does anything that can be set here: a smaller decoder does, or several cards"
-        else:
-            lines[-1] += f"; the nearest that does:{_flags(recipe, found)}"
-            lines[-1] += f" ({_peak(config, stage, found, bfloat16, gpu):.2f} GiB)"
+    if p["peak"] > memory * GIB:
+        lines[-1] += nearest(s, memory)
     return "\n".join(lines)
 
 
-def _peak(config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gpu: bool) -> float:
-    return plan(set_up(config, stage, recipe, bfloat16, gpu)).peak / GIB
-
-
-def _flags(asked: Recipe, found: Recipe) -> str:
-    """What the command line changes from one recipe to the other."""
-    flags = f" --accumulation {found.accumulation}" if found.accumulation != asked.accumulation else ""
-    flags += " --checkpointing" if found.checkpointing != asked.checkpointing else ""
-    return flags + (f" --lora {found.lora}" if found.lora != asked.lora else "")
+def nearest(s: Setting, memory: float) -> str:
+    """What to add to the command line, so that it fits in ``memory`` GiB."""
+    for recipe in settings(s.recipe, s.stage):
+        peak = plan(Setting(s.config, s.stage, recipe, s.bfloat16, s.gpu))["peak"] / GIB
+        if peak <= memory:
+            flags = f" --accumulation {recipe.accumulation}" if recipe.accumulation != s.recipe.accumulation else ""
+            flags += " --checkpointing" if recipe.checkpointing != s.recipe.checkpointing else ""
+            flags += f" --lora {recipe.lora}" if recipe.lora != s.recipe.lora else ""
+            return f"; the nearest that does:{flags} ({peak:.2f} GiB)"
+    return ", nor does anything that can be set here: a smaller decoder does, or several cards"

@@ -14,9 +14,9 @@ SCALE = 2  # pixels of the picture for one of ``size``, so that lines and letter
 LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name takes a row more of the top
 
 
-def draw_loss(path: str | os.PathLike, title: str, steps: list[int], losses: list[float]) -> None:
-    """Loss against step: every value in grey, their running mean in blue. ``steps`` must not be empty."""
-    mean, smooth = losses[0], []
+def draw_loss(path: str | os.PathLike, title: str, losses: list[float]) -> None:
+    """Loss against step, from 1: every value in grey, their running mean in blue. There must be one."""
+    steps, mean, smooth = range(1, len(losses) + 1), losses[0], []
     for loss in losses:
         mean += 0.05 * (loss - mean)
         smooth.append(mean)

@@ -69,41 +69,16 @@ def in_pieces(stage1: int, stage2: int, lora: int = 0) -> dict[str, Recipe]:
 # Sizes as the config.json files of these checkpoints have them. The decoders have 64 rows more: <image> and a padding
 # token, filled up.
 CLIP_L = VisionConfig(1024, 4096, 24, 16, image_size=224, patch_size=14, projection_dim=768)
-CLIP_L_336 = replace(CLIP_L, image_size=336)
+CLIP_L_336, CLIP_L_336_ID = replace(CLIP_L, image_size=336), "openai/clip-vit-large-patch14-336"
 TINYLLAMA = DecoderConfig(32064, 2048, 5632, 22, 32, 4, 64, max_position_embeddings=2048, rope_theta=10000.0)
 VICUNA_7B = DecoderConfig(32064, 4096, 11008, 32, 32, 32, 128, max_position_embeddings=2048, rope_theta=10000.0)
+VICUNA_7B_LONG = replace(VICUNA_7B, max_position_embeddings=4096)
 
 PRESETS = {
     "toy": Preset(TOY),
     "paper": Preset(PAPER, "openai/clip-vit-large-patch14", "lmsys/vicuna-7b-v1.3", CLIP_L, VICUNA_7B),
-    "consumer": Preset(
-        in_pieces(8, 32),
-        "openai/clip-vit-large-patch14-336",
-        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-        CLIP_L_336,
-        TINYLLAMA,
-    ),
+    "consumer": Preset(in_pieces(8, 32), CLIP_L_336_ID, "TinyLlama/TinyLlama-1.1B-Chat-v1.0", CLIP_L_336, TINYLLAMA),
     # Rank 128, and alpha twice that: the authors' scripts/v1_5/finetune_lora.sh. The learning rate stays the paper's,
     # as in their scripts/finetune_lora.sh; the former has 2e-4.
-    "llava-7b": Preset(
-        in_pieces(16, 32, lora=128),
-        "openai/clip-vit-large-patch14-336",
-        "lmsys/vicuna-7b-v1.5",
-        CLIP_L_336,
-        replace(VICUNA_7B, max_position_embeddings=4096),
-    ),
+    "llava-7b": Preset(in_pieces(16, 32, 128), CLIP_L_336_ID, "lmsys/vicuna-7b-v1.5", CLIP_L_336, VICUNA_7B_LONG),
 }
-
-
-def adjust(
-    recipe: Recipe,
-    learning_rate: float | None,
-    batch_size: int | None,
-    accumulation: int | None,
-    checkpointing: bool,
-    lora: int | None,
-) -> Recipe:
-    """A recipe with what the command line changes."""
-    changes = {"learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "lora": lora}
-    changes["checkpointing"] = checkpointing or None
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})

@@ -4,19 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
 
 from minillava.errors import UserError
 from minillava.saving import recover_folder, replace_folder
 
 STATE = "trainer_state.pt"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process; the others get nothing
+# Whole tensors on the first process; the others get nothing.
+WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def is_finished(out: Path) -> bool:
@@ -30,19 +25,14 @@ def is_finished(out: Path) -> bool:
 
 def save(task, optimizers: list[torch.optim.Optimizer], run, step: int, total: int) -> None:
     """Write the model and, beside it, what resuming needs. ``run.out`` is replaced as a whole or not at all."""
-    tensors = get_model_state_dict(task.model, options=WHOLE)
-    moments = get_optimizer_state_dict(task.model, optimizers, options=WHOLE)
+    tensors = state_dict.get_model_state_dict(task.model, options=WHOLE)
+    moments = state_dict.get_optimizer_state_dict(task.model, optimizers, options=WHOLE)
     learns = [name for name, parameter in task.model.named_parameters() if parameter.requires_grad]
 
     def fill(folder: Path) -> None:
         task.write(tensors, folder)
-        state = {
-            "step": step,
-            "total": total,
-            "seed": run.seed,
-            "parameters": {name: tensors[name] for name in learns},
-            "optimizers": moments,
-        }
+        learnt = {name: tensors[name] for name in learns}
+        state = {"step": step, "total": total, "seed": run.seed, "parameters": learnt, "optimizers": moments}
         torch.save(state, folder / STATE)
 
     run.team.first_alone(lambda: replace_folder(run.out, fill))
@@ -61,9 +51,9 @@ def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> t
     for name, parameter in task.model.named_parameters():
         if parameter.requires_grad and (name not in saved or saved[name].shape != parameter.shape):
             raise UserError(f"{run.out / STATE}: tensor {name} is missing or has another shape")
-    options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in it
-    set_model_state_dict(task.model, saved, options=options)
-    set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
+    options = state_dict.StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in it
+    state_dict.set_model_state_dict(task.model, saved, options=options)
+    state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
     lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one
     return state["step"], [json.loads(line) for line in lines]

@@ -4,9 +4,9 @@ Each says what learns and what is frozen, from which data, by which loss, and ho
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,9 +53,7 @@ def contrastive_task(clip: Clip, dataset: RegionDataset, tokenizer: Tokenizer) -
     def after_step() -> None:
         clip.logit_scale.data.clamp_(max=math.log(100))  # CLIP's bound on the temperature
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
-        return clip_loss(clip, batch)
-
+    loss = partial(clip_loss, clip)
     return Task("vision", clip, dataset, dataset.collate, loss, write, weight=lambda batch: 1, after_step=after_step)
 
 
@@ -97,12 +95,7 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
 
 
 def llava_task(
-    model: Llava,
-    dataset: ConversationDataset,
-    stage: int,
-    lora: int = 0,
-    base: str | os.PathLike | None = None,
-    pack: bool = False,
+    model: Llava, dataset: ConversationDataset, stage: int, lora: int = 0, base: Path | str = "", pack: bool = False
 ) -> Task:
     """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved; with ``pack``
     conversations share rows."""

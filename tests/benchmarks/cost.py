@@ -25,7 +25,7 @@ DECODER = DecoderConfig(1024, 256, 704, 4, 4, 4, 64)
 
 
 def shape_of(rows: int, length: int) -> Shape:
-    return Shape(VISION, DECODER, 2, Recipe(1e-4, rows, 1), length, bfloat16=False)
+    return Shape(VISION, DECODER, 2, Recipe(1e-4, rows, 1, length=length), bfloat16=False)
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:

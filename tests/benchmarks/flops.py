@@ -8,7 +8,7 @@ weights if they learn. So, for rows of T tokens, of which ``labels`` bear loss:
 - the projection: forward, its weights' gradients, and between its two layers the gradient of what the second read;
 - the decoder's matrices: forward and back, since the projection learns through them, and a third time where they learn
   (6 operations a parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two besides: three times, always;
-- the last block's matrices after attention, and the head: at the positions that bear loss;
+- the head: at the positions that bear loss;
 - attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is
   usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half.
 
@@ -54,16 +54,10 @@ def projection_flops(s: Setting) -> int:
 
 
 def decoder_flops(s: Setting) -> int:
-    c = s.config.decoder
-    width, key_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-
-    def per_token(*matrices: tuple[int, int]) -> int:
-        low_rank = 3 * s.recipe.lora * sum(a + b for a, b in matrices) if s.stage == 2 else 0
-        return 2 * ((3 if s.whole else 2) * sum(a * b for a, b in matrices) + low_rank)
-
-    attention = [(c.hidden_size, width), (c.hidden_size, key_width), (c.hidden_size, key_width), (width, c.hidden_size)]
-    matrices = per_token(*attention, *[(c.hidden_size, c.intermediate_size)] * 3)
-    return s.rows * c.num_hidden_layers * (s.length * matrices + 12 * s.length**2 * width)
+    c, block = s.config.decoder, s.model.language_model.layers[0]
+    matrices = sum(2 * (3 if p.requires_grad else 2) * p.numel() for p in block.parameters() if p.ndim == 2)
+    attention = 12 * s.length**2 * c.num_attention_heads * c.head_dim
+    return s.rows * c.num_hidden_layers * (s.length * matrices + attention)
 
 
 def head_flops(s: Setting) -> int:

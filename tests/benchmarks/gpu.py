@@ -15,7 +15,6 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict
 
 import torch
 from flops import PEAKS, step_flops
@@ -25,7 +24,7 @@ from torch import nn
 from minillava.config import LlavaConfig
 from minillava.training.loop import prepare
 from minillava.training.optimizers import build_optimizers
-from minillava.training.plan import GIB, plan, set_up
+from minillava.training.plan import GIB, Setting, plan
 from minillava.training.recipes import PRESETS
 
 
@@ -38,7 +37,7 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
         "linear" if name in ("toy", "paper") else "mlp",
         image_token_id=preset.decoder.vocab_size,
     )
-    setting = set_up(config, stage, recipe, bfloat16=cuda, gpu=cuda)
+    setting = Setting(config, stage, recipe, bfloat16=cuda, gpu=cuda)
     if cuda:
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, memory * GIB / torch.cuda.get_device_properties(0).total_memory)
@@ -84,7 +83,7 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
         "utilisation": flops / seconds / peak if peak else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else resident("VmHWM"),
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
-        "planned": asdict(plan(setting)),
+        "planned": plan(setting),
     }
 
 

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,29 +33,25 @@ class Shape:
     decoder: DecoderConfig
     stage: int
     recipe: Recipe
-    length: int
     bfloat16: bool
 
     def setting(self, gpu: bool) -> Setting:
         config = LlavaConfig(self.vision, self.decoder, image_token_id=self.decoder.vocab_size)
-        rows = self.recipe.batch_size // self.recipe.accumulation
-        labels = self.length - config.num_image_tokens
-        return Setting(config, self.stage, self.recipe, rows, self.length, labels, self.bfloat16, gpu)
+        return Setting(config, self.stage, self.recipe, self.bfloat16, gpu)
 
 
 toy = PRESETS["toy"].recipes["stage2"]
 SHAPES = {
     "picture-book, stage 2, Muon, float32": Shape(
-        VisionConfig(), DecoderConfig(), 2, replace(toy, batch_size=96), 256, bfloat16=False
+        VisionConfig(), DecoderConfig(), 2, replace(toy, batch_size=96), bfloat16=False
     ),
-    "135M, stage 1, float32": Shape(CLIP_B, SMOLLM2_135M, 1, Recipe(1e-3, 4, 1), 256, bfloat16=False),
-    "135M, stage 2, bfloat16": Shape(CLIP_B, SMOLLM2_135M, 2, Recipe(1e-4, 4, 1), 320, bfloat16=True),
+    "135M, stage 1, float32": Shape(CLIP_B, SMOLLM2_135M, 1, Recipe(1e-3, 4, 1), bfloat16=False),
+    "135M, stage 2, bfloat16": Shape(CLIP_B, SMOLLM2_135M, 2, Recipe(1e-4, 4, 1, length=320), bfloat16=True),
     "8 layers of 1.1B, LoRA 64, checkpointing": Shape(
         CLIP_L_336,
         replace(TINYLLAMA, num_hidden_layers=8),
         2,
-        Recipe(1e-4, 2, 1, accumulation=2, checkpointing=True, compact=True, lora=64),
-        704,
+        Recipe(1e-4, 2, 1, accumulation=2, checkpointing=True, compact=True, lora=64, length=704),
         bfloat16=True,
     ),
 }
@@ -88,7 +84,7 @@ def main() -> None:
     print(f"{'GiB':<50}" + "".join(f"{kind:>10}{'planned':>9}{'ratio':>7}" for kind in kinds))
     for name, shape in SHAPES.items():
         planned = plan(shape.setting(gpu=a.device == "cuda"))
-        rows.append({"shape": name, **asdict(planned)})
+        rows.append({"shape": name, **planned})
         print(f"{name:<50}", end="", flush=True)
         for kind in kinds:
             command = [sys.executable, __file__, "--measure", name, "--device", a.device]
@@ -96,7 +92,7 @@ def main() -> None:
                 command.append("--give-back")
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=GIVE_BACK | os.environ)
             measured = int(output.stdout.splitlines()[-1])
-            reckoned = planned.peak - (planned.reserve if kind == "tensors" else 0)
+            reckoned = planned["peak"] - (planned["reserve"] if kind == "tensors" else 0)
             rows[-1][kind] = measured
             print(f"{measured / 2**30:>10.2f}{reckoned / 2**30:>9.2f}{reckoned / measured:>7.2f}", end="", flush=True)
         print()
