@@ -1,7 +1,7 @@
 """How model families write a conversation down: the paper's way, Vicuna's, LLaMA's, ChatML; and as jinja templates."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minillava.inputs.tokenizer import IMAGE, STOP
 
@@ -40,25 +40,19 @@ class Template:
     for_captions: str = "plain"  # the name of the template in which stage 1 asks for captions
 
 
+V0 = Template(  # paper, table 2
+    opening=f"{SYSTEM}###\nHuman: ",
+    human="Human: ",
+    after_question="###\n",
+    assistant="Assistant:",
+    before_answer=" ",
+    stop=STOP,
+    after_stop="\n",
+    for_captions="brief",
+)
 TEMPLATES = {
-    "v0": Template(  # paper, table 2
-        opening=f"{SYSTEM}###\nHuman: ",
-        human="Human: ",
-        after_question="###\n",
-        assistant="Assistant:",
-        before_answer=" ",
-        stop=STOP,
-        after_stop="\n",
-        for_captions="brief",
-    ),
-    "brief": Template(  # stage 1: X_q, X_v <STOP> \n Assistant: X_a <STOP> \n
-        after_question="###\n",
-        assistant="Assistant:",
-        before_answer=" ",
-        stop=STOP,
-        after_stop="\n",
-        for_captions="brief",
-    ),
+    "v0": V0,
+    "brief": replace(V0, opening="", human=""),  # stage 1: X_q, X_v <STOP> \n Assistant: X_a <STOP> \n
     "v1": Template(  # Vicuna 1.1 and later, LLaVA-1.5
         opening=f"{SYSTEM.replace('human', 'user')} USER: ",
         human="USER: ",

@@ -154,9 +154,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         if config.num_attention_heads % config.num_key_value_heads:
-            raise ValueError(
-                f"{config.num_attention_heads} query heads cannot share {config.num_key_value_heads} key heads evenly"
-            )
+            heads, shared = config.num_attention_heads, config.num_key_value_heads
+            raise ValueError(f"{heads} query heads cannot share {shared} key heads evenly")
         if config.head_dim % 2:
             raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions turn pairs")
         self.config = config

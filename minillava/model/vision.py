@@ -107,9 +107,7 @@ class VisionTower(nn.Module):
         if config.image_size % config.patch_size:
             raise ValueError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}"
-            )
+            raise ValueError(f"{config.num_attention_heads} heads cannot share hidden_size {config.hidden_size} evenly")
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {config.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         self.config = config
