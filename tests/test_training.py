@@ -313,3 +313,10 @@ def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         replace_folder(tmp_path / "out", fail)
     assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+def test_a_state_of_other_optimisers_is_refused_in_one_line(world, tmp_path):
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    other = replace(RECIPE, optimizer="adamw")
+    with pytest.raises(UserError, match="another training's"):
+        train(make(world, "stage2"), other, Run(tmp_path / "out", max_steps=2, resume=True))

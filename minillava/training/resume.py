@@ -53,7 +53,10 @@ def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> t
             raise UserError(f"{run.out / STATE}: tensor {name} is missing or has another shape")
     options = state_dict.StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in it
     state_dict.set_model_state_dict(task.model, saved, options=options)
-    state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
+    try:
+        state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{run.out / STATE}: its optimisers are another training's ({type(error).__name__})") from None
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
     lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # a line a step; a kill may tear a later one
     return state["step"], [json.loads(line) for line in lines]
