@@ -24,7 +24,7 @@ from judge import StandIn  # noqa: E402
 from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
-MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",)}  # besides those of the same name
+MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}  # besides those of the same name
 
 
 def mutants(part: str) -> Iterator[tuple[str, str]]:

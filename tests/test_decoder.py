@@ -221,6 +221,15 @@ def test_conversations_that_share_a_row_do_so_behind_a_cache_too(decoder, chunks
     torch.testing.assert_close(whole[:, 7:], run(decoder, ids[:, 7:]), **CLOSE)
 
 
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)
+def test_cache_in_any_chunks_gives_what_no_cache_gives(decoder, chunks):
+    ids = torch.randint(50, (2, 12))
+    cache = KVCache(decoder.config, 2, 15, torch.float32, torch.device("cpu"))
+    out = torch.cat([run(decoder, part, None, cache) for part in ids.split(chunks, dim=1)], dim=1)
+    assert cache.length == 12
+    torch.testing.assert_close(out, run(decoder, ids), **CLOSE)
+
+
 @pytest.mark.parametrize("chunks", [[9], [6, 3], [5, 1, 1, 1, 1]], ids=str)
 def test_cache_behind_left_padding_gives_what_no_padding_gives(decoder, chunks):
     ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
