@@ -24,7 +24,8 @@ from judge import StandIn  # noqa: E402
 from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
-MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}  # besides those of the same name
+# Besides those of the same name.
+MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}
 
 
 def mutants(part: str) -> Iterator[tuple[str, str]]:
