@@ -160,7 +160,8 @@ def mask_of_a_row() -> Image.Image:
 
 def stage_1() -> Image.Image:
     """The loss of W alone over sixty steps, at three learning rates."""
-    batches = [captions(joined_towers(), 16, seed) for seed in range(60)]
+    towers = joined_towers()
+    batches = [captions(towers, 16, seed) for seed in range(60)]
     lines = []
     for rate, colour in ((5e-3, DEEP_BLUE), (5e-4, DEEP_GREEN), (2e-5, RED)):
         model = joined_towers()
@@ -172,7 +173,8 @@ def stage_1() -> Image.Image:
 
 def stage_2() -> Image.Image:
     """The loss of W and the decoder over forty steps, with a W that fits and with a fresh one."""
-    batches = [conversations(joined_towers(), 8, seed) for seed in range(40)]
+    towers = joined_towers()
+    batches = [conversations(towers, 8, seed) for seed in range(40)]
     lines = []
     for name, colour in (("after a fitted W", DEEP_BLUE), ("from a fresh W", RED)):
         model = joined_towers()
