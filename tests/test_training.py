@@ -320,3 +320,13 @@ def test_a_state_of_other_optimisers_is_refused_in_one_line(world, tmp_path):
     other = replace(RECIPE, optimizer="adamw")
     with pytest.raises(UserError, match="another training's"):
         train(make(world, "stage2"), other, Run(tmp_path / "out", max_steps=2, resume=True))
+
+
+def test_a_state_with_a_tensor_left_over_is_refused(world, tmp_path):
+    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    path = tmp_path / "out" / STATE
+    state = torch.load(path, weights_only=True)
+    state["parameters"]["vision_tower.pre_layrnorm.weight"] = torch.zeros(32)  # frozen in stage 1
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"vision_tower\.pre_layrnorm\.weight is missing, left over"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))

@@ -32,8 +32,8 @@ def scene_told(context: Context) -> Scene:
     if scene := scene_of(context):
         return scene
     raise UserError(
-        f"picture {context.id!r} is not a picture-book scene told in full: the scripted teacher writes about the "
-        "picture-book only, and photographs and other pictures need --teacher openai"
+        f"picture {context.id!r} is not a picture-book scene that its captions describe completely: the scripted "
+        "teacher writes about the picture-book only, and photographs and other pictures need --teacher openai"
     )
 
 

@@ -48,9 +48,10 @@ def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> t
         its, ours = f"{state['total']} steps with seed {state['seed']}", f"{total} steps with seed {run.seed}"
         raise UserError(f"{run.out / STATE}: from a run of {its}, not {ours}")
     saved = state["parameters"]
-    for name, parameter in task.model.named_parameters():
-        if parameter.requires_grad and (name not in saved or saved[name].shape != parameter.shape):
-            raise UserError(f"{run.out / STATE}: tensor {name} is missing or has another shape")
+    learning = {name: parameter for name, parameter in task.model.named_parameters() if parameter.requires_grad}
+    for name in sorted(learning.keys() | saved.keys()):
+        if name not in learning or name not in saved or saved[name].shape != learning[name].shape:
+            raise UserError(f"{run.out / STATE}: tensor {name} is missing, left over or of another shape")
     options = state_dict.StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in it
     state_dict.set_model_state_dict(task.model, saved, options=options)
     try:
