@@ -1,5 +1,14 @@
-"""The model: ids and pixels in, logits out.
+"""The model: token ids and pixel values in, logits out.
 
-The letters in shapes, here and everywhere: B batch, T tokens, S tokens that are seen (those in the cache too), N
-selected tokens, V vocabulary, d size of a head; H and W are a picture's height and width in pixels.
+Letters in shapes, here and in every other file:
+
+    B       rows in a batch
+    T       tokens of a row that go through the model in this pass
+    S       tokens of a row that can be seen: those in the KV cache, then the T of this pass
+    N       tokens with a label
+    V       vocabulary size
+    d       size of one attention head
+    H, W    height and width of a picture in pixels
+
+``hidden`` is the width of the vectors that run through a model, its ``hidden_size``.
 """

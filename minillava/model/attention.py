@@ -1,41 +1,43 @@
-"""softmax(Q K^T / sqrt(d)) V, the one operation that the vision tower, the text tower and the decoder share."""
+"""Attention, softmax(Q K^T / sqrt(d)) V: one function for the vision tower, the text tower and the decoder."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What a mask adds where a token must not look. Not -inf: a row of padding may see nothing, and softmax of nothing but
-# -inf is not a number. Within float16's range.
+# Added to the score of a token that must not be seen. It is finite because a padding token may see no token at all,
+# and a softmax over nothing but -inf gives NaN. It is small enough for float16.
 CLOSED = -30000.0
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention.
+    """q (B, heads, T, d), k and v (B, kv_heads, S, d) -> (B, heads, T, d).
 
-    q (B, heads, T, d), k and v (B, kv_heads, S, d): where there are fewer key heads, each serves as many query heads in
-    a row (grouped-query attention). ``mask`` is added to the scores, 0 to see and CLOSED not to, and broadcasts to
-    (B, heads, T, S). ``causal`` stands for causal_mask(T), where T is S and there is no other mask: a fused kernel
-    leaves out what it hides. Returns (B, heads, T, d).
-
-    A fused kernel never holds the scores of a whole row, and takes half the time in float32. In bfloat16 on a CPU the
-    formula is written out: there the kernel takes two to four times as long with its way back, ten for one query.
+    With fewer key heads than query heads, each key head serves several consecutive query heads (grouped-query
+    attention, Ainslie et al. 2023). ``mask`` is added to the scores and broadcasts to (B, heads, T, S): 0 where a token
+    is seen, CLOSED where it is not. ``causal=True`` means ``mask=causal_mask(T)``, for T = S; a fused kernel then skips
+    the scores that the mask would hide.
     """
+    # PyTorch's fused kernel never holds all the scores of a row, and takes half the time in float32. With bfloat16 on a
+    # CPU it is slower than the formula: 2 to 4 times with its backward pass, 10 times for a single query.
     if q.is_cuda or q.dtype == torch.float32:
         mask = None if mask is None else mask.to(q.dtype)
-        shared = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+    # The formula, written out.
     if causal:
         mask = causal_mask(q.shape[2], device=q.device)
-    (batch, heads, length, size), (shared, seen) = q.shape, k.shape[1:3]
-    together = heads // shared * length  # heads that share keys, as if they were more positions
-    rows = (q * size**-0.5).reshape(batch, shared, together, size)
-    scores = (rows @ k.transpose(-1, -2)).view(batch, heads, length, seen)
+    (batch, heads, length, size), (kv_heads, seen) = q.shape, k.shape[1:3]
+    # Query heads that share a key head are laid end to end, as if they were one head with more positions.
+    rows = heads // kv_heads * length
+    q_rows = (q * size**-0.5).reshape(batch, kv_heads, rows, size)  # (B, kv_heads, rows, d)
+    scores = (q_rows @ k.transpose(-1, -2)).view(batch, heads, length, seen)  # (B, heads, T, S)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
-    weights = scores.softmax(dim=-1).to(v.dtype)
-    return (weights.view(batch, shared, together, seen) @ v).view(q.shape)
+    weights = scores.softmax(dim=-1).to(v.dtype)  # (B, heads, T, S)
+    return (weights.view(batch, kv_heads, rows, seen) @ v).view(q.shape)  # (B, heads, T, d)
 
 
 def causal_mask(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
-    """(length, past + length): position i, which stands at past + i, sees 0 .. past + i."""
+    """(T, S) with T = length, S = past + length: 0 where token past + i sees token j <= past + i, else CLOSED."""
     return torch.full((length, past + length), CLOSED, device=device).triu(diagonal=past + 1)

@@ -1,8 +1,8 @@
-"""CLIP's way to teach a vision tower to see: pictures and their texts find one another in a batch.
+"""CLIP's contrastive training of a vision tower (Radford et al. 2021): match the pictures and the texts of a batch.
 
-Beside the whole picture and its caption, each box and its phrase are a pair too ("a small red fish in the top left"):
-every patch under the box speaks for it. The class token learns what is in the picture, and the grid, which is all that
-LLaVA reads, learns what is where.
+Two kinds of pairs are trained. A picture and its caption, as in CLIP, teach the class token what is in the picture.
+A box and its phrase ("a small red fish in the top left") teach each patch under the box what is there; CLIP has no such
+pairs. LLaVA reads only the patches, not the class token.
 """
 
 import math
@@ -17,7 +17,7 @@ from minillava.model.vision import Encoder, VisionTower
 
 
 class TextEmbeddings(nn.Module):
-    """input_ids (B, T) -> (B, T, hidden): what the token is plus where it stands."""
+    """input_ids (B, T) -> (B, T, hidden): token embedding plus position embedding."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -29,7 +29,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer: causal, read off at the end token."""
+    """CLIP's text transformer with a causal mask. The output at the end token represents the whole text."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -41,13 +41,16 @@ class TextTower(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids (B, T), each row ending in (and padded with) the end token -> (B, hidden)."""
         x = self.embeddings(input_ids)
-        x = self.encoder(x, causal_mask(x.shape[1], device=x.device))
-        end = (input_ids == self.config.eos_token_id).int().argmax(dim=1)  # the first end token of each row
+        x = self.encoder(x, causal_mask(x.shape[1], device=x.device))  # (B, T, hidden)
+        end = (input_ids == self.config.eos_token_id).int().argmax(dim=1)  # (B,): each row's first end token
         return self.final_layer_norm(x[torch.arange(len(x), device=x.device), end])
 
 
 class Clip(nn.Module):
-    """Both towers, each with a projection to the shared space, and the temperature (Radford et al. 2021, figure 3)."""
+    """Both towers, a projection of each to the shared space, and a learned scale of the logits (1 / temperature).
+
+    Radford et al. 2021, figure 3. The scale is stored as its logarithm.
+    """
 
     def __init__(self, vision: VisionConfig, text: TextConfig):
         super().__init__()
@@ -58,35 +61,35 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def image_features(self, pixel_values: Tensor, owner: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the B pictures (B, d), from the class token, and of R patches (R, d).
+        """Unit vectors of the B pictures, from their class tokens, and of R patches: (B, D) and (R, D), D = projection_dim.
 
-        owner (R,) says which picture a patch is of, patch (R,) which one it is, in reading order.
+        owner (R,) is the picture of each patch; patch (R,) its number in the grid, row by row from 0.
         """
-        x = self.vision_model.hidden_state(pixel_values)
-        both = torch.cat([x[:, 0], x[owner, 1 + patch]])
+        x = self.vision_model.hidden_state(pixel_values)  # (B, 1 + patches, hidden)
+        both = torch.cat([x[:, 0], x[owner, 1 + patch]])  # (B + R, hidden)
         both = F.normalize(self.visual_projection(self.vision_model.post_layernorm(both)).float(), dim=-1)
         return both[: len(x)], both[len(x) :]
 
     def text_features(self, input_ids: Tensor) -> Tensor:
-        """Unit vectors (B, d) of texts (B, T)."""
+        """Unit vectors (B, D) of texts input_ids (B, T)."""
         return F.normalize(self.text_projection(self.text_model(input_ids)).float(), dim=-1)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, match: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE between n pictures (n, d) and m distinct texts (m, d), all unit vectors.
+    """CLIP's symmetric InfoNCE loss between n pictures (n, D) and m distinct texts (m, D), all unit vectors.
 
-    match (n,) int64: the text of each picture; every text has one. Several pictures may share a text, so from the
-    text's side the target is spread evenly over its pictures; where all texts differ this is CLIP's loss exactly.
+    match (n,) int64 is the index of each picture's text; every text has at least one picture. If several pictures share
+    a text, its target is spread evenly over them. If no text is shared, this is CLIP's loss.
     """
     logits = scale.exp() * image @ text.T  # (n, m)
-    to_text = F.cross_entropy(logits, match)
+    to_text = F.cross_entropy(logits, match)  # which text belongs to each picture
     target = F.one_hot(match, len(text)).T.to(logits.dtype)  # (m, n)
-    to_image = F.cross_entropy(logits.T, target / target.sum(dim=1, keepdim=True))
+    to_image = F.cross_entropy(logits.T, target / target.sum(dim=1, keepdim=True))  # which pictures to each text
     return (to_text + to_image) / 2
 
 
 def clip_loss(model: Clip, batch: dict[str, Tensor]) -> Tensor:
-    """Pictures against captions plus regions against phrases, for a batch of ``RegionDataset``."""
+    """The loss of pictures and captions plus the loss of patches and phrases. ``batch`` is RegionDataset.collate()'s."""
     pictures, regions = model.image_features(batch["pixel_values"], batch["region_owner"], batch["region_patch"])
     captions, phrases = model.text_features(batch["captions"]), model.text_features(batch["phrases"])
     return contrastive_loss(pictures, captions, batch["caption_match"], model.logit_scale) + contrastive_loss(

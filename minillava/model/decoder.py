@@ -1,13 +1,13 @@
-"""The language model: a LLaMA decoder (Touvron et al. 2023), from embeddings to the next token.
+"""The language model: a LLaMA decoder (Touvron et al. 2023, arXiv 2302.13971), from embeddings to hidden states.
 
-- RMSNorm instead of LayerNorm: no mean, no bias;
-- rotary positions (RoPE): queries and keys are turned by an angle that grows with their position, so that their
-  product depends on the distance between them;
-- grouped-query attention: several query heads share one key and value head;
-- SwiGLU: down(silu(gate(x)) * up(x));
-- a KV cache: keys and values of the past are kept, so each new token costs one pass of length one.
+- RMSNorm instead of LayerNorm: it subtracts no mean and has no bias.
+- Rotary positions (RoPE, Su et al. 2021): queries and keys are rotated by an angle that grows with their position, so
+  their dot product depends only on the distance between them.
+- Grouped-query attention: several query heads share one key head and one value head.
+- SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)).
+- A KV cache keeps the keys and values of earlier tokens, so generating a token runs the decoder on that token only.
 
-Attribute names are those of the tensors in LLaMA's checkpoints.
+Attribute names are the tensor names of LLaMA's checkpoints. The letters in shapes are in ``model/__init__.py``.
 """
 
 import math
@@ -21,7 +21,7 @@ from minillava.model.attention import CLOSED, attend
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis."""
+    """x / rms(x) * weight over the last axis, computed in float32; the shape and dtype of x stay."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -33,11 +33,11 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) -> Tensor:
-    """How far each pair of a head turns from one position to the next, in radians: (head_dim / 2,), float32.
+    """The angle in radians by which RoPE rotates each pair from one position to the next: (d / 2,), float32.
 
-    Pair i turns by theta ** (-2 i / head_dim). Models made to read further than they were first trained to turn more
-    slowly: "linear" divides all by ``factor``; "llama3" (Llama 3.1) leaves the pairs that turn often within the first
-    context as they are, divides those that hardly turn by ``factor``, and fades from the one to the other between.
+    Pair i rotates by theta ** (-2 i / d). Models extended to a longer context rotate more slowly: "linear" scaling
+    divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only slow pairs, those that make few full
+    turns within the original context; fast pairs keep their angle, and pairs between are interpolated.
     """
     frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
     scaling = config.rope_scaling
@@ -46,51 +46,51 @@ def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) 
     if scaling["rope_type"] == "linear":
         return frequencies / scaling["factor"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = frequencies * scaling["original_max_position_embeddings"] / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    turns = frequencies * scaling["original_max_position_embeddings"] / (2 * math.pi)  # full turns in that context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: keep the angle; 0: divide it
     return frequencies * (kept + (1 - kept) / scaling["factor"])
 
 
 def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """positions (B, T), frequencies (head_dim / 2,) -> cos and sin, each (B, 1, T, head_dim), float32.
+    """positions (B, T), frequencies (d / 2,) -> cos and sin, each (B, 1, T, d), float32.
 
-    The two members of a pair stand half a head apart; sin has the sign with which a member takes from the other.
+    Pairs are (i, i + d / 2). The first half of sin is negated, so rotate() is x * cos + swap_halves(x) * sin.
     """
-    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, head_dim / 2)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, d / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every pair of x (B, heads, T, head_dim) by its angle: (a cos - b sin, b cos + a sin)."""
-    partners = x.roll(x.shape[-1] // 2, dims=-1)
+    """Rotate every pair (a, b) of x (B, heads, T, d) by its angle: (a cos - b sin, b cos + a sin)."""
+    partners = x.roll(x.shape[-1] // 2, dims=-1)  # the two halves swapped
     return torch.addcmul(x * cos, partners, sin).to(x.dtype)
 
 
 class KVCache:
-    """Keys and values of the tokens so far, one pair of (B, kv_heads, capacity, head_dim) a layer."""
+    """The keys and values of earlier tokens: for each layer two tensors (B, kv_heads, capacity, d)."""
 
     def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0  # tokens held; the decoder moves it on once all layers have written
+        self.length = 0  # tokens stored; Decoder.forward() increases it after its last layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, kv_heads, T, head_dim) after the past of ``layer``; return past and present together."""
+        """Store a layer's k and v (B, kv_heads, T, d); return all its keys and values so far, (B, kv_heads, S, d)."""
         end = self.length + k.shape[2]
-        keys, values = self.store[layer]
+        keys, values = self.store[layer]  # views: writing to them fills the cache
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
 
 def visible(attention_mask: Tensor, past: int = 0) -> Tensor:
-    """attention_mask (B, S) -> (B, T, S): whether the i-th of the T = S - past new tokens sees token j of the row.
+    """attention_mask (B, S) -> bool (B, T, S): whether the i-th of the T = S - past new tokens sees token j of its row.
 
-    It does where both are of the same conversation, j is no padding, and j does not come later.
+    Token i sees token j if both belong to the same conversation, j is not padding, and j is not later than i.
     """
-    new = attention_mask[:, past:]
-    see = (new[:, :, None] == attention_mask[:, None, :]) & (attention_mask > 0)[:, None]
+    new = attention_mask[:, past:]  # (B, T)
+    see = (new[:, :, None] == attention_mask[:, None, :]) & (attention_mask > 0)[:, None]  # (B, T, S)
     return see.tril(diagonal=past)
 
 
@@ -109,19 +109,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+            return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, d)
 
+        # Positions enter through q and k only; values are not rotated.
         q, k = rotate(heads(self.q_proj(x)), *rope), rotate(heads(self.k_proj(x)), *rope)
-        v = heads(self.v_proj(x))
+        v = heads(self.v_proj(x))  # (B, kv_heads, T, d)
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        single = x.shape[1] == 1  # it sees all that came before
-        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)
+            k, v = cache.append(self.layer, k, v)  # (B, kv_heads, S, d)
+        single = x.shape[1] == 1  # a single new token may see every token before it, so it needs no causal mask
+        out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)  # (B, heads, T, d)
         return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, T, hidden)
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU, (B, T, hidden) -> (B, T, hidden)."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -134,7 +135,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); (B, T, hidden) -> (B, T, hidden)."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -149,15 +150,15 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings in, hidden states out; ``lm_head`` turns hidden states into logits."""
+    """Embeddings (B, T, hidden) in, hidden states (B, T, hidden) out; ``lm_head`` turns those into logits (B, T, V)."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         if config.num_attention_heads % config.num_key_value_heads:
             heads, shared = config.num_attention_heads, config.num_key_value_heads
-            raise ValueError(f"{heads} query heads cannot share {shared} key heads evenly")
+            raise ValueError(f"{heads} query heads are not a multiple of {shared} key heads")
         if config.head_dim % 2:
-            raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions turn pairs")
+            raise ValueError(f"head_dim {config.head_dim} is odd: rotary positions rotate pairs")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
@@ -169,21 +170,23 @@ class Decoder(nn.Module):
     def forward(
         self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """Embeddings (B, T, hidden) of the new tokens -> final hidden states (B, T, hidden).
+        """Embeddings (B, T, hidden) of the new tokens -> their hidden states after the last norm (B, T, hidden).
 
-        attention_mask (B, S) covers the tokens in the cache and the new ones: 0 is padding, and k is conversation k of
-        the row. Each conversation sees itself only, at positions from 0. Without a mask a row is one conversation.
+        attention_mask (B, S) covers the tokens in the cache and the new ones: 0 for padding, k for the row's k-th
+        conversation. Conversations in one row do not see each other, and each counts its positions from 0. Without a
+        mask the row is one conversation without padding.
         """
         past = cache.length if cache is not None else 0
         length = embeddings.shape[1]
         mask, positions = None, torch.arange(past, past + length, device=embeddings.device)[None]  # (1, T)
         if attention_mask is None and past and length > 1:
+            # is_causal aligns T queries with the first T of S keys, so several new tokens after a cache need a mask.
             attention_mask = embeddings.new_ones(1, past + length)
         if attention_mask is not None:
             see = visible(attention_mask, past)  # (B, T, S)
-            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T)
+            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T): the tokens of its conversation before each token
             mask = torch.zeros_like(see, dtype=torch.float32).masked_fill(~see, CLOSED)[:, None]  # (B, 1, T, S)
-        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))
+        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))  # the same for all layers
         x = embeddings
         for layer in self.layers:
             x = layer(x, rope, mask, cache)  # (B, T, hidden)
@@ -193,7 +196,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def grow(self, vocab_size: int) -> None:
-        """Add rows to the embedding and the head: the mean of the old ones, so a new token is never the likeliest."""
+        """Enlarge the embedding and the head to ``vocab_size`` rows.
+
+        A new row is the mean of the old rows, so its logit is the mean of the old logits, never the largest.
+        """
 
         def grown(weight: Tensor) -> nn.Parameter:
             mean = weight.mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)

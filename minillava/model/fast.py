@@ -1,13 +1,11 @@
-"""One new token of a lone conversation: the decoder's pass written out flat, for one reader who waits.
+"""Fast generation for one conversation: the decoder's forward pass of a single token, written without modules.
 
-Each matrix then meets a single vector: no number of it is used twice, and a large model's token takes the time of
-reading its weights from memory. A small model's takes that of calling modules and operations, some microseconds each.
-Both are kept low here:
+Nothing here is needed to understand LLaVA; the result equals that of Decoder.forward() and lm_head up to rounding.
+With one token, every matrix is multiplied by a single vector. A large model then spends its time reading weights from
+memory, and a small one spends it on calls of modules and operations, some microseconds each. So:
 
-- torch.mv multiplies a matrix by a vector; F.linear, a product of matrices, reads bfloat16 half as fast on a CPU;
-- there are no modules, no batch, no padding, and no mask: the newest token sees all that came before.
-
-What comes out is what Decoder.forward and lm_head give, to rounding.
+- torch.mv multiplies a matrix by a vector. On a CPU, F.linear reads bfloat16 weights at half its speed.
+- There are no modules, no batch, no padding and no mask: the newest token sees every earlier token.
 """
 
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ from minillava.model.lora import LoraLinear
 def generate_ids(
     decoder: Decoder, embeddings: Tensor, max_new_tokens: int = 256, temperature: float = 0.0
 ) -> Iterator[Tensor]:
-    """generation.generate_ids() for one row (1, T, hidden) without padding."""
+    """The same as generation.generate_ids(), for one row (1, T, hidden) without padding."""
     capacity = embeddings.shape[1] + max_new_tokens
     cache = KVCache(decoder.config, 1, capacity, embeddings.dtype, embeddings.device)
     logits = decoder.lm_head(decoder(embeddings, cache=cache)[:, -1])  # (1, V)
@@ -39,7 +37,7 @@ def generate_ids(
 
 
 class Step:
-    """The pass of one token after those in ``cache``, which holds one row without padding."""
+    """The forward pass of one token after those in ``cache``, which holds one row without padding."""
 
     def __init__(self, decoder: Decoder, cache: KVCache):
         self.cache, self.head_dim = cache, decoder.config.head_dim
@@ -47,20 +45,20 @@ class Step:
         self.norm = decoder.norm.weight
         blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
         self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
-        # Each position's angles: computing them for each token would cost as much as its attention.
+        # The RoPE tables of all positions. Computing them for every token would take as long as its attention.
         positions = torch.arange(cache.store.shape[4], device=cache.store.device)[None]
         self.rope = rope_tables(positions, rope_frequencies(decoder.config, cache.store.device))
-        # A tensor: from a number each addition would make one.
+        # As a tensor, since adding a Python number would create one each time.
         self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of a single vector."""
+        """RMSNorm of one vector (hidden,)."""
         wide = x.float()
         scale = torch.add(self.eps, wide.dot(wide), alpha=1 / len(x)).rsqrt()
         return (wide * scale * weight.float()).to(x.dtype)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """The newest token, ids (1,) -> the logits of the next, (1, V)."""
+        """The id of the newest token, (1,) -> the logits of the next token, (1, V)."""
         head_dim, at = self.head_dim, self.cache.length
         cos, sin = (table[0, 0, at] for table in self.rope)
         x = self.embed_tokens[ids[0]]
@@ -79,5 +77,5 @@ class Step:
 
 
 def is_plain(decoder: Decoder) -> bool:
-    """Whether ``decoder`` is all that Step computes: no LoRA beside its matrices, and not compiled."""
+    """Whether Step computes the same as ``decoder``: it has no LoRA and is not compiled."""
     return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())

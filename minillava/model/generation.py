@@ -1,7 +1,7 @@
-"""Writing an answer one token at a time: sampling, stops, the KV cache, streaming.
+"""Generating an answer token by token: sampling, KV cache, stops, streaming.
 
-The prompt goes through the decoder once ("prefill"), leaving its keys and values in the cache; each new token then
-costs one pass of length one.
+The prompt goes through the decoder once ("prefill"), which fills the cache with its keys and values. After that, each
+pass has only the newest token as input.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from minillava.model.decoder import Decoder, KVCache
 
 
 def sample(logits: Tensor, temperature: float) -> Tensor:
-    """logits (B, V) -> next ids (B,): the likeliest at temperature 0, else drawn from softmax(logits / temperature)."""
+    """logits (B, V) -> ids (B,): the argmax at temperature 0, else a draw from softmax(logits / temperature)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
@@ -30,9 +30,10 @@ def generate_ids(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Yield the next ids (B,), step by step, after a prompt of embeddings (B, T, hidden).
+    """Yield ids (B,), one new token per row and step, after a prompt given as embeddings (B, T, hidden).
 
-    Rows shorter than T are padded on the left, where attention_mask (B, T) is 0.
+    Rows shorter than T are padded on the left; attention_mask (B, T) is 0 at the padding. This never stops early:
+    collect() and stream_text() look for stops.
     """
     batch, length = embeddings.shape[:2]
     cache = KVCache(decoder.config, batch, length + max_new_tokens, embeddings.dtype, embeddings.device)
@@ -40,15 +41,15 @@ def generate_ids(
         hidden = decoder(embeddings, attention_mask, cache)  # (B, T, hidden), T = 1 from the second pass on
         ids = sample(decoder.lm_head(hidden[:, -1]), temperature)  # (B,)
         yield ids
-        embeddings = decoder.embed_tokens(ids[:, None])
+        embeddings = decoder.embed_tokens(ids[:, None])  # (B, 1, hidden)
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
 
 
 def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tensor:
-    """Gather steps of ids (B,) into (B, N) until every row has met one of ``stop_ids``.
+    """Gather the steps of generate_ids() into (B, n), and end when every row has one of ``stop_ids``.
 
-    A row keeps its stop; what comes after it is ``fill``. ``steps`` must not be empty.
+    A row keeps its stop token; after it comes ``fill``. ``steps`` must not be empty.
     """
     stops = set(stop_ids)
     columns: list[list[int]] = []
@@ -62,10 +63,10 @@ def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tens
 
 
 def stream_text(steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str) -> Iterator[str]:
-    """Steps of ids (1,) -> pieces of text, up to the stop string or the end token, neither of them shown.
+    """Steps of ids (1,) -> pieces of text, until the string ``stop`` or the end token, which are not yielded.
 
-    A character that spans several tokens comes out whole, and text that may be the beginning of the stop is held back
-    until it is not.
+    A character of several tokens is yielded whole. Text that may be the beginning of ``stop`` is held back until the
+    next tokens decide.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     held = ""

@@ -1,8 +1,10 @@
-"""The three parts joined: a picture's features become "words" in the decoder's prompt.
+"""LLaVA: a picture's features become visual tokens in the decoder's input (paper, figure 1).
 
-X_v --vision tower--> Z_v --W--> H_v --+
-                                       +--> decoder --> answer
-X_q ------------- embeddings --> H_q --+
+    X_v --vision tower g--> Z_v --projector W--> H_v --+
+                                                       +--> decoder --> answer X_a
+    X_q ---------------- embeddings -----------> H_q --+
+
+The letters in shapes are in ``model/__init__.py``.
 """
 
 import os
@@ -22,39 +24,39 @@ from minillava.model.generation import collect, generate_ids
 from minillava.model.projector import PROJECTORS
 from minillava.model.vision import VisionTower
 
-Picture = Image.Image | str | os.PathLike | Tensor  # a picture, its path, or what Llava.encode_image made of it
+Picture = Image.Image | str | os.PathLike | Tensor  # a picture, its path, or the result of encode_image()
 History = list[tuple[str, str]]  # earlier questions and answers
 
 
 def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: Tensor) -> Tensor:
-    """Put visual tokens where the placeholders stand.
+    """Replace the embeddings of the image placeholders by visual tokens; the shape (B, T, hidden) stays.
 
-    embeddings (B, T, hidden); input_ids (B, T); visual (images, patches, hidden), in the order in which the pictures
-    appear in the rows. Raises ValueError where placeholders and visual tokens differ in number.
+    embeddings (B, T, hidden); input_ids (B, T); visual (images, patches, hidden), the pictures in the order in which
+    their placeholders appear, row by row. Raises ValueError if there are more or fewer placeholders than visual tokens.
     """
-    where = input_ids == image_token_id
+    where = input_ids == image_token_id  # (B, T)
     if where.sum() != visual.shape[0] * visual.shape[1]:
         raise ValueError(f"{where.sum()} image placeholders for {visual.shape[0]} pictures of {visual.shape[1]} tokens")
     return embeddings.masked_scatter(where.unsqueeze(-1), visual.to(embeddings.dtype))
 
 
 def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 2: the mean of -log p(token | everything before it) over the N labelled tokens, in nats.
+    """The mean of -log p(token | all tokens before it) over the N tokens with a label, in nats (paper, eq. 3).
 
-    hidden (B, T, hidden) are the decoder's states, labels (B, T) with -100 where there is no loss. Returns the logits
-    (N, V) at the N positions before a label, and the loss. There are no other logits: (B, T, V) would be the largest
-    tensor of a training step.
+    hidden (B, T, hidden) are the decoder's outputs; labels (B, T) are -100 where there is no loss. Returns the logits
+    (N, V) at the N positions that predict a label, and the loss (). Logits for all positions, (B, T, V), would be the
+    largest tensor of a training step, so they are not computed.
     """
-    targets = labels[:, 1:]  # position i predicts token i + 1
+    targets = labels[:, 1:]  # position i predicts token i + 1: (B, T - 1)
     has_loss = targets != IGNORE  # (B, T - 1)
     logits = decoder.lm_head(hidden[:, :-1][has_loss])  # (N, V)
     return logits, F.cross_entropy(logits.float(), targets[has_loss])
 
 
 class Llava(nn.Module):
-    """Vision tower, projection and decoder. Attribute names are those of llava-hf's checkpoints.
+    """Vision tower, projector and decoder. Attribute names are the tensor names of llava-hf's checkpoints.
 
-    ``processor`` turns words and pictures into what the model reads; only encode_image, chat and stream need it.
+    ``processor`` turns text and pictures into ids and pixel values. encode_image(), chat() and stream() need it.
     """
 
     def __init__(self, config: LlavaConfig, processor: Processor | None = None):
@@ -76,17 +78,20 @@ class Llava(nn.Module):
             pixel_values.to(weight.device, weight.dtype),
             config.vision_feature_layer,
             config.vision_feature_select_strategy,
-        )
+        )  # Z_v (images, num_image_tokens, vision hidden)
         return self.multi_modal_projector(features)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, visual: Tensor | None = None) -> Tensor:
-        """Ids (B, T) and pictures, or what encode_images() made of them -> the decoder's input (B, T, hidden)."""
+        """The decoder's input (B, T, hidden): input_ids (B, T) embedded, with pictures in place of their placeholders.
+
+        Pictures are given as pixel_values (images, 3, H, W), or as ``visual``, the result of encode_images().
+        """
         image = self.config.image_token_id
         if pixel_values is not None:
             visual = self.encode_images(pixel_values)
         if visual is None:
             return self.language_model.embed_tokens(input_ids)
-        words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder need not have a row
+        words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder id may lie outside the table
         return splice(self.language_model.embed_tokens(words), input_ids, image, visual)
 
     def forward(
@@ -96,11 +101,10 @@ class Llava(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """input_ids (B, T), pixel_values (images, 3, H, W), labels (B, T) with -100; attention_mask (B, T): 0 for
-        padding, k for conversation k of the row.
+        """Without labels: logits (B, T, V) and None. With labels: what next_token_loss() returns, logits (N, V) and loss.
 
-        Returns (logits, loss): without labels (B, T, V) and None; with labels next_token_loss(), whose logits are those
-        of the N positions before a label.
+        input_ids (B, T); pixel_values (images, 3, H, W); labels (B, T) with -100 where there is no loss;
+        attention_mask (B, T): 0 for padding, k for the row's k-th conversation.
         """
         embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         hidden = self.language_model(embeddings, attention_mask)  # (B, T, hidden)
@@ -118,10 +122,10 @@ class Llava(nn.Module):
         temperature: float = 0.0,
         stop_ids: list[int] | None = None,
     ) -> Tensor:
-        """Continue input_ids (B, T); returns the new tokens alone, (B, N), N at most ``max_new_tokens``.
+        """Continue input_ids (B, T): returns only the new tokens, (B, n) with n at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends at one of ``stop_ids``, by default the
-        processor's; shorter rows are filled up with the padding token.
+        Rows padded on the left need attention_mask (B, T). A row ends with one of ``stop_ids``, by default the
+        processor's; rows that end earlier are filled with the padding token.
         """
         if stop_ids is None:
             stop_ids = self.processor.stop_ids if self.processor else []
@@ -134,20 +138,20 @@ class Llava(nn.Module):
 
     @torch.inference_mode()
     def encode_image(self, image: Image.Image | str | os.PathLike) -> Tensor:
-        """A picture, or its path, as the decoder reads it: (1, config.num_image_tokens, decoder hidden).
+        """A picture or its path -> its visual tokens H_v (1, config.num_image_tokens, decoder hidden).
 
-        stream() and chat() take this for the picture: one that is talked about for many turns is encoded once.
+        stream() and chat() accept the result in place of the picture, so a long chat encodes its picture only once.
         """
         if not isinstance(image, Image.Image):
             image = open_image(image)
         return self.encode_images(self.processor.image(image)[None])
 
     def stream(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> Iterator[str]:
-        """The answer to ``prompt`` piece by piece; the options are those of talk.stream()."""
+        """Yield the answer to ``prompt`` piece by piece. ``options`` go to talk.stream()."""
         from minillava import talk
 
         return talk.stream(self, image, prompt, history, **options)
 
     def chat(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> str:
-        """The whole answer of stream() as one text."""
+        """The whole answer of stream() as one string."""
         return "".join(self.stream(image, prompt, history, **options)).strip()

@@ -1,4 +1,4 @@
-"""The bridge H_v = W Z_v: from the vision tower's features to the decoder's word space (paper, section 4.1)."""
+"""The projection H_v = W Z_v, from the vision tower's features to the decoder's embedding space (paper, eq. 1)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ class LinearProjector(nn.Linear):
 
 
 class MLPProjector(nn.Module):
-    """LLaVA-1.5's bridge: linear, GELU, linear; same shapes."""
+    """LLaVA-1.5's projector (Liu et al. 2023, arXiv 2310.03744): linear, GELU, linear; the same shapes."""
 
     def __init__(self, vision_size: int, decoder_size: int):
         super().__init__()

@@ -1,11 +1,12 @@
-"""The vision tower f_v: CLIP's ViT (Radford et al. 2021), from pixels to a grid of features.
+"""The vision tower g: CLIP's ViT (Radford et al. 2021), from pixels to a grid of features.
 
-- a picture becomes square patches, each a vector by one strided convolution, with a class token before them;
-- learned positions; a LayerNorm before the first block (an oddity of CLIP's, spelled ``pre_layrnorm`` in its files);
-- pre-norm blocks: x + attention(norm(x)), then x + mlp(norm(x));
-- LLaVA takes the grid of the layer before the last and drops the class token (paper, section 4.1).
+- A strided convolution turns each square patch into one vector; a class token goes before the patches.
+- Positions are learned.
+- A LayerNorm comes before the first block. Most ViTs lack it; CLIP's files spell it ``pre_layrnorm``.
+- Blocks are pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
+- LLaVA reads the patches after the second-to-last block and drops the class token (paper, section 4.1).
 
-Attribute names are those of the tensors in CLIP's checkpoints.
+Attribute names are the tensor names of CLIP's checkpoints. The letters in shapes are in ``model/__init__.py``.
 """
 
 import torch
@@ -17,7 +18,7 @@ from minillava.model.attention import attend
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's cheap GELU: x * sigmoid(1.702 x)."""
+    """OpenAI's approximation of GELU: x * sigmoid(1.702 x)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -25,11 +26,12 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Embeddings(nn.Module):
-    """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden): class token first, patches in reading order."""
+    """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden): the class token, then the patches row by row."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(config.hidden_size), std=0.02))
+        # Stride = kernel size: each patch is multiplied by the same matrix, and patches do not overlap.
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
         )
@@ -37,8 +39,8 @@ class Embeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, patches, hidden)
-        first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        return torch.cat([first, patches], dim=1) + self.position_embedding.weight
+        first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (B, 1, hidden)
+        return torch.cat([first, patches], dim=1) + self.position_embedding.weight  # (B, 1 + patches, hidden)
 
 
 class Attention(nn.Module):
@@ -56,11 +58,13 @@ class Attention(nn.Module):
         def heads(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
 
-        out = attend(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        out = attend(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)), mask)  # (B, heads, T, d)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, heads * d) -> (B, T, hidden)
 
 
 class MLP(nn.Module):
+    """Two linear layers, applied to each token by itself: (B, T, hidden) -> (B, T, hidden)."""
+
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.hidden_act]
@@ -72,7 +76,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); (B, T, hidden) -> (B, T, hidden)."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -87,7 +91,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks."""
+    """The blocks, one after another. ``num_layers`` stops after that many."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -95,7 +99,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, num_layers: int | None = None) -> Tensor:
         for layer in self.layers[:num_layers]:
-            x = layer(x, mask)
+            x = layer(x, mask)  # (B, T, hidden)
         return x
 
 
@@ -105,32 +109,35 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         if config.image_size % config.patch_size:
-            raise ValueError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
+            raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(f"{config.num_attention_heads} heads cannot share hidden_size {config.hidden_size} evenly")
+            heads = config.num_attention_heads
+            raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of {heads} attention heads")
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {config.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         self.config = config
         self.embeddings = Embeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = Encoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # for CLIP; LLaVA skips it
 
     def hidden_state(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
-        """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden) after ``layer`` blocks; -1 is the last, 0 is none.
+        """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden), the output of block ``layer``.
 
-        Blocks after ``layer`` are not computed.
+        Blocks count from 1; 0 is the input of the first block, -1 the output of the last one. Blocks after ``layer``
+        are not computed.
         """
         size = self.config.image_size
         if pixel_values.shape[1:] != (self.config.num_channels, size, size):
             raise ValueError(f"pixel_values must be (B, 3, {size}, {size}), not {tuple(pixel_values.shape)}")
         depth = len(self.encoder.layers)
-        count = layer if layer >= 0 else depth + 1 + layer
+        count = layer if layer >= 0 else depth + 1 + layer  # how many blocks to run
         if not 0 <= count <= depth:
-            raise ValueError(f"layer {layer} is not there: the tower has {depth} blocks")
+            raise ValueError(f"there is no layer {layer}: the tower has {depth} blocks")
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=count)
 
     def forward(self, pixel_values: Tensor, layer: int = -2, strategy: str = "default") -> Tensor:
-        """The features that LLaVA reads: the grid (B, patches, hidden); with "full", the class token before it too."""
-        features = self.hidden_state(pixel_values, layer)
+        """The features Z_v that LLaVA reads: (B, patches, hidden), or (B, 1 + patches, hidden) with "full", which keeps
+        the class token."""
+        features = self.hidden_state(pixel_values, layer)  # (B, 1 + patches, hidden)
         return features if strategy == "full" else features[:, 1:]
