@@ -118,10 +118,10 @@ FAULTY = {  # row -> what is said of it
     1: ({"id": 1, "image": "a.png"}, "no 'conversations'"),
     2: ({"conversations": {"from": "human"}}, "no 'conversations'"),
     3: (pictured("a.png", "What?"), "no answer"),
-    5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a text"),
+    5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a string"),
     6: ({**FINE[0], "conversations": said("<image>\nWhat?", "A", "B", "C")[::-1]}, "turn 0 must be"),
-    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "1 pictures and as many <image> marks"),
-    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "0 pictures and as many <image> marks"),
+    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "1 pictures but 0 <image> marks"),
+    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "0 pictures but 1 <image> marks"),
     10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 holds <image>"),
 }
 MISSING = {

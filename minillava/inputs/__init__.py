@@ -1,1 +1,1 @@
-"""Words and pictures -> ids, labels and pixel values -> batches."""
+"""Text and pictures -> ids, labels and pixel values -> batches. The letters in shapes are in ``model/__init__.py``."""

@@ -1,9 +1,9 @@
-"""Byte-level BPE, as GPT-2, SmolLM2, Llama-3 and our own tokenizer have it, run by tiktoken.
+"""Byte-level BPE, the tokenizer of GPT-2, SmolLM2, Llama 3 and of our own model. tiktoken runs it.
 
-"Byte-level" means that every byte is a token to begin with, so no text is unknown.
+"Byte-level" means that BPE starts from single bytes, each of which is a token, so every text can be encoded.
 
-tiktoken knows no list of merges. It has a rank for each token, and joins the two neighbours that make the token of
-lowest rank, whichever two they are. ``rank_tokens`` finds ranks with which that comes to the same.
+tiktoken does not take a list of merges. It takes a rank for each token, and always joins the two neighbours whose
+joined token has the lowest rank. ``rank_tokens`` computes ranks that give the same result as the merges.
 """
 
 from functools import cache
@@ -17,18 +17,19 @@ from minillava.formats.byte_characters import to_bytes
 from minillava.formats.tokenizer_files import TokenizerFiles
 from minillava.formats.tokenizer_json import split_patterns
 
-# GPT-2's split into words: contractions, letters, digits, other signs, each with one space before it; then spaces.
+# GPT-2's split into words: contractions; then letters, digits or other characters, each with an optional space before
+# them; then whitespace.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-WORDS_KEPT = 1 << 14  # in memory: a text's words are few and come again and again
+WORDS_KEPT = 1 << 14  # how many words are cached with their ids: texts repeat a small number of words
 
 
 def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
-    """Ranks with which tiktoken joins what the merges, in order, would join.
+    """A rank for each token, with which tiktoken gives the same tokens as the merges applied in order.
 
-    Where two tokens stand side by side in any text, BPE has come to just these two on their stretch of it, as it would
-    on that stretch alone. It comes to two tokens once at most, so of all the ways to cut a token in two, one alone ever
-    stands in a text. If that one is a merge, its place in the list is the token's rank; if not, no merge makes it.
+    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE works on the bytes
+    of that token the same way wherever they are, so it always reaches the same pair before it joins them. The place of
+    that merge in the list is the token's rank. If BPE does not join the bytes of a token, it has no rank.
     """
     order = {pair: 256 + place for place, pair in enumerate(merges)}
     ranks = {bytes([byte]): byte for byte in range(256)}
@@ -40,7 +41,7 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | None:
-    """The rank of the merge with which BPE on the bytes of ``token`` ends, or None if it ends in several tokens."""
+    """The rank of the last merge when BPE encodes the bytes of ``token``, or None if it ends in several tokens."""
     parts, rank = [token[i : i + 1] for i in range(len(token))], None
     while len(parts) > 1:
         found = [order.get(pair) for pair in pairwise(parts)]
@@ -53,19 +54,20 @@ def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | No
 
 
 class ByteBPE:
-    """A byte-level BPE. ``token_bytes`` maps ids to bytes; ``adds_space`` is False, as there is no such thing here."""
+    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` is False: this kind of BPE
+    adds no space before a text."""
 
     adds_space = False
 
     def __init__(self, files: TokenizerFiles):
-        """Added tokens never come out of ordinary text. Raises UserError for what is not supported."""
-        # An added token of one byte is the byte too: text could not be written without it.
+        """Raises UserError if ``files`` ask for something unsupported."""
+        # Ordinary text never becomes an added token, except one of a single byte: that byte has no other token.
         added = {token for token in files.tokens if len(token) > 1}
         ids = {to_bytes(token): index for token, index in files.vocab.items() if token not in added}
         ranks = rank_tokens([(to_bytes(a), to_bytes(b)) for a, b in files.merges if a + b not in added])
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
-        # With ignore_merges, a word that is a token as a whole is that token, even one that no merge makes.
+        # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.
         self._whole = ids if files.ignore_merges else {}
         patterns, gpt2_split = split_patterns(files.stored)
         self._patterns = [regex.compile(pattern) for pattern in patterns + ([SPLIT] if gpt2_split else [])]
@@ -73,13 +75,13 @@ class ByteBPE:
         self._known: dict[str, list[int]] = {}
 
     def normalize(self, text: str, where: object) -> str:
-        """The text itself."""
+        """Return the text unchanged."""
         return text
 
     def encode(self, text: str, where: object) -> list[int]:
-        """Ids of ``text``, the same wherever it stands. Raises UserError for a byte that the vocabulary lacks."""
+        """Ids of ``text``; ``where`` does not matter. Raises UserError for a byte that the vocabulary lacks."""
         words = [text]
-        for pattern in self._patterns:  # each cuts what the one before it left
+        for pattern in self._patterns:  # each splits the results of the one before
             words = [part for word in words for part in _cut(pattern, word)]
         ids = []
         for word in words:
@@ -105,7 +107,7 @@ def _word_encoding(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
 
 
 def _cut(pattern: regex.Pattern, text: str) -> list[str]:
-    """The matches of ``pattern`` and what lies between them, in order."""
+    """Split ``text`` into the matches of ``pattern`` and the texts between them, in order."""
     known = text if text.isascii() else text.translate(_newer_characters())
     places = [place for match in pattern.finditer(known) for place in match.span()]
     return [text[start:end] for start, end in pairwise([0, *places, len(text)]) if start < end]
@@ -113,9 +115,10 @@ def _cut(pattern: regex.Pattern, text: str) -> list[str]:
 
 @cache
 def _newer_characters() -> dict[int, str]:
-    """Characters that `regex` knows but the older Unicode of tiktoken and `tokenizers` does not -> one unknown to all.
+    """A str.translate table for characters that are newer than the Unicode version of tiktoken and `tokenizers`.
 
-    Otherwise a letter that is new to Unicode would be a letter here and a sign there, and words would differ.
+    `regex` has a newer Unicode version, in which such a character may be a letter, so words would be split differently.
+    The table replaces them by U+FFFF, which is unassigned in every version.
     """
     assigned = "".join(regex.findall(r"\P{Cn}+", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))))
     unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # drops what does not match

@@ -1,4 +1,4 @@
-"""One row of LLaVA JSON -> token ids and labels: the paper's sequence, eq. 1 and the mask of eq. 2.
+"""One row of LLaVA JSON -> token ids and labels: the input sequence of the paper's table 2 and its loss mask.
 
     A chat between a curious human and ... questions.###
     Human: <image>
@@ -6,13 +6,13 @@
     Assistant: Red.###
     Human: ...
 
-Other models write the same conversation otherwise; each way is a ``Template`` (templates.py). Only an answer and the
-stop after it bear loss; everywhere else the label is -100. Labels are made together with the ids, so that they cannot
-fall out of step.
+Other model families write a conversation differently; each way is a ``Template`` (templates.py). Only answers and the
+stops after them have a loss (paper, eq. 3); everywhere else the label is -100. Ids and labels are made in the same
+step, so they always match.
 
-Text is encoded in the longest pieces that this allows: from one special token to the next, cut only where an answer
-begins and after its stop. So the ids are those of the whole text encoded at once, except where a tokenizer would have
-joined across a cut: an answer that itself begins with a space or an empty line may differ.
+Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer and after its
+stop. The ids are those of the whole text encoded at once, unless the tokenizer would have joined characters across
+such a cut: an answer that begins with a space or an empty line may get other ids.
 """
 
 import hashlib
@@ -25,16 +25,19 @@ from minillava.inputs.tokenizer import IMAGE, STOP, Tokenizer
 
 IGNORE = -100
 MARK = re.compile(r"(<\|\w+\|>|</?s>|###)")  # special tokens in templates
-IMAGE_MARK = re.compile(f"({IMAGE})")  # the only one that counts in what people write
+IMAGE_MARK = re.compile(f"({IMAGE})")  # the only special token in a row's own text; the others stay ordinary text there
 
 
 def image_goes_first(seed: int, epoch: int, row: int) -> bool:
-    """Eq. 1's coin: [X_v, X_q] if True, [X_q, X_v] if False; decided by its arguments alone."""
+    """Whether a row's picture goes before the question: [X_v, X_q] if True, [X_q, X_v] if False (paper, eq. 2).
+
+    The result is random, but always the same for the same arguments.
+    """
     return hashlib.sha256(f"{seed} {epoch} {row}".encode()).digest()[0] % 2 == 0
 
 
 def place_image(question: str, image_first: bool) -> str:
-    """Put the picture's mark before or after the question (eq. 1). Text without a mark comes back as it is."""
+    """Move <image> before or after the question's words (paper, eq. 2). A question without <image> is unchanged."""
     if IMAGE not in question:
         return question
     text = question.replace(IMAGE, "").strip()
@@ -48,11 +51,11 @@ def encode_conversation(
     num_image_tokens: int = 64,
     image_first: bool = True,
 ) -> tuple[list[int], list[int]]:
-    """A row's turns -> (input_ids, labels), two lists of equal length.
+    """A row's turns -> (input_ids, labels), two lists of equal length T.
 
-    Each <image> becomes ``num_image_tokens`` placeholder ids. A conversation that ends on a question ends, encoded,
-    ready to be continued: in v0 on "Assistant:". Raises UserError for turns that do not alternate human, gpt, human,
-    ..., and for a template whose special tokens the tokenizer lacks.
+    <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
+    should begin: in v0 after "Assistant:". Raises UserError if the turns are not human, gpt, human, ... in turn, or if
+    the tokenizer lacks a special token of the template.
     """
     turns = _checked(conversations)
     if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):
@@ -61,6 +64,7 @@ def encode_conversation(
     labels: list[int] = []
 
     def write(*parts: tuple[str, re.Pattern], learn: bool = False) -> None:
+        """Append the ids of ``parts``, each a text and the pattern of its special tokens; ``learn``: with a loss."""
         for text, is_mark in _runs(parts, tokenizer):
             if is_mark:
                 ids = [tokenizer.special[text]] * (num_image_tokens if text == IMAGE else 1)
@@ -70,14 +74,14 @@ def encode_conversation(
             labels.extend(ids if learn else [IGNORE] * len(ids))
 
     for index, turn in enumerate(turns):
-        if index % 2 == 0:
+        if index % 2 == 0:  # a question: no loss
             question = place_image(turn["value"], image_first) if index == 0 else turn["value"]
             write(
                 (template.human if index else template.opening, MARK),
                 (IMAGE if template.picture_only else question, IMAGE_MARK),
                 (template.after_question + template.assistant, MARK),
             )
-        else:
+        else:  # an answer and its stop: loss
             write(
                 (template.before_answer, MARK),
                 (turn["value"], IMAGE_MARK),
@@ -91,7 +95,10 @@ def encode_conversation(
 
 
 def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """Parts, each with the pattern of its marks -> marks and, as long as may be, the texts between: (text, is_mark)."""
+    """Parts, each a text and the pattern of its marks -> (text, is_mark): marks, and the texts between them.
+
+    A text between marks is not cut where one part ends and the next begins.
+    """
     text = ""
     for part, marks in parts:
         for index, piece in enumerate(marks.split(part)):  # text, mark, text, ..., mark, text
@@ -99,7 +106,7 @@ def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> It
                 text += piece
                 continue
             if piece not in tokenizer.special:
-                raise UserError(f"the conversation needs the token {piece}, which the tokenizer lacks")
+                raise UserError(f"the template needs the special token {piece}, which the tokenizer lacks")
             if text:
                 yield text, False
             yield piece, True
@@ -118,5 +125,5 @@ def _checked(conversations: list[dict]) -> list[dict]:
         if turn["value"].count(IMAGE) > 1:
             raise UserError(f"turn {index} holds {IMAGE} more than once: a conversation is about one picture")
         if index and IMAGE in turn["value"]:
-            raise UserError(f"turn {index} holds {IMAGE}, which belongs in the first turn alone")
+            raise UserError(f"turn {index} holds {IMAGE}, which may only be in the first turn")
     return conversations

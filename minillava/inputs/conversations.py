@@ -1,6 +1,6 @@
-"""LLaVA JSON, pictures given in words, and plain text -> examples; and examples -> batches.
+"""Rows -> examples -> batches. Rows are LLaVA JSON (pictures as files, or given as words) or lines of plain text.
 
-A batch holds padded rows of a conversation each, or rows that several conversations share.
+A row of a batch holds one conversation and padding, or several conversations ("packed").
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ IdsAndLabels = tuple[list[int], list[int]]
 
 @contextmanager
 def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
-    """What is wrong in here is wrong with this row of this file."""
+    """Inside this context, a UserError gets the file and the row before its message."""
     try:
         yield
     except UserError as error:
@@ -33,28 +33,30 @@ def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
 
 
 def check_row(row: dict) -> None:
-    """What is asked of every row before any is used. Raises UserError."""
+    """Check what must hold for every row when a file is opened. Raises UserError."""
     if not isinstance(row.get("conversations"), list):
         raise UserError("no 'conversations'")
     if not isinstance(row.get("image", ""), str):
-        raise UserError("'image' is not a text")
+        raise UserError("'image' is not a string")
 
 
 def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
-    """A row that ``check_row`` lets pass -> its ids and labels; with ``turns`` odd, those of its first turns, ready for
-    the next answer. Raises UserError where the row is malformed."""
+    """A row that passed ``check_row`` -> (input_ids, labels). Raises UserError if it is malformed.
+
+    ``turns`` encodes only that many turns; if it is odd, the ids end where the next answer should begin.
+    """
     if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
-        processor = processor.for_captions()  # stage 1's form also among other rows, if that asks for it in words
+        processor = processor.for_captions()  # stage 1's form, also when captions are mixed with other rows
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)
     if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
-        raise UserError(f"'words' must be {patches} texts")
+        raise UserError(f"'words' must be a list of {patches} strings")
     pictures = ("image" in row) + ("words" in row)
-    if ids.count(processor.tokenizer.image_id) != pictures * patches:
-        raise UserError(f"{pictures} pictures and as many {IMAGE} marks are wanted")
+    if (marks := ids.count(processor.tokenizer.image_id) // patches) != pictures:
+        raise UserError(f"the row has {pictures} pictures but {marks} {IMAGE} marks")
     if turns is None and all(label == IGNORE for label in labels):
-        raise UserError("no answer to learn from")
+        raise UserError("the row has no answer, so there is nothing to learn")
     return ids, labels
 
 
@@ -62,14 +64,14 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
 class ConversationDataset(Dataset):
     """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
 
-    The key holds all that decides an example, eq. 1's coin too, so that any worker gives the same one. The lines of
-    ``text_path`` become further rows, in which every token has a loss.
+    The key also decides whether the picture goes before or after the question, so every process makes the same example.
+    The lines of ``text_path`` are further rows, in which every token has a loss.
     """
 
     path: AnyPath
     image_folder: AnyPath
     processor: Processor
-    image_place: Literal["random", "first", "last"] = "random"  # in the first turn; random is eq. 1
+    image_place: Literal["random", "first", "last"] = "random"  # place in the first turn; random: paper, eq. 2
     text_path: AnyPath | None = None
 
     def __post_init__(self):
@@ -80,12 +82,15 @@ class ConversationDataset(Dataset):
         return len(self.rows) + len(self.lines)
 
     def size(self, index: int) -> int:
-        """How long a row is, in bytes: what is known of its length before it is parsed."""
+        """The length of a row in bytes, known without parsing it. It is used to batch rows of similar length."""
         return self.rows.size(index) if index < len(self.rows) else len(self.lines[index - len(self.rows)])
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
-        """{"input_ids", "labels"}, lists of equal length; "pixel_values" (3, H, W) where the row has a picture;
-        "word_ids", a list for each patch, where it is given in words. Raises UserError, naming file and row."""
+        """A dict of "input_ids" and "labels", lists of equal length; "pixel_values" (3, H, W) if the row has a picture;
+        "word_ids", a list of ids for each patch, if it has a picture given as words.
+
+        Raises UserError, naming file and row.
+        """
         seed, epoch, index = key
         tokenizer = self.processor.tokenizer
         if index >= len(self.rows):
@@ -99,17 +104,21 @@ class ConversationDataset(Dataset):
             if "image" in row:
                 example["pixel_values"] = self.pixels(row)
         if "words" in row:
-            cells = {cell: tokenizer.encode(f" {cell}", special=False) for cell in set(row["words"])}  # most are alike
+            # Most cells are alike, so each distinct one is encoded once.
+            cells = {cell: tokenizer.encode(f" {cell}", special=False) for cell in set(row["words"])}
             example["word_ids"] = [cells[cell] for cell in row["words"]]
         return example
 
     def pixels(self, row: dict) -> Tensor:
-        """The picture of a row, (3, H, W). Raises UserError where it cannot be read."""
+        """The picture of a row, (3, H, W). Raises UserError if it cannot be read."""
         return self.processor.image(open_image(safe_join(self.image_folder, row["image"])))
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
-        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the tokens that are no padding;
-        pixel_values (images, 3, H, W) and word_ids (pictures, patches, words), -1 for no word, where there are any."""
+        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), each row's tokens without padding.
+
+        With pictures also pixel_values (images, 3, H, W). With pictures given as words also word_ids (images, patches,
+        longest cell), padded with -1.
+        """
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
         if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:
             batch["pixel_values"] = torch.stack(pictures)
@@ -118,8 +127,9 @@ class ConversationDataset(Dataset):
         return batch
 
     def collate_packed(self, examples: list[dict]) -> dict[str, Tensor]:
-        """The same with several conversations in a row: attention_mask (B, T) has k for the tokens of the row's k-th
-        conversation and 0 for padding. A conversation's first token has no loss: another one stands before it."""
+        """The same with several conversations in a row, and attention_mask (B, T): k for the tokens of the row's k-th
+        conversation, 0 for padding. The first token of a conversation has no loss, since the position before it belongs
+        to another conversation."""
         groups = [[examples[i] for i in group] for group in share_rows([len(e["input_ids"]) for e in examples])]
         batch = self.collate([example for group in groups for example in group])
         ids = [[index for example in group for index in example["input_ids"]] for group in groups]
@@ -133,14 +143,17 @@ class ConversationDataset(Dataset):
 
 
 def pad_rows(rows: Iterable[IdsAndLabels], pad_id: int) -> dict[str, Tensor]:
-    """(ids, labels) of each row -> input_ids and labels, (B, T) each. No attention mask is needed: padding stands on
-    the right, where the causal mask hides it from every token."""
+    """(ids, labels) of each row -> input_ids and labels, each (B, T). Padding is on the right, where the causal mask
+    hides it from all other tokens, so no attention mask is needed."""
     ids, labels = zip(*rows)
     return {"input_ids": pad(ids, pad_id), "labels": pad(labels, IGNORE)}
 
 
 def share_rows(lengths: list[int]) -> list[list[int]]:
-    """Which conversations share a row as long as the longest: each, the longest first, in the first with room."""
+    """Packing: conversations of these lengths -> groups that share a row, no longer than the longest conversation.
+
+    First-fit decreasing: from the longest to the shortest, each goes to the first row with enough room.
+    """
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         row = next((row for row in rows if sum(lengths[i] for i in [*row, index]) <= max(lengths)), [])
@@ -151,8 +164,8 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
 
 
 def read_lines(path: AnyPath) -> list[tuple[int, str]]:
-    """The lines of a text file that are not empty, each with its number from 1. Raises UserError where there is none,
-    and for a file that is missing or no UTF-8."""
+    """The non-empty lines of a text file, each with its number from 1. Raises UserError if there are none, or if the
+    file is missing or not UTF-8."""
     try:
         lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
@@ -163,7 +176,7 @@ def read_lines(path: AnyPath) -> list[tuple[int, str]]:
 
 
 def pad(rows: Sequence[list[int]], value: int) -> Tensor:
-    """Lists of ids -> (B, longest) int64, filled up on the right; (0, 1) for none."""
+    """Lists of ids -> (B, longest) int64, filled with ``value`` on the right; (0, 1) if there are no lists."""
     out = torch.full((len(rows), max(map(len, rows), default=1)), value, dtype=torch.long)
     for row, ids in zip(out, rows):
         row[: len(ids)] = torch.tensor(ids)

@@ -1,7 +1,7 @@
 """Picture file -> RGB picture -> ``pixel_values``.
 
-``ImageProcessor`` pads to a square, resizes, cuts out the middle, scales to 0..1 and normalises, each where its values
-say so. The numbers are those of transformers' CLIPImageProcessor.
+``ImageProcessor`` pads to a square, resizes, crops the middle, scales to 0..1 and normalises; each step can be switched
+off. Its results equal those of transformers' CLIPImageProcessor.
 """
 
 import os
@@ -17,17 +17,17 @@ from PIL import Image, ImageOps
 from minillava.errors import UserError
 from minillava.formats.preprocessor_json import processor_to_json, read_processor
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0..1
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's values for red, green and blue, in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 AnyPath = str | os.PathLike
-MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded, and none grows larger on its way
+MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded; none may grow larger in processing
 
 
 def open_image(path: AnyPath) -> Image.Image:
-    """Read a picture as RGB, turned upright. Raises UserError where there is none, or it is broken or too large."""
+    """Read a picture as RGB, rotated as its EXIF data says. Raises UserError if it is missing, broken or too large."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is the limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below decides
             image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
@@ -35,12 +35,12 @@ def open_image(path: AnyPath) -> Image.Image:
         return to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
-    except Exception as error:  # Pillow's decoders fail in many ways on bytes that are no picture
+    except Exception as error:  # Pillow raises errors of many types for broken files
         raise UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode -> RGB, turned upright. What shines through is white, as on a page."""
+    """A picture of any mode -> RGB, rotated as its EXIF data says. Transparent parts become white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image)
@@ -51,10 +51,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits or of floats -> grey of 8 bits. Pillow alone would cut off at 255, which leaves mostly white."""
+    """16-bit or float greyscale -> 8-bit. Pillow's own conversion clips at 255, which makes most pictures white."""
     values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
-    full = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255  # floats are 0..1 as a rule, or 0..255
-    if "transparency" in image.info:  # a PNG may name one grey that is transparent
+    full = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255  # floats are 0..1 or 0..255
+    if "transparency" in image.info:  # a PNG may declare one grey value transparent
         values[values == image.info["transparency"]] = full
     np.clip(values, 0, full, out=values)
     values *= 255 / full
@@ -63,12 +63,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Picture -> pixel values, by the names of ``preprocessor_config.json``. The defaults are CLIP's.
+    """Picture -> pixel values. The fields are those of ``preprocessor_config.json``; the defaults are CLIP's.
 
-    ``size`` is {"shortest_edge": pixels}, the longer side in proportion, or {"height": pixels, "width": pixels};
-    ``crop_size`` the latter, and a picture that is smaller gets a black border. ``do_pad`` first makes the picture a
-    square by bars of the mean colour, as LLaVA-1.5 does (``image_aspect_ratio: "pad"``), so that nothing is cut off.
-    ``resample`` is Pillow's number of a filter.
+    ``size`` is {"shortest_edge": pixels}, which keeps the aspect ratio, or {"height": pixels, "width": pixels}.
+    ``crop_size`` is {"height": pixels, "width": pixels}; a smaller picture gets a black border. ``do_pad`` first pads
+    the picture to a square with the mean colour, as LLaVA-1.5 does (``image_aspect_ratio: "pad"``), so that cropping
+    removes nothing. ``resample`` is the number of a Pillow filter.
     """
 
     do_pad: bool = False
@@ -85,28 +85,28 @@ class ImageProcessor:
 
     @classmethod
     def for_size(cls, size: int) -> "ImageProcessor":
-        """CLIP's way to pictures of ``size`` x ``size``."""
+        """CLIP's processing, for pictures of ``size`` x ``size`` pixels."""
         return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @classmethod
     def from_pretrained(cls, folder: AnyPath) -> "ImageProcessor":
-        """As the folder's processor_config.json or preprocessor_config.json says. Raises UserError, naming the file."""
+        """Read the folder's processor_config.json or preprocessor_config.json. Raises UserError, naming the file."""
         return cls(**read_processor(folder))
 
     def to_dict(self) -> dict:
-        """The configuration as transformers reads it."""
+        """The configuration in the form that transformers reads."""
         return processor_to_json(asdict(self))
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every result; None if it depends on the picture."""
+        """(height, width) of the results; None if it depends on the picture."""
         sides = self.crop_size if self.do_center_crop else self.size if self.do_resize else {}
         if "height" in sides:
             return sides["height"], sides["width"]
         return (sides["shortest_edge"],) * 2 if sides and self.do_pad else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """A picture of any mode -> (3, height, width) float32. UserError if it would grow beyond MAX_PIXELS."""
+        """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_PIXELS."""
         image = to_rgb(image)
         if self.do_pad:
             side, colour = max(image.size), tuple(int(mean * 255) for mean in self.image_mean)
@@ -121,9 +121,9 @@ class ImageProcessor:
         if self.do_center_crop:
             width, height = self.crop_size["width"], self.crop_size["height"]
             left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))  # black where it reaches beyond the picture
+            image = image.crop((left, top, left + width, top + height))  # black outside the picture
         scale = float(self.rescale_factor) if self.do_rescale else 1
-        pixels = (np.asarray(image) * scale).astype(np.float32)
+        pixels = (np.asarray(image) * scale).astype(np.float32)  # (H, W, 3)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -131,14 +131,14 @@ class ImageProcessor:
 
 def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
-        raise UserError(f"{image.width} x {image.height} pixels would grow to {width} x {height}: too many")
+        raise UserError(f"{image.width} x {image.height} pixels would be resized to {width} x {height}: too large")
     return width, height
 
 
 def safe_join(folder: AnyPath, name: str) -> Path:
-    """``folder/name``, refused where ``name`` leads out of the folder."""
+    """``folder/name``. Raises UserError if that is outside the folder."""
     path = Path(folder, name)
-    with suppress(OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
+    with suppress(OSError, ValueError, RuntimeError):  # a loop of symbolic links, or an invalid file name
         if path.resolve().is_relative_to(Path(folder).resolve()):
             return path
-    raise UserError(f"image path {name!r} is no path, or leads out of {folder}")
+    raise UserError(f"image path {name!r} is invalid, or outside {folder}")

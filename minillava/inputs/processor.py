@@ -1,4 +1,4 @@
-"""Words and pictures -> what the model reads: the tokenizer, the image processor and the template of one model."""
+"""One model's tokenizer, image processor and chat template in one object."""
 
 from dataclasses import dataclass, replace
 
@@ -10,9 +10,10 @@ from minillava.inputs.tokenizer import Tokenizer
 
 @dataclass
 class Processor:
-    """``processor.image(picture)`` gives pixel_values (3, H, W), ``processor.encode(turns)`` gives ids and labels.
+    """Text and pictures -> the model's input: ``processor.image(picture)`` returns pixel_values (3, H, W), and
+    ``processor.encode(turns)`` returns ids and labels.
 
-    ``num_image_tokens`` is how many ids one picture takes in a row.
+    ``num_image_tokens`` is the number of placeholder ids for one picture.
     """
 
     tokenizer: Tokenizer
@@ -21,15 +22,15 @@ class Processor:
     template: Template = TEMPLATES["v0"]
 
     def encode(self, turns: list[dict], image_first: bool = True) -> tuple[list[int], list[int]]:
-        """A row's turns -> (input_ids, labels): encode_conversation()."""
+        """A row's turns -> (input_ids, labels), by encode_conversation()."""
         return encode_conversation(turns, self.tokenizer, self.template, self.num_image_tokens, image_first)
 
     def for_captions(self) -> "Processor":
-        """The same, with the form in which stage 1 asks for captions."""
+        """The same processor with the template that stage 1 uses for captions."""
         return replace(self, template=TEMPLATES[self.template.for_captions])
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end an answer: the end token, and the template's stop where it is one token."""
+        """The ids that end an answer: the end token and, if it is a single token, the template's stop."""
         ids = [self.tokenizer.eos_id, self.tokenizer.special.get(self.template.stop)]
         return [index for index in dict.fromkeys(ids) if index is not None]

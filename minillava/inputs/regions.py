@@ -15,13 +15,13 @@ from minillava.inputs.tokenizer import Tokenizer
 
 
 class RegionDataset(Dataset):
-    """Pictures with captions and boxes, one a line of ``contexts.jsonl``, as examples: ``dataset[seed, epoch, row]``.
+    """Pictures with captions and boxes, the lines of ``contexts.jsonl``, as examples: ``dataset[seed, epoch, row]``.
 
-    The key decides which of a picture's captions is taken.
+    The key decides which of a picture's captions is used.
     """
 
     def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):
-        """Raises UserError, naming the line, for what is no picture with captions and boxes."""
+        """Raises UserError, naming the line, if a line is not a picture with captions and boxes."""
         self.path, self.image_folder, self.tokenizer = path, image_folder, tokenizer
         self.image_processor = ImageProcessor.for_size(vision.image_size)
         self.grid = vision.image_size // vision.patch_size
@@ -30,13 +30,13 @@ class RegionDataset(Dataset):
             try:
                 self.rows.append({"line": number, **self._parsed(json.loads(line))})
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: no picture with captions and boxes ({error!r})") from None
+                raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r})") from None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
-        """{"pixel_values": (3, H, W), "caption": text, "regions": [(phrase, its patches), ...]}."""
+        """{"pixel_values": (3, H, W), "caption": str, "regions": [(phrase, indices of its patches), ...]}."""
         seed, epoch, index = key
         row = self.rows[index]
         with naming_row(self.path, row["line"], "line"):
@@ -45,10 +45,12 @@ class RegionDataset(Dataset):
         return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
-        """pixel_values (B, 3, H, W); captions (C, T), the batch's distinct ones, and caption_match (B,) into them;
-        region_owner (R,) and region_patch (R,): the pictures' positions and patches that boxes cover; phrases (P, T),
-        distinct, and phrase_match (R,)."""
-        captions, phrases = {}, {}  # each text's position
+        """pixel_values (B, 3, H, W), captions (C, T) and phrases (P, T), each text once.
+
+        caption_match (B,) is the index of each picture's caption. The R patches under boxes have region_owner (R,), the
+        index of the picture; region_patch (R,), the index in its grid; phrase_match (R,), the index of the phrase.
+        """
+        captions, phrases = {}, {}  # text -> index
         caption_match = [captions.setdefault(example["caption"], len(captions)) for example in examples]
         regions = [
             (owner, patch, phrases.setdefault(phrase, len(phrases)))
@@ -68,12 +70,12 @@ class RegionDataset(Dataset):
         }
 
     def _parsed(self, row: dict) -> dict:
-        """What training reads of a line. Raises ValueError, KeyError or TypeError where it is not there."""
+        """The parts of a line that training needs. Raises ValueError, KeyError or TypeError if they are not there."""
         phrases = [instance["phrase"] for instance in row["instances"]]
         if not row["captions"] or not isinstance(row["captions"], list):
             raise ValueError("no list of captions")
         if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
-            raise TypeError("image, captions and phrases must be texts")
+            raise TypeError("image, captions and phrases must be strings")
         patches = patches_of_boxes([instance["bbox"] for instance in row["instances"]], self.grid)
         return {"image": row["image"], "captions": row["captions"], "regions": list(zip(phrases, patches))}
 
@@ -83,11 +85,11 @@ class RegionDataset(Dataset):
 
 
 def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
-    """For each box (x1, y1, x2, y2 in 0..1), the patches whose middle it covers and no smaller box does."""
+    """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre it covers, unless a smaller box covers it too."""
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     patches: list[list[int]] = [[] for _ in boxes]
     for index in range(grid * grid):
-        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid
+        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid  # the patch's centre
         covering = [i for i, (x1, y1, x2, y2) in enumerate(boxes) if x1 <= u <= x2 and y1 <= v <= y2]
         if covering:
             patches[min(covering, key=area.__getitem__)].append(index)

@@ -1,10 +1,11 @@
-"""SentencePiece's BPE with byte fallback, by hand: LLaMA-1 and -2, Vicuna and TinyLlama have it.
+"""SentencePiece's BPE with byte fallback, written out: the tokenizer of LLaMA 1 and 2, Vicuna and TinyLlama.
 
-There are no words: a whole text is one sequence of characters, in which "▁" stands for a space, and merges run over
-all of it. A character that is no token becomes its UTF-8 bytes, "<0xE2>" and so on, so no text is unknown.
-
-A space that is not in the text is put before it, so that a word is the same token at the beginning and after a space.
-When it is put is where LLaMA tokenizers differ. "▁" itself decodes to a space: the one character that does not return.
+- The text is not split into words. It is one sequence of characters, with every space written as "▁", and merges may
+  join characters across words.
+- A character without a token becomes its UTF-8 bytes, written "<0xE2>" and so on, so every text can be encoded.
+- A space is added before the text, so that a word gets the same token at the beginning as after a space. LLaMA
+  tokenizers differ in where they add it.
+- A "▁" in the text is decoded to a space. It is the only character that decoding does not restore.
 """
 
 import re
@@ -18,7 +19,7 @@ from minillava.formats.tokenizer_json import SPACE, byte_ids, metaspace, normali
 
 
 class Where(Enum):
-    """Where a stretch of text stands."""
+    """Where in the whole text a piece of ordinary text is."""
 
     START = "at the beginning"
     AFTER_TOKEN = "after an added token"
@@ -26,10 +27,11 @@ class Where(Enum):
 
 
 class SentencePieceBPE:
-    """``token_bytes`` maps ids to bytes; ``adds_space`` says whether a space is put before a text."""
+    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` says whether encoding adds a
+    space before a text."""
 
     def __init__(self, files: TokenizerFiles):
-        """Added tokens are never made by merges. Raises UserError for what is not supported."""
+        """Merges never make an added token. Raises UserError if ``files`` ask for something unsupported."""
         self._vocab, self._byte_ids = files.vocab, byte_ids(files.stored["model"])
         self.token_bytes = {index: token.replace(SPACE, " ").encode() for token, index in self._vocab.items()}
         self.token_bytes |= {index: bytes([byte]) for byte, index in enumerate(self._byte_ids)}
@@ -45,14 +47,14 @@ class SentencePieceBPE:
         self.adds_space = self._scheme in ("always", "first") or any(adds for _, _, adds in self._steps)
 
     def normalize(self, text: str, where: Where) -> str:
-        """The text as added tokens marked "normalized" are looked for in it. The space is left out inside a text."""
+        """The normalised text. With Where.INSIDE, no space is added before it."""
         for pattern, replacement, adds_space in self._steps:
             if not (adds_space and where is Where.INSIDE):
                 text = pattern.sub(replacement, text)
         return text
 
     def encode(self, text: str, where: Where) -> list[int]:
-        """Ids of a normalised text."""
+        """Ids of a text that normalize() has returned."""
         if self._scheme is not None:
             text = text.replace(" ", SPACE)
             wanted = where is Where.START or (where is Where.AFTER_TOKEN and self._scheme == "always")
@@ -72,16 +74,16 @@ class SentencePieceBPE:
         return ids
 
     def _merge(self, ids: list[int]) -> list[int]:
-        """Join neighbours, the merge of lowest rank first, of equal ones the leftmost.
+        """Join neighbouring tokens: always the merge of lowest rank, and the leftmost of those with the same rank.
 
-        A heap holds every merge that was possible when it was put there; each step takes the first one that still is.
-        ``after`` and ``before`` link what is left, so that a step costs no more than its share of the heap.
+        A heap holds possible merges. Each step takes the first one, and skips it if a token of its pair has been joined
+        with another since. ``after`` and ``before`` link the remaining tokens, so a step takes O(log n) time.
         """
         end = len(ids)
         after, before = list(range(1, end + 1)), list(range(-1, end - 1))
 
         def possible(i: int) -> tuple[int, int, int] | None:
-            """(rank, place, joined id) of the merge of what stands at i and what follows it."""
+            """(rank, i, joined id) if the token at i can be joined with the next one, else None."""
             if i < 0 or after[i] == end:
                 return None
             merge = self._merges.get((ids[i], ids[after[i]]))
@@ -92,7 +94,7 @@ class SentencePieceBPE:
         while heap:
             merge = heappop(heap)
             _, i, joined = merge
-            if ids[i] < 0 or possible(i) != merge:  # one of the two has been joined with something else
+            if ids[i] < 0 or possible(i) != merge:  # one of the two has been joined with another token
                 continue
             gone = after[i]
             ids[i], ids[gone] = joined, -1

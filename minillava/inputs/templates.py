@@ -1,4 +1,4 @@
-"""How model families write a conversation down: the paper's way, Vicuna's, LLaMA's, ChatML; and as jinja templates."""
+"""Chat templates: how each model family writes a conversation as text. Also as jinja, for ``chat_template.jinja``."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-VISION_SYSTEM = (  # the LLaVA authors' for LLaMA 2 and 3
+VISION_SYSTEM = (  # the LLaVA authors' system message for LLaMA 2 and 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
@@ -20,24 +20,24 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Template:
-    """How a conversation is written down. In a row, for each turn, stand
+    """The texts around questions and answers. A question and its answer are written as
 
         opening or human, QUESTION, after_question, assistant, before_answer, ANSWER, after_answer, stop, after_stop
 
-    and the loss is on ``before_answer`` up to and with ``stop``. A beginning-of-text token is written here only where
-    the model family's own chat template writes it; otherwise the tokenizer decides (``add_bos``).
+    The loss is on ``before_answer`` to ``stop``, both included. A template contains the bos token only if the family's
+    own chat template does; otherwise ``Tokenizer.add_bos`` decides.
     """
 
-    opening: str = ""  # before the first question: the system message too
-    human: str = ""  # before each later question
+    opening: str = ""  # before the first question; includes the system message
+    human: str = ""  # before every later question
     after_question: str = ""
-    assistant: str = ""  # where an answer is wanted, the prompt ends on this
+    assistant: str = ""  # a prompt that asks for an answer ends here
     before_answer: str = ""
     after_answer: str = ""
-    stop: str = ""  # the model learns to write it, and generation ends at it
+    stop: str = ""  # the model learns to write it, and generation ends with it
     after_stop: str = ""
-    picture_only: bool = False  # the question's words are left out: one picture, one caption
-    for_captions: str = "plain"  # the name of the template in which stage 1 asks for captions
+    picture_only: bool = False  # the question's words are left out: only a picture and its caption
+    for_captions: str = "plain"  # the name of the template that stage 1 uses
 
 
 V0 = Template(  # paper, table 2
@@ -85,9 +85,9 @@ TEMPLATES = {
         stop="<|im_end|>",
         after_stop="\n",
     ),
-    "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a new line
+    "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a newline
 }
-# What the chat template in a checkpoint of a family holds. Nobody but us writes v0, brief and plain there.
+# Strings that every chat template of a family contains. v0, brief and plain are only in folders written by us.
 SIGNS = {
     "v1": ("ASSISTANT:",),
     "llama-2": ("[INST]", "<<SYS>>"),
@@ -97,9 +97,9 @@ SIGNS = {
 
 
 def chat_template(style: Template) -> str:
-    """``style`` in transformers' language, jinja, for ``chat_template.jinja``.
+    """``style`` as a jinja template, which transformers reads from ``chat_template.jinja``.
 
-    A message's content is a text or a list of parts of type "text" and "image"; pictures are written before the words.
+    A message's content is a string or a list of parts of type "text" and "image"; pictures are written before the text.
     """
 
     def say(text: str) -> str:
@@ -124,7 +124,7 @@ def chat_template(style: Template) -> str:
 
 
 def recognise(text: str) -> Template | None:
-    """The template that a checkpoint's chat template (jinja) is, or is a form of; None for one unknown."""
+    """The Template of a checkpoint's chat template (jinja), or of the family it belongs to; None if it is unknown."""
     ours = [template for template in TEMPLATES.values() if chat_template(template) == text]
     others = [TEMPLATES[name] for name, signs in SIGNS.items() if all(sign in text for sign in signs)]
     return next(iter(ours + others), None)

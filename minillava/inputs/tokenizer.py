@@ -1,9 +1,9 @@
-"""Text <-> token ids, for every family of tokenizer that LLaVA's language models have.
+"""Text <-> token ids, with the tokenizers of all language models that LLaVA uses.
 
-- Training is by hand (``train_bpe``): split the text into words, then again and again join the commonest pair.
-- The result is stored as ``tokenizer.json`` in the form that Hugging Face's ``tokenizers`` reads.
-- ``Tokenizer`` reads such a file, or a ``tokenizer.model`` turned into one. Ordinary text goes to byte-level BPE
-  (``byte_bpe.py``) or SentencePiece's (``sentencepiece_bpe.py``); added tokens such as "<image>" are cut out before.
+- ``train_bpe`` trains a byte-level BPE: split the text into words, then join the most frequent pair, again and again.
+- ``write_tokenizer`` stores the result as ``tokenizer.json``, in the format of Hugging Face's ``tokenizers``.
+- ``Tokenizer`` reads such a file, or a ``tokenizer.model``. It first cuts a text at added tokens such as "<image>"; the
+  text between them goes to byte-level BPE (``byte_bpe.py``) or to SentencePiece BPE (``sentencepiece_bpe.py``).
 """
 
 import itertools
@@ -23,17 +23,17 @@ from minillava.inputs.sentencepiece_bpe import SentencePieceBPE, Where
 
 STOP = "###"
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)
-# The characters of Unicode's White_Space property. str.isspace knows four more, the separators U+001C to U+001F.
+# The characters with Unicode's White_Space property. str.isspace accepts four more, U+001C to U+001F.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # fmt: skip  # noqa: E501
 SPACES = re.compile(f"[{WHITESPACE}]*")
 
 
 def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
-    """Learn the merges of a byte-level BPE with ``vocab_size`` entries, the 256 bytes among them.
+    """Learn the merges of a byte-level BPE with ``vocab_size`` tokens, including the 256 single bytes.
 
-    Sennrich et al. 2016: count all adjacent pairs within words, join the commonest, count again. Ties go to the pair
-    that comes first in byte order, so the same text always gives the same merges. Stops early when no pair occurs
-    twice. The names of SPECIAL_TOKENS in the text are passed over: they are tokens already.
+    Sennrich et al. 2016, algorithm 1: count all adjacent pairs within words, join the most frequent pair, count again.
+    Of equally frequent pairs the first in byte order is joined, so the same text always gives the same merges. Training
+    stops early when no pair occurs twice. The names of SPECIAL_TOKENS in the text are skipped.
     """
     for token in SPECIAL_TOKENS:
         text = text.replace(token, "\n")
@@ -43,6 +43,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
     ]
     merges: list[tuple[bytes, bytes]] = []
     while 256 + len(merges) < vocab_size:
+        # Count the pairs of all words, then join the most frequent one everywhere.
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for pieces, count in words:
             for pair in itertools.pairwise(pieces):
@@ -59,7 +60,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
 
 def _join(pieces: list[bytes], pair: tuple[bytes, bytes]) -> None:
-    """Join every occurrence of ``pair`` in ``pieces``, in place, from the left."""
+    """Join every occurrence of ``pair`` in ``pieces``, in place, from left to right."""
     i = 0
     while i < len(pieces) - 1:
         if (pieces[i], pieces[i + 1]) == pair:
@@ -68,7 +69,7 @@ def _join(pieces: list[bytes], pair: tuple[bytes, bytes]) -> None:
 
 
 def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``: 256 bytes, the merges in order, then SPECIAL_TOKENS."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``. Ids: 256 bytes, the merges in order, SPECIAL_TOKENS."""
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
     vocab = {to_characters(token): index for index, token in enumerate(tokens)}
     pairs = [(to_characters(left), to_characters(right)) for left, right in merges]
@@ -77,16 +78,16 @@ def write_tokenizer(folder: str | os.PathLike, merges: list[tuple[bytes, bytes]]
 
 
 class Splitter:
-    """Cuts a text at added tokens. Where several begin at the same place, the longest counts."""
+    """Cuts a text at added tokens. Of several that begin at the same place, the longest is taken."""
 
     def __init__(self, tokens: dict[str, AddedToken]):
-        """``tokens``: what to look for in the text -> the token."""
+        """``tokens`` maps the string to look for to its token."""
         self._tokens = tokens
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def split(self, text: str, special: bool) -> list[str | int]:
-        """Stretches of text and, between them, ids of added tokens. Without ``special``, special ones stay text."""
+        """Ordinary text and, between it, ids of added tokens. With ``special=False``, special tokens stay text."""
         parts: list[str | int] = []
         end = 0
         for match in self._pattern.finditer(text):
@@ -101,21 +102,21 @@ class Splitter:
 class Tokenizer:
     """Text to ids and back.
 
-    ``special`` maps the names of special tokens to ids; ``bos_id``, ``eos_id``, ``pad_id`` and ``image_id`` are None
-    where there is no such token. ``add_bos`` says whether the bos belongs before a text: ``encode`` leaves it to its
-    caller to put it there. ``vocab_size`` is the highest id + 1; some ids below it may have no token.
+    ``special`` maps the names of special tokens to ids. ``bos_id``, ``eos_id``, ``pad_id`` and ``image_id`` are None if
+    there is no such token. ``add_bos`` says whether the model expects the bos token before a text; ``encode`` does not
+    add it. ``vocab_size`` is the highest id + 1; some ids below it may have no token.
     """
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read a folder's tokenizer.json or, where it has none, its tokenizer.model (SentencePiece's or Llama-3's).
+        """Read a folder's tokenizer.json or, if it has none, its tokenizer.model (SentencePiece's or Llama 3's).
 
-        Raises UserError, which names the file, for one that is missing, damaged or of another kind.
+        Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
         return cls(Path(folder), read_files(folder))
 
     def __init__(self, folder: Path, files: dict[str, bytes]):
-        """``files``: contents by name. ``folder`` is where error messages say that they lie."""
+        """``files`` maps file names to contents. ``folder`` is only named in error messages."""
         read = interpret(folder, files)
         with blame(read.source):
             self._model = (ByteBPE if read.byte_level else SentencePieceBPE)(read)
@@ -127,31 +128,32 @@ class Tokenizer:
         self.image_id = self.special.get(IMAGE)
         self._folder, self._read = folder, read
         self._added_ids = {token.id for token in read.tokens.values()}
-        # Tokens are looked for in the text as it is, then those marked "normalized" in what is left, normalised.
+        # Added tokens are first looked for in the text as given; those marked "normalized" are then looked for in the
+        # normalised text between them.
         plain = {name: token for name, token in read.tokens.items() if not token.normalized}
         other = {name: token for name, token in read.tokens.items() if token.normalized}
         self._plain = Splitter(plain)
         self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
 
     def add_special_tokens(self, names: Iterable[str]) -> None:
-        """Give those of ``names`` that the tokenizer lacks new ids, from ``vocab_size`` up. "<pad>" becomes the padding
-        token where there is none."""
+        """Add those of ``names`` that are missing, with new ids from ``vocab_size`` up. If there is no padding token,
+        "<pad>" becomes it."""
         self.__init__(self._folder, extend(self._read, list(names), self.vocab_size))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write the files this tokenizer was read from, with a tokenizer.json and a tokenizer_config.json with which
+        """Write the files this tokenizer was read from, plus a tokenizer.json and a tokenizer_config.json from which
         transformers' AutoTokenizer gives the same ids."""
         for name, content in self._read.files.items():
             (Path(folder) / name).write_bytes(content)
 
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
-        """Ids of ``text``. With ``special=False`` a "###" or "<image>" in it is ordinary text, not a token.
+        """Ids of ``text``. With ``special=False``, a "###" or "<image>" in it is ordinary text, not a token.
 
-        ``after`` holds the ids that stand before the text. Byte-level BPE takes no notice. SentencePiece puts a space
-        before a text at the beginning (after nothing, or the bos alone), none before one that goes on after ordinary
-        ids, and after a special token's id one or none, as the tokenizer does within a text ("legacy" ones put it).
+        ``after`` holds the ids before the text. Byte-level BPE ignores them. SentencePiece adds a space before a text
+        that comes first (``after`` is empty or only the bos), and none before a text that continues ordinary ids. After
+        the id of a special token, "legacy" tokenizers add a space and others do not.
         """
-        # Half a surrogate pair is no character; it becomes U+FFFD.
+        # A lone half of a surrogate pair is not a character; replace it by U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         if not after or (len(after) == 1 and after[0] == self.bos_id):
             where = Where.START
@@ -169,14 +171,14 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD. The space that SentencePiece puts before a text is
-        taken off again."""
+        """Text of ``ids``. Bytes that are not UTF-8 become U+FFFD; the space that SentencePiece adds before a text is
+        removed."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
         return text[1:] if self._model.adds_space and text.startswith(" ") else text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes behind ``ids``: what a stream needs, since one character may span several tokens.
+        """The bytes of ``ids``. Streaming needs bytes, since one character may span several tokens.
 
-        Ids without a token have no bytes: a model may have more rows than its tokenizer has tokens.
+        An id without a token gives no bytes: a model may have more embeddings than its tokenizer has tokens.
         """
         return b"".join(self._bytes.get(index, b"") for index in ids)

@@ -61,9 +61,9 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def image_features(self, pixel_values: Tensor, owner: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the B pictures, from their class tokens, and of R patches: (B, D) and (R, D), D = projection_dim.
+        """Unit vectors of the B pictures, from their class tokens, and of R patches: (B, D) and (R, D).
 
-        owner (R,) is the picture of each patch; patch (R,) its number in the grid, row by row from 0.
+        D is projection_dim. owner (R,) is the picture of each patch; patch (R,) its index in the grid, row by row.
         """
         x = self.vision_model.hidden_state(pixel_values)  # (B, 1 + patches, hidden)
         both = torch.cat([x[:, 0], x[owner, 1 + patch]])  # (B + R, hidden)
@@ -89,7 +89,7 @@ def contrastive_loss(image: Tensor, text: Tensor, match: Tensor, scale: Tensor) 
 
 
 def clip_loss(model: Clip, batch: dict[str, Tensor]) -> Tensor:
-    """The loss of pictures and captions plus the loss of patches and phrases. ``batch`` is RegionDataset.collate()'s."""
+    """The loss of pictures and captions plus the loss of patches and phrases, for a batch of ``RegionDataset``."""
     pictures, regions = model.image_features(batch["pixel_values"], batch["region_owner"], batch["region_patch"])
     captions, phrases = model.text_features(batch["captions"]), model.text_features(batch["phrases"])
     return contrastive_loss(pictures, captions, batch["caption_match"], model.logit_scale) + contrastive_loss(

@@ -4,7 +4,7 @@ Nothing here is needed to understand LLaVA; the result equals that of Decoder.fo
 With one token, every matrix is multiplied by a single vector. A large model then spends its time reading weights from
 memory, and a small one spends it on calls of modules and operations, some microseconds each. So:
 
-- torch.mv multiplies a matrix by a vector. On a CPU, F.linear reads bfloat16 weights at half its speed.
+- torch.mv multiplies a matrix by a vector. On a CPU, F.linear takes twice as long with bfloat16 weights.
 - There are no modules, no batch, no padding and no mask: the newest token sees every earlier token.
 """
 
@@ -60,14 +60,14 @@ class Step:
     def __call__(self, ids: Tensor) -> Tensor:
         """The id of the newest token, (1,) -> the logits of the next token, (1, V)."""
         head_dim, at = self.head_dim, self.cache.length
-        cos, sin = (table[0, 0, at] for table in self.rope)
-        x = self.embed_tokens[ids[0]]
+        cos, sin = (table[0, 0, at] for table in self.rope)  # (d,)
+        x = self.embed_tokens[ids[0]]  # (hidden,)
         for block, keys, values in self.layers:
             y = self.rms_norm(x, block["input_layernorm.weight"])
-            q = rotate(torch.mv(block["self_attn.q_proj.weight"], y).view(-1, head_dim), cos, sin)
+            q = rotate(torch.mv(block["self_attn.q_proj.weight"], y).view(-1, head_dim), cos, sin)  # (heads, d)
             keys[:, at] = rotate(torch.mv(block["self_attn.k_proj.weight"], y).view(-1, head_dim), cos, sin)
             values[:, at] = torch.mv(block["self_attn.v_proj.weight"], y).view(-1, head_dim)
-            y = attend(q[None, :, None], keys[None, :, : at + 1], values[None, :, : at + 1])
+            y = attend(q[None, :, None], keys[None, :, : at + 1], values[None, :, : at + 1])  # (1, heads, 1, d)
             x = x + torch.mv(block["self_attn.o_proj.weight"], y.view(-1))
             y = self.rms_norm(x, block["post_attention_layernorm.weight"])
             y = F.silu(torch.mv(block["mlp.gate_proj.weight"], y)) * torch.mv(block["mlp.up_proj.weight"], y)

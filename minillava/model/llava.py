@@ -101,7 +101,7 @@ class Llava(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Without labels: logits (B, T, V) and None. With labels: what next_token_loss() returns, logits (N, V) and loss.
+        """Without labels: logits (B, T, V) and None. With labels: logits (N, V) and the loss of next_token_loss().
 
         input_ids (B, T); pixel_values (images, 3, H, W); labels (B, T) with -100 where there is no loss;
         attention_mask (B, T): 0 for padding, k for the row's k-th conversation.
