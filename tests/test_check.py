@@ -202,7 +202,7 @@ def test_toy_rows_told_in_words_pass(check):
     row = {"id": 1, "words": ["sea"] * PATCHES, "type": "notes", "conversations": said("<image>\nWhat?", "Sea.")}
     assert check([row])[0] == 0
     code, out, _ = check([{**row, "words": ["sea"]}])
-    assert code == 2 and "row 0: 'words' must be 64 texts" in out
+    assert code == 2 and "row 0: 'words' must be a list of 64 strings" in out
 
 
 def test_arguments_that_are_wrong_are_named(check, tmp_path):

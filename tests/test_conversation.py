@@ -371,7 +371,7 @@ LACKING = [("v1", "<image>"), ("llama-2", "<s>"), ("llama-3", "<|begin_of_text|>
 
 @pytest.mark.parametrize("template, mark", LACKING)
 def test_token_that_the_tokenizer_lacks_is_named(template, mark):
-    with pytest.raises(UserError, match=rf"needs the token {re.escape(mark)}, which the tokenizer lacks"):
+    with pytest.raises(UserError, match=rf"needs the special token {re.escape(mark)}, which the tokenizer lacks"):
         encode_conversation(TWO_TURNS, Recorder("</s>"), TEMPLATES[template])
 
 

@@ -141,4 +141,4 @@ def safe_join(folder: AnyPath, name: str) -> Path:
     with suppress(OSError, ValueError, RuntimeError):  # a loop of symbolic links, or an invalid file name
         if path.resolve().is_relative_to(Path(folder).resolve()):
             return path
-    raise UserError(f"image path {name!r} is invalid, or outside {folder}")
+    raise UserError(f"image path {name!r} is invalid, or leads out of {folder}")
