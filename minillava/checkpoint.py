@@ -282,7 +282,7 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
         return ImageProcessor.for_size(vision.image_size)
     image, size = ImageProcessor.from_pretrained(folder), vision.image_size
     if (made := image.output_size) != (size, size):
-        raise UserError(f"{folder}: its image processor gives pictures of {made}, its vision tower reads {size} x {size}")
+        raise UserError(f"{folder}: its image processor gives pictures of {made}, its tower reads {size} x {size}")
     return image
 
 
