@@ -108,7 +108,7 @@ def table(phrases: Phrases, before: array, after: array, taken: bytearray) -> st
     for size in sorted(digits[0] | digits[1]):
         low, high = max(FEWEST, 10 ** (size - 1)), 10**size - 1
         lines.append(f"{f'  in {low:,} to {high:,} captions':28}{digits[0][size]:>12,}{digits[1][size]:>12,}")
-    lines.append(f"rarer phrases, skipped: {len(before) - len(concepts):,}; captions with the commonest:")
+    lines.append(f"captions with the commonest ({len(before) - len(concepts):,} phrases skipped as too rare)")
     names = list(phrases.numbers)
     for number in sorted(concepts, key=before.__getitem__, reverse=True)[:COMMONEST]:
         lines.append(f"  {names[number][:24]:26}{before[number]:>12,}{after[number]:>12,}")
