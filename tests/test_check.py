@@ -98,20 +98,20 @@ def test_file_without_fault_is_counted(check, tokenizer):
         "pictures": 3,
         "turns": 7,
         "tokens": sum(lengths),
-        "that bear loss": sum(label != -100 for _, labels in encoded for label in labels),
+        "with loss": sum(label != -100 for _, labels in encoded for label in labels),
         "rows too long": 0,
         "malformed rows": 0,
         "missing or broken pictures": 0,
     }
-    assert "in a row min 1, median 1, 95 % 2.6, max 3\n" in out
+    assert "per row: min 1, median 1, 95 % 2.6, max 3\n" in out
     most = f"{lengths[3] + 0.8 * (lengths[4] - lengths[3]):.1f}".removesuffix(".0")  # 0.95 of the way along four gaps
     median = statistics.median(lengths)
-    assert f"in a row min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
+    assert f"per row: min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
 
 
 def test_rows_longer_than_the_model_reads_are_counted(check):
     code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
-    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads 1,024 tokens" in out
+    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads at most 1,024 tokens" in out
 
 
 FAULTY = {  # row -> what is said of it

@@ -272,19 +272,19 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
 
 
 WRONG = {
-    "a.txt": ("x\ty\n", "a.txt: neither .json nor .tsv"),
+    "a.txt": ("x\ty\n", "a.txt: not a .json or .tsv file"),
     "a.tsv": ("", "a.tsv: empty"),
     "b.tsv": ("1.jpg\ta fish\n2.jpg a fish\n", "b.tsv: line 2: not image, tab, caption"),
     "c.tsv": ("1.jpg\ta fish\n\n", "c.tsv: line 2: not image"),
     "d.tsv": ("1.jpg\ta\tfish\n", "d.tsv: line 1: not image"),
     "e.tsv": ("1.jpg\t \n", "e.tsv: line 1: no image with a caption"),
     "f.tsv": ("\ta fish\n", "f.tsv: line 1: no image with a caption"),
-    "g.tsv": ("1.jpg\tan <image> of a fish\n", "g.tsv: line 1: the caption holds <image>"),
+    "g.tsv": ("1.jpg\tan <image> of a fish\n", "g.tsv: line 1: the caption contains <image>"),
     "h.tsv": (b"1.jpg\ta fish\n2.jpg\t\xff\n", "h.tsv: line 2: not UTF-8"),
     "i.tsv": (b"x" * (1 << 21), "i.tsv: line 1: longer than"),
     "j.tsv": ("1.jpg\ta fish\n2.jpg\ta fish\n3.jpg\ta boat\n", "j.tsv: no noun phrase is in 3 captions"),
     "k.tsv": ("1.jpg\tthis\n", "k.tsv: no noun phrase is in 3 captions"),
-    "a.json": ("[]", "a.json: not a list of rows"),
+    "a.json": ("[]", "a.json: an empty list"),
     "b.json": ('[{"image": "1.jpg", "caption": "a fish"},\n{"image": "2.jpg"', "b.json: not JSON at row 1, line 2"),
     "c.json": ('[{"image": "1.jpg"}]', "c.json: row 0: no image with a caption"),
     "d.json": ('[{"image": ["1.jpg"], "caption": "a fish"}]', "d.json: row 0: no image with a caption"),
@@ -313,4 +313,4 @@ def test_the_program_says_which_chunker_runs_and_keeps_what_is_there(tmp_path):
     assert re.search(r"^  red fish +5 +5$", done.stdout, re.MULTILINE)
     assert len(json.loads((tmp_path / "out.json").read_text())) == 5
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.strip().endswith("out.json: is there already")
+    assert again.returncode == 2 and again.stderr.strip().endswith("out.json: already exists")

@@ -257,10 +257,10 @@ def test_what_is_never_in_the_form_is_counted_and_listed(undisturbed, contexts, 
         assert json.loads(out.read_text()) == [row for row in rows if row not in refused]
         assert len(endpoint.asked) == REQUESTS + len(refused)
         printed = capsys.readouterr().out.splitlines()
-        assert f"refused: {len(refused)} of {REQUESTS} rows, without a usable reply" in printed
+        assert f"refused: {len(refused)} of {REQUESTS} rows have no usable reply" in printed
         assert len([line for line in printed if line.startswith("  p")]) == len(refused)
         assert "  p3, reasoning: block 1 is not one 'Question: ...'" in printed
-        assert "  p5, reasoning: no whole text (finish_reason length)" in printed
+        assert "  p5, reasoning: incomplete text (finish_reason length)" in printed
         assert any(line.startswith("  p8, reasoning: ") and "status 400 is meant" in line for line in printed)
 
         build(monkeypatch, contexts, out, endpoint.url, attempts=2)  # each has had its attempts
@@ -286,7 +286,7 @@ def test_answers_that_name_their_source_are_dropped(contexts, tmp_path, monkeypa
     assert rows.keys() == {"p0-conversation", "p2-conversation"}
     assert rows["p0-conversation"] == rows["p2-conversation"] == conversation([("Awake?", "No, asleep.")])
     printed = capsys.readouterr().out
-    assert "dropped: 4 answers that name captions or boxes as their source; so 1 of 3 rows" in printed
+    assert "dropped: 4 answers that mention captions or boxes, and with them 1 of 3 rows" in printed
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -319,7 +319,7 @@ def test_a_journal_of_another_build_is_refused(contexts, tmp_path, monkeypatch):
             ("mix", {"mix": "1:1:1"}),
             ("seed", {"seed": 1}),
         ):
-            with pytest.raises(UserError, match=f"out.json.journal.jsonl: of a build with other {other};"):
+            with pytest.raises(UserError, match=f"out.json.journal.jsonl: belongs to a build with other {other};"):
                 again(**{"limit": 3, **more})
         monkeypatch.setattr(instruct, "messages", lambda kind, context: [])
         with pytest.raises(UserError, match=r"other prompts;"):
@@ -345,7 +345,7 @@ def test_a_journal_with_a_line_that_no_build_wrote_is_refused(line, contexts, tm
 
 def test_a_file_that_no_build_wrote_is_not_overwritten(contexts, tmp_path, monkeypatch):
     (tmp_path / "out.json").write_text("mine")
-    with Endpoint() as endpoint, pytest.raises(UserError, match=r"out.json: is there already"):
+    with Endpoint() as endpoint, pytest.raises(UserError, match=r"out.json: already exists"):
         build(monkeypatch, contexts, tmp_path / "out.json", endpoint.url)
     assert not endpoint.asked and (tmp_path / "out.json").read_text() == "mine"
 
@@ -409,12 +409,12 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nothing(contexts, tmp_path
 @pytest.mark.parametrize(
     "more, line",
     [
-        ({"mix": "1:2"}, "--mix 1:2: three whole numbers"),
-        ({"mix": "0:0:0"}, "--mix 0:0:0: three whole numbers"),
-        ({"mix": "1:-2:3"}, "--mix 1:-2:3: three whole numbers"),
-        ({"limit": 0}, "--limit must be more than nothing"),
-        ({"attempts": -1}, "--attempts must be more than nothing"),
-        ({"timeout": "nan"}, "--timeout must be more than nothing"),
+        ({"mix": "1:2"}, "--mix 1:2: must be three whole numbers"),
+        ({"mix": "0:0:0"}, "--mix 0:0:0: must be three whole numbers"),
+        ({"mix": "1:-2:3"}, "--mix 1:-2:3: must be three whole numbers"),
+        ({"limit": 0}, "--limit must be greater than 0"),
+        ({"attempts": -1}, "--attempts must be greater than 0"),
+        ({"timeout": "nan"}, "--timeout must be greater than 0"),
         ({"model": ""}, "--teacher openai needs --model"),
         ({"out": "/no/where/out.json"}, "/no/where/out.json.journal.jsonl: No such file or directory"),
     ],
@@ -431,7 +431,7 @@ def test_pictures_that_nothing_is_known_of_are_left_out(contexts, tmp_path, monk
     with Endpoint() as endpoint:
         build(monkeypatch, contexts, out, endpoint.url, mix="0:0:1")
         assert len(endpoint.asked) == len(json.loads(out.read_text())) == PICTURES
-        assert f"left out: 1 of {PICTURES + 1} pictures, with neither captions nor boxes" in capsys.readouterr().out
+        assert f"left out: 1 of {PICTURES + 1} pictures have neither captions nor boxes" in capsys.readouterr().out
         with pytest.raises(UserError, match="no picture has captions or boxes"):
             build(monkeypatch, contexts, out, endpoint.url, limit=1)
 
