@@ -1,6 +1,6 @@
 """Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
 
-Without --image a fresh scene is drawn and shown. With --prompt the answer is printed, and nothing else.
+Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output.
 """
 
 import argparse
@@ -23,13 +23,13 @@ def parse() -> argparse.Namespace:
     shipped = PRETRAINED / "llava"
     parser.add_argument("--model", default=shipped, help="LLaVA folder or hub id (default: the shipped one)")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
-    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model learnt it)")
+    parser.add_argument("--template", choices=TEMPLATES, help="chat template (default: the model's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
-    parser.add_argument("--image", type=Path, help="picture to talk about (default: a fresh scene)")
-    parser.add_argument("--prompt", help="ask this, print the answer, and end")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--image", type=Path, help="picture to talk about (default: a new scene)")
+    parser.add_argument("--prompt", help="ask this question, print the answer and exit")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=160)
-    parser.add_argument("--seed", type=int, help="of the scene and of sampling (default: another each time)")
+    parser.add_argument("--seed", type=int, help="seed of the scene and of sampling (default: random)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     if arguments.temperature < 0 or arguments.max_new_tokens < 1:
@@ -46,7 +46,7 @@ def fresh_scene(seed: int | None) -> Image.Image:
 
 
 def half_blocks(image: Image.Image, columns: int = 64) -> str:
-    """A picture for a terminal of 24-bit colour: each character is an upper pixel over a lower one."""
+    """A picture as text for a terminal with 24-bit colour: each character shows two pixels, one above the other."""
     rows = max(2, round(columns * image.height / image.width / 2) * 2)
     small = image.convert("RGB").resize((columns, rows))
     lines = []
@@ -69,7 +69,7 @@ def main() -> None:
         torch.manual_seed(a.seed)
     if not a.image or a.prompt is None:
         print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
-    seen = model.encode_image(image)  # once, however long the conversation
+    seen = model.encode_image(image)  # once per conversation
     if a.prompt is not None:
         say(model, seen, a.prompt, [], a)
         return
@@ -89,7 +89,7 @@ def main() -> None:
         except UserError as error:
             if not history:
                 raise
-            print(f"({error}; the conversation starts anew)")
+            print(f"({error}; a new conversation starts)")
             history = []
 
 

@@ -58,8 +58,8 @@ def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):
 
 def test_finished_parts_are_used_again_and_a_finished_stage_is_kept(trained):
     done = run("train.py", "--stage", "0", "--out", trained)
-    assert done.returncode == 0 and done.stdout.count("there already") == 2
-    fails_with("stage2 is there already", "train.py", "--stage", "2", "--max-steps", "6", "--out", trained)
+    assert done.returncode == 0 and done.stdout.count("already trained") == 2
+    fails_with("stage2 already exists", "train.py", "--stage", "2", "--max-steps", "6", "--out", trained)
     assert run("train.py", "--stage", "2", "--max-steps", "6", "--resume", "--out", trained).returncode == 0
 
 

@@ -246,7 +246,7 @@ def test_merging_leaves_a_plain_folder(adapter, tmp_path, monkeypatch, capsys):
     assert not any("lora" in name for name in load_file(tmp_path / "plain" / "model.safetensors"))
     torch.testing.assert_close(logits(load(tmp_path / "plain")), logits(load(adapter)), rtol=0, atol=1e-6)
     for again, words in (
-        ((adapter, tmp_path / "plain"), "is there already"),
+        ((adapter, tmp_path / "plain"), "already exists"),
         ((tmp_path / "plain", tmp_path / "twice"), "nothing to merge"),
     ):
         with pytest.raises(SystemExit) as end:
