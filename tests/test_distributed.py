@@ -1,4 +1,4 @@
-"""Two processes, with DDP and with FSDP2, train what one trains, and go on with one another's checkpoints."""
+"""Two processes, with DDP or FSDP2, get the weights that one process gets; each resumes the other's checkpoints."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 
 def row(index: int) -> dict:
-    """Questions of different lengths, some without a picture."""
+    """Questions of different lengths, every third without a picture."""
     turns = [
         {"from": "human", "value": "What is it?" + " Tell me more." * (index % 4)},
         {"from": "gpt", "value": "The small red fish is at the top." * (1 + index % 3)},
@@ -60,7 +60,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
     torch.manual_seed(1)
     processor = Processor(tokenizer, ImageProcessor.for_size(24), vision.num_patches)
     model = Llava(LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id), processor)
-    model.language_model.embed_tokens.weight.data *= 0.2  # the head too: a loss of about six, not of thirty
+    model.language_model.embed_tokens.weight.data *= 0.2  # the head too (tied): a loss of about 6, not 30
     save(model, folder / "model")
     (folder / "rows.json").write_text(json.dumps([row(index) for index in range(50)]))
     for index in range(5):
@@ -70,7 +70,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(inputs) -> Path:
-    """What one process trains, and then what two do: all the runs that are compared below."""
+    """All the runs that are compared below: first those of one process, then those of two."""
     folder = inputs
     for stage in (1, 2):
         run(folder, f"alone{stage}", stage, RECIPE, ALONE)
@@ -97,7 +97,7 @@ def learnt(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_ends_alike(one: Path, other: Path) -> None:
-    """The same losses, weights, and checkpoint; one that a process alone wrote cannot be told from the rest."""
+    """Check for equal losses and weights, and for checkpoints with the same files, shapes and dtypes."""
     torch.testing.assert_close(losses(one), losses(other), rtol=0, atol=1e-5)
     torch.testing.assert_close(learnt(one), learnt(other), rtol=0, atol=1e-4)
     assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
@@ -108,7 +108,7 @@ def assert_ends_alike(one: Path, other: Path) -> None:
 def test_every_row_of_a_batch_falls_to_one_process():
     for size, rows, most in ((2, 7, 2), (3, 1, 2), (4, 32, 4), (1, 5, 2)):
         shares = [Team(rank, size).share(list(range(rows)), most) for rank in range(size)]
-        assert len({len(share) for share in shares}) == 1  # each adds up as many gradients
+        assert len({len(share) for share in shares}) == 1  # each rank accumulates the same number of gradients
         assert sorted(row for share in shares for micro in share for row in micro) == list(range(rows))
         assert max(len(micro) for share in shares for micro in share) <= most
 
@@ -137,7 +137,7 @@ def test_saved_by_one_and_resumed_by_two_is_as_if_nothing_had_happened(folder, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
-    """In bfloat16, which rounds at the third digit."""
+    """In bfloat16, which rounds at the third digit: hence the tolerance."""
     out, alone = folder / f"{kind}-lora", folder / "alone-lora"
     torch.testing.assert_close(losses(out, FEW), losses(alone, FEW), rtol=0, atol=0.02)
     assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(alone / ADAPTER).keys()
@@ -145,8 +145,8 @@ def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_muon_turns_whole_matrices_not_slices(folder, kind):
-    """It multiplies in bfloat16, so what it makes of slices differs in the third digit."""
+def test_muon_orthogonalizes_whole_matrices_not_slices(folder, kind):
+    """Muon multiplies in bfloat16, so updates agree to about the third digit; those of slices would differ far more."""
     one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "alone-muon")
     start = load(folder / "model").state_dict()
     for name, value in other.items():
@@ -160,7 +160,7 @@ def test_only_the_first_process_writes(folder):
 
 
 def test_an_error_in_one_process_ends_both_with_one_line(inputs, tmp_path):
-    """One row's picture is missing, so only the process that meets it can tell."""
+    """One row's picture is missing: only the process that reads this row notices."""
     rows = [row(1), row(2), {**row(4), "image": "none.png"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = ("--model", inputs / "model", "--data", tmp_path / "rows.json", "--image-folder", inputs, "--device", "cpu")
