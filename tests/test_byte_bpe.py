@@ -1,4 +1,4 @@
-"""Byte-level BPE against `tokenizers` and `tiktoken`, on tokenizers trained here and on merges drawn at random."""
+"""Byte-level BPE, compared with `tokenizers` and `tiktoken` on tokenizers trained here and on random merges."""
 
 import json
 import random
@@ -47,8 +47,8 @@ STRINGS = ["".join(letters) for length in range(1, 8) for letters in product("ab
 
 
 def test_any_list_of_merges_gives_the_ids_of_tokenizers(tmp_path):
-    """Merges that nothing reaches, several for one token, some before those that make their parts; ids in no order;
-    tokens that no merge makes, which ignore_merges finds all the same."""
+    """The lists hold merges that are never applied, several merges for one token, and merges listed before those that
+    make their parts. Ids are unordered, and some tokens have no merge: only ignore_merges finds them."""
     rng = random.Random(0)
     unreached = whole_words = 0
     for number in range(120):
@@ -74,11 +74,11 @@ def test_any_list_of_merges_gives_the_ids_of_tokenizers(tmp_path):
 
 @pytest.mark.parametrize("family", ["GPT-2", "Llama-3"])
 def test_a_character_newer_than_the_unicode_of_tokenizers_is_no_letter_here_either(tmp_path, family):
-    """`regex` may know letters that `tokenizers` does not: what is joined with them shows what they are taken for."""
+    """`regex` may know newer letters than `tokenizers`: whether a word is joined with one shows if it is a letter."""
     stored = train_byte_level(family)
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
     theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
-    for code in range(0x18C00, 0x19200):  # Tangut, which grows from one Unicode to the next
+    for code in range(0x18C00, 0x19200):  # Tangut, to which new Unicode versions add letters
         text = f"'ll{chr(code)}'ll the{chr(code)}the"
         assert mine.encode(text) == theirs.encode(text, add_special_tokens=False).ids, hex(code)
 
@@ -113,7 +113,7 @@ def test_llama_3_file_gives_tiktokens_ids(llama3):
 
 
 def test_llama_3_names_in_the_configuration_count(llama3, tmp_path):
-    """Llama-3.1 gives names to tokens that Llama-3 keeps in reserve."""
+    """Llama-3.1 names some of Llama-3's reserved tokens."""
     first = Tokenizer.from_pretrained(llama3).special["<|begin_of_text|>"]
     token = {"content": "<|finetune_right_pad_id|>", "special": True}
     config = {"added_tokens_decoder": {str(first + 4): token}}

@@ -1,4 +1,4 @@
-"""Contexts: every form is read to the same pictures, and whatever is malformed is named in one line."""
+"""Contexts: every file format is read, malformed input is named in one line; and the prompts made from them."""
 
 import json
 
@@ -25,7 +25,7 @@ def jsonl(path, *rows):
 
 
 def coco(folder, captions=None, instances=None):
-    """A pair of COCO files with two pictures; the arguments replace parts of them."""
+    """Write a pair of COCO files with two pictures; ``captions`` and ``instances`` replace keys in them."""
     images = [
         {"id": 9, "file_name": "000009.jpg", "width": 640, "height": 480},
         {"id": 4, "file_name": "000004.jpg", "width": 200, "height": 100},
@@ -195,7 +195,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 
 def test_a_huge_coco_file_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "captions_x.json", "wb") as file:
-        file.truncate(2_000_000_001)  # a hole: takes no room
+        file.truncate(2_000_000_001)  # a sparse file takes no disk space
     with pytest.raises(UserError, match="larger than"):
         list(read_contexts(tmp_path / "captions_x.json"))
 

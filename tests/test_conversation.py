@@ -1,4 +1,4 @@
-"""The conversation format: its exact text, which tokens bear loss, where the picture stands, and what is refused."""
+"""The conversation format: its exact text, which tokens have loss, where the picture is, and what is refused."""
 
 import copy
 import json
@@ -111,7 +111,7 @@ LEARNT = {
     "chatml": ("A red fish.<|im_end|>", "In the sea.<|im_end|>"),
     "plain": ("A red fish.\n",),
 }
-# The same by a search through the whole text: group 1 bears loss.
+# The same as patterns to search for in the whole text: group 1 has loss.
 ANSWERS = {
     "v0": rb"\nAssistant:( .*?###)(?=\n(Human: |$))",
     "brief": rb"\nAssistant:( .*?###)(?=\n$)",
@@ -125,7 +125,7 @@ assert WRITTEN.keys() == LEARNT.keys() == ANSWERS.keys() == TEMPLATES.keys()
 
 
 def fitting(turns: list[dict], template: str) -> list[dict]:
-    """As much of a conversation as the template takes."""
+    """A conversation cut down to what the template allows."""
     if template == "plain":
         turns = [{"from": "human", "value": f"<image>\n{turns[0]['value'].replace('<image>', '')}"}, *turns[1:]]
     return turns[:2] if template in ("brief", "plain") else turns
@@ -138,20 +138,20 @@ def test_two_turns_are_written_as_the_authors_write_them(tokenizer, template):
     assert tokenizer.decode(ids) == WRITTEN[template]
     assert tokenizer.decode([label for label in labels if label != -100]) == "".join(LEARNT[template])
     assert all(answer.endswith(TEMPLATES[template].stop) for answer in LEARNT[template])
-    # each special token is one token: none is spelt out
+    # each special token is one id, not spelt out
     marks = [mark for mark in tokenizer.special if mark in WRITTEN[template]]
     assert all(ids.count(tokenizer.special[mark]) == WRITTEN[template].count(mark) for mark in marks)
 
 
 @pytest.mark.parametrize("template", WRITTEN)
 def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
-    """So says another tokenizer that reads the text at once."""
+    """Compared with `tokenizers`, which encodes the whole text at once."""
     other = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     rng = random.Random(0)
     for _ in range(200):
         turns = random_talk(rng)
         for turn in turns:
-            turn["value"] = turn["value"].replace("#", "%")  # "#" before "###" reads otherwise from the left
+            turn["value"] = turn["value"].replace("#", "%")  # "#" and "###" would be read as "###" and "#"
         turns = fitting(turns, template)
         ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
         assert other.encode(tokenizer.decode(ids)).ids == ids
@@ -159,7 +159,7 @@ def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
 def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
-    """They were trained on pieces that were encoded one by one."""
+    """Those were trained on pieces that were encoded separately."""
     rng = random.Random(1)
     for _ in range(200):
         turns = random_talk(rng)
@@ -182,7 +182,7 @@ def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
 
 
 class Recorder:
-    """A tokenizer that writes down what it is asked: texts, and the id before each."""
+    """A tokenizer that records the texts it encodes and the id before each."""
 
     bos_id, add_bos = 1, True
 
@@ -237,7 +237,7 @@ def test_one_token_begins_the_text_where_the_tokenizer_wants_it(tokenizer, templ
     assert ids.count(eager.bos_id) == 1
 
 
-def test_stage_1_is_written_as_in_the_note(tokenizer):
+def test_stage_1_has_the_form_of_the_brief_template(tokenizer):
     note = "X_q, X_v <STOP> \n Assistant: X_a <STOP> \n"
     asked, caption = "Describe the image concisely.", "A red fish at sea."
     text = note.replace(", ", "\n").replace(" <STOP> ", "###").replace("\n A", "\nA")
@@ -257,7 +257,7 @@ def test_labels_are_the_answers_and_their_stops(tokenizer):
 
 @pytest.mark.parametrize("template", ANSWERS)
 def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
-    """Byte by byte: loss lies exactly on what stands between an answer's beginning and the end of the stop after it."""
+    """Byte by byte: the loss covers exactly the text from an answer's beginning to the end of its stop."""
     rng = random.Random(0)
     for _ in range(300):
         turns = fitting(random_talk(rng), template)
@@ -283,7 +283,7 @@ def test_picture_goes_before_or_behind_the_question(written):
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
 @pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
-def test_picture_stands_where_the_coin_says(tokenizer, template, written):
+def test_picture_is_where_the_coin_says(tokenizer, template, written):
     for number in (1, 7, 64):
         for first, text in ((True, "IMAGES\nWhat is this?###"), (False, "What is this?\nIMAGES###")):
             ids, _ = encode_conversation(talk(written, "A fish."), tokenizer, TEMPLATES[template], number, first)
@@ -382,7 +382,7 @@ def test_plain_is_for_one_picture_and_one_caption(tokenizer):
 
 
 def messages(turns: list[dict], as_parts: bool) -> list[dict]:
-    """Turns in transformers' form."""
+    """Turns as messages for transformers."""
     out = []
     for turn in turns:
         content = turn["value"].replace("<image>", "").strip()
@@ -418,8 +418,8 @@ def test_chat_template_refuses_what_we_cannot_write(folder, roles):
         AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=chat_template(TEMPLATES["v1"]))
 
 
-def test_coin_is_the_same_for_ever():
-    """What it showed when this was written: a run that goes on next year sees the same rows."""
+def test_coin_does_not_change_from_version_to_version():
+    """The values are stored here, because a run resumed with a later version must see the same rows."""
     assert "".join("qv"[image_goes_first(0, 0, row)] for row in range(16)) == "vqvqqvvvvqqqvqvq"
 
 

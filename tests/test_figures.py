@@ -1,4 +1,4 @@
-"""Each picture in lessons/figures is drawn by the function of its name, is small, and is shown on a page."""
+"""Each picture in lessons/figures is drawn by the function of the same name, is small, and is shown on a page."""
 
 import pytest
 from PIL import Image
@@ -19,7 +19,7 @@ def test_every_figure_is_stored_and_shown():
 
 @pytest.mark.parametrize("figure", figures.DRAWN, ids=lambda figure: figure.__name__)
 def test_a_figure_is_drawn_as_large_as_it_is_stored(figure, monkeypatch):
-    """Without the trainings of a minute that two of them show; lessons 9 and 10 make such trainings."""
+    """Two figures show one-minute trainings, which are stubbed here; lessons 9 and 10 run such trainings."""
     monkeypatch.setattr(figures_words, "short_training", lambda model, parts, batches, recipe, steps: [1.0] * steps)
     monkeypatch.setattr(figures_words, "captions", lambda model, count, seed: seed)
     monkeypatch.setattr(figures_words, "conversations", lambda model, count, seed: seed)
