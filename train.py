@@ -23,7 +23,7 @@ from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.templates import TEMPLATES
 from minillava.saving import recover_folder
 from minillava.training import from_zero
-from minillava.training.distributed import ALONE, own_device, started
+from minillava.training.distributed import SINGLE, own_device, started
 from minillava.training.loop import Run, train
 from minillava.training.machine import has_fast_bfloat16
 from minillava.training.plan import Setting, describe
@@ -96,7 +96,7 @@ def world(a: argparse.Namespace) -> Path:
             print(f"data: drawing {a.pictures} pictures into {folder}, about 1 minute", flush=True)
             write_world(folder, a.pictures, a.seed)
 
-    a.team.first_alone(draw)
+    a.team.on_first(draw)
     return folder
 
 
@@ -155,8 +155,8 @@ ASKED = {0: ("vision", "decoder"), 1: ("stage1",), 2: ("stage2",)}
 
 def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
     """Train ``name``, and before it what it needs. With ``keep``, a finished training is not run again."""
-    if name in ("vision", "notes", "decoder") and a.team is not ALONE:  # small: rank 0 trains
-        a.team.first_alone(lambda: run_stage(name, argparse.Namespace(**vars(a) | {"team": ALONE}), keep))
+    if name in ("vision", "notes", "decoder") and a.team is not SINGLE:  # small: rank 0 trains
+        a.team.on_first(lambda: run_stage(name, argparse.Namespace(**vars(a) | {"team": SINGLE}), keep))
         return
     out = a.out / name
     if keep and is_finished(out):
@@ -205,7 +205,7 @@ def main() -> None:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
         for name in STAGES:
-            team.first_alone(lambda out=a.out / name: recover_folder(out))
+            team.on_first(lambda out=a.out / name: recover_folder(out))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)
     print(f"done: {', '.join(str(a.out / name) for name in ASKED[a.stage])}")

@@ -55,10 +55,10 @@ def batch_of(dataset, rows: list[int], epoch: int = 0, seed: int = 0) -> dict[st
 
 def cut_up(task, recipe) -> tuple[list[dict[str, torch.Tensor]], list[list[int]]]:
     """The first batch as the training loop splits it: its micro-batches, and the row numbers in each."""
-    from minillava.training.distributed import ALONE
+    from minillava.training.distributed import SINGLE
     from minillava.training.order import Order
 
-    order = Order(len(task.dataset), task.size, recipe, 0, ALONE)
+    order = Order(len(task.dataset), task.size, recipe, 0, SINGLE)
     order.steps = range(1)
     return [task.collate([task.dataset[key] for key in keys]) for keys in order], order.micro_batches(0)
 

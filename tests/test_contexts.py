@@ -161,7 +161,11 @@ IMAGE = {"id": 1, "file_name": "1.jpg", "width": 10, "height": 10}
         ({"annotations": [{"image_id": 4}]}, {}, "captions[0] is not a string"),
         ({}, {"categories": None}, "instances_val.json: no list 'categories'"),
         ({}, {"categories": [{"id": 1}]}, "categories[0]: 'name' is not a string"),
-        ({}, {"annotations": [{"image_id": 4, "category_id": 5, "bbox": [0, 0, 1, 1]}]}, "'category_id' 5 is not listed in"),
+        (
+            {},
+            {"annotations": [{"image_id": 4, "category_id": 5, "bbox": [0, 0, 1, 1]}]},
+            "'category_id' 5 is not listed in",
+        ),
         ({}, {"annotations": [{"image_id": 4, "category_id": 6}]}, "annotations[0]: 'bbox' must be four numbers"),
         ({}, {"annotations": [{"image_id": 4, "category_id": 6, "bbox": [0, 0, 900, 1]}]}, "inside the picture"),
         ({"images": [IMAGE | {"width": 0}]}, {"images": []}, "captions_val.json: images[0]: no 'width'"),

@@ -21,7 +21,7 @@ from minillava.inputs.processor import Processor
 from minillava.inputs.regions import RegionDataset, patches_of_boxes
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
-from minillava.training.distributed import ALONE
+from minillava.training.distributed import SINGLE
 from minillava.training.order import Order, batch_order
 from minillava.training.recipes import Recipe
 
@@ -436,12 +436,12 @@ def test_workers_give_the_batches_that_one_process_gives(dataset, regions, kind)
     data = regions(CONTEXTS) if kind == "regions" else dataset(rows)
     collate = data.collate_packed if kind == "packed" else data.collate
     size = (lambda row: 0) if kind == "regions" else data.size
-    order = Order(len(data), size, Recipe(1e-3, batch_size=3, epochs=2, accumulation=2), 0, ALONE)
+    order = Order(len(data), size, Recipe(1e-3, batch_size=3, epochs=2, accumulation=2), 0, SINGLE)
     order.steps = range(2 * order.per_epoch)
-    alone, shared = (
+    plain, shared = (
         list(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers)) for workers in (0, 2)
     )
-    assert len(alone) == len(shared) > len(data)
-    for one, other in zip(alone, shared):
+    assert len(plain) == len(shared) > len(data)
+    for one, other in zip(plain, shared):
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -19,7 +19,7 @@ from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import ADAPTER, WEIGHTS
 from minillava.inputs.image import ImageProcessor
-from minillava.training.distributed import ALONE, Team
+from minillava.training.distributed import SINGLE, Team
 from minillava.training.resume import STATE
 
 ROOT = Path(__file__).parent.parent
@@ -73,13 +73,13 @@ def folder(inputs) -> Path:
     """All runs that are compared below: first with one process, then with two ranks."""
     folder = inputs
     for stage in (1, 2):
-        run(folder, f"alone{stage}", stage, RECIPE, ALONE)
-    run(folder, "alone-lora", 2, LORA, ALONE)
-    run(folder, "alone-muon", 2, MUON, ALONE)
-    run(folder, "alone-cut", 2, RECIPE, ALONE, cut=True)
+        run(folder, f"single{stage}", stage, RECIPE, SINGLE)
+    run(folder, "single-lora", 2, LORA, SINGLE)
+    run(folder, "single-muon", 2, MUON, SINGLE)
+    run(folder, "single-cut", 2, RECIPE, SINGLE, cut=True)
     for kind in KINDS:
-        shutil.copytree(folder / "alone-cut", folder / f"alone-cut-{kind}")
-        shutil.copy(folder / "alone-cut.metrics.jsonl", folder / f"alone-cut-{kind}.metrics.jsonl")
+        shutil.copytree(folder / "single-cut", folder / f"single-cut-{kind}")
+        shutil.copy(folder / "single-cut.metrics.jsonl", folder / f"single-cut-{kind}.metrics.jsonl")
     done = torchrun("tests/train_together.py", folder)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
@@ -116,38 +116,38 @@ def test_every_row_of_a_batch_falls_to_one_process():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_processes_train_what_one_does(folder, kind, stage):
-    alone = losses(folder / f"alone{stage}")
-    assert alone[-5:].mean() < alone[:5].mean()
-    assert_ends_alike(folder / f"{kind}{stage}", folder / f"alone{stage}")
+    single = losses(folder / f"single{stage}")
+    assert single[-5:].mean() < single[:5].mean()
+    assert_ends_alike(folder / f"{kind}{stage}", folder / f"single{stage}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_by_two_and_resumed_by_one_is_as_if_nothing_had_happened(folder, kind):
     out = folder / f"{kind}-cut"
     assert torch.load(out / STATE, weights_only=True)["step"] == 20
-    run(folder, out.name, 2, RECIPE, ALONE, resume=True)
-    assert_ends_alike(out, folder / "alone2")
+    run(folder, out.name, 2, RECIPE, SINGLE, resume=True)
+    assert_ends_alike(out, folder / "single2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_by_one_and_resumed_by_two_is_as_if_nothing_had_happened(folder, kind):
-    assert torch.load(folder / "alone-cut" / STATE, weights_only=True)["step"] == 20
-    assert_ends_alike(folder / f"alone-cut-{kind}", folder / "alone2")
+    assert torch.load(folder / "single-cut" / STATE, weights_only=True)["step"] == 20
+    assert_ends_alike(folder / f"single-cut-{kind}", folder / "single2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
     """In bfloat16, which rounds in the third digit, so the tolerance is larger."""
-    out, alone = folder / f"{kind}-lora", folder / "alone-lora"
-    torch.testing.assert_close(losses(out, FEW), losses(alone, FEW), rtol=0, atol=0.02)
-    assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(alone / ADAPTER).keys()
+    out, single = folder / f"{kind}-lora", folder / "single-lora"
+    torch.testing.assert_close(losses(out, FEW), losses(single, FEW), rtol=0, atol=0.02)
+    assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(single / ADAPTER).keys()
     assert any(tensor.any() for name, tensor in load_file(out / ADAPTER).items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_muon_turns_whole_matrices_not_slices(folder, kind):
     """Muon multiplies in bfloat16, so the tolerance is a few percent of the change."""
-    one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "alone-muon")
+    one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "single-muon")
     start = load(folder / "model").state_dict()
     for name, value in other.items():
         moved, apart = (value - start[name]).norm(), (one[name] - value).norm()

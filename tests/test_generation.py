@@ -57,8 +57,8 @@ def test_a_left_padded_batch_gives_what_each_row_gives_by_itself(model):
     ids, mask = left_padded(model, prompts)
     together = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask)
     for row in range(2):
-        alone = model.generate(prompts[row], pixel_values[row : row + 1], max_new_tokens=20, stop_ids=[])
-        assert together[row].tolist() == alone[0].tolist()
+        single = model.generate(prompts[row], pixel_values[row : row + 1], max_new_tokens=20, stop_ids=[])
+        assert together[row].tolist() == single[0].tolist()
 
 
 def test_a_left_padded_batch_is_transformers_generate(model, tmp_path):
@@ -112,8 +112,8 @@ def test_padding_before_a_single_row_changes_nothing(model):
     ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
     padded = torch.nn.functional.pad(ids, (7, 0), value=model.processor.tokenizer.pad_id)
     mask = torch.nn.functional.pad(torch.ones_like(ids), (7, 0))
-    alone = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
-    assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(alone)
+    single = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
+    assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(single)
 
 
 def test_what_lora_learnt_is_in_the_answer(model):

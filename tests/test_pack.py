@@ -11,7 +11,7 @@ from PIL import Image
 
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset, share_rows
-from minillava.training.distributed import ALONE
+from minillava.training.distributed import SINGLE
 from minillava.training.loop import Run, accumulate, padding
 from minillava.training.recipes import Recipe
 from minillava.training.tasks import Task, llava_task
@@ -70,7 +70,7 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_rows_apart(two, data, ti
         micro, shares = cut_up(task, whole())
         loss = accumulate(task, micro, shares, Run(tmp_path), nullcontext())
         gradients = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
-        results.append((micro[0], loss, padding(micro, shares, ALONE)["padding"], gradients))
+        results.append((micro[0], loss, padding(micro, shares, SINGLE)["padding"], gradients))
     (apart, loss, much, gradients), (packed, packed_loss, less, packed_gradients) = results
     assert len(apart["input_ids"]) == 9 and len(packed["input_ids"]) <= 6 and packed["attention_mask"].max() > 1
     assert packed_loss == pytest.approx(loss, abs=1e-5)
@@ -84,7 +84,7 @@ def test_micro_batches_hold_rows_of_like_length(two, data, tmp_path):
     found = {}
     for parts in (1, 3):
         micro, shares = cut_up(two[0], whole(parts))
-        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, ALONE)
+        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, SINGLE)
     rows = [row for share in shares for row in share]
     assert lengths_of(data, rows) == sorted(lengths_of(data, rows)) and sorted(rows) == list(range(9))
     (loss, much), (parts_loss, little) = found.values()

@@ -81,7 +81,7 @@ def main(folder: Path, team: Team) -> None:
         run(folder, f"{kind}-lora", 2, LORA, with_shard)
         run(folder, f"{kind}-muon", 2, MUON, with_shard)
         run(folder, f"{kind}-cut", 2, RECIPE, with_shard, cut=True)
-        run(folder, f"alone-cut-{kind}", 2, RECIPE, with_shard, resume=True)
+        run(folder, f"single-cut-{kind}", 2, RECIPE, with_shard, resume=True)
     print(f"process {team.rank} made {len(writes)} changes", file=sys.stderr)
 
 

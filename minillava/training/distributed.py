@@ -29,7 +29,7 @@ from minillava.errors import UserError
 from minillava.model import decoder, vision
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
-PATIENCE = timedelta(days=7)  # the other ranks wait while rank 0 draws the picture-book or trains the towers
+TIMEOUT = timedelta(days=7)  # the other ranks wait while rank 0 draws the picture-book or trains the towers
 
 
 class LossModule(nn.Module):
@@ -52,7 +52,7 @@ class Team:
     shard: bool = False
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def share(self, rows: list[int], size: int) -> list[list[int]]:
@@ -87,14 +87,14 @@ class Team:
         dist.all_reduce(value)
         return value.item()
 
-    def first_alone(self, work: Callable[[], None]) -> None:
+    def on_first(self, work: Callable[[], None]) -> None:
         """Run ``work`` on rank 0 while the other ranks wait."""
-        if self.leads:
+        if self.is_first:
             work()
         self.total(0)
 
 
-ALONE = Team()
+SINGLE = Team()
 
 
 def hold_gradients(loss: Loss, hold: bool) -> AbstractContextManager:
@@ -117,7 +117,7 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def started(device: str, shard: bool) -> Iterator[Team]:
-    """Join the process group that torchrun started and yield this rank's Team; without torchrun, yield ALONE.
+    """Join the process group that torchrun started and yield this rank's Team; without torchrun, yield SINGLE.
 
     A UserError on one rank ends all ranks: it is raised on the first rank that has one, and the others exit with code 2
     and print nothing. Raises UserError for ``shard`` without torchrun.
@@ -125,11 +125,11 @@ def started(device: str, shard: bool) -> Iterator[Team]:
     if "LOCAL_RANK" not in os.environ:
         if shard:
             raise UserError("--shard: needs torchrun; start with torchrun --nproc_per_node=N train.py ...")
-        yield ALONE
+        yield SINGLE
         return
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     store, rank, size = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     try:

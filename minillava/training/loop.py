@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minillava.errors import UserError
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
-from minillava.training.distributed import ALONE, Team, hold_gradients
+from minillava.training.distributed import SINGLE, Team, hold_gradients
 from minillava.training.machine import has_fast_bfloat16, keep_memory
 from minillava.training.optimizers import build_optimizers, schedule
 from minillava.training.order import Order
@@ -49,7 +49,7 @@ class Run:
     max_steps: int | None = None
     device: str = "cpu"
     bfloat16: bool | None = None
-    team: Team = ALONE
+    team: Team = SINGLE
 
 
 def train(task: Task, recipe: Recipe, run: Run) -> None:
@@ -60,7 +60,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     """
     keep_memory()
     out, team, device = run.out, run.team, run.device
-    team.first_alone(lambda: recover_folder(out))
+    team.on_first(lambda: recover_folder(out))
     bfloat16 = recipe.compact or has_fast_bfloat16(device) if run.bfloat16 is None else run.bfloat16
     # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
@@ -76,13 +76,13 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         done, metrics = restore(task, optimizers, run, total)
     elif out.exists():
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
-    log = out.with_name(f"{out.name}.metrics.jsonl") if team.leads else Path(os.devnull)
+    log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
 
     order.steps, start = range(done, total), time.perf_counter()
     batches = iter(DataLoader(task.dataset, batch_sampler=order, collate_fn=task.collate))
     with (
-        tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.leads else True) as bar,
+        tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.is_first else True) as bar,
         open(log, "w", buffering=1, encoding="utf-8") as file,
     ):
         file.writelines(json.dumps(row) + "\n" for row in metrics)
@@ -107,7 +107,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % recipe.save_every == 0 or step + 1 == total:
                 save(task, optimizers, run, step + 1, total)
-    if metrics and team.leads:
+    if metrics and team.is_first:
         draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
         if "padding" in metrics[0]:
             print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")

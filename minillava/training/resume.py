@@ -35,7 +35,7 @@ def save(task, optimizers: list[torch.optim.Optimizer], run, step: int, total: i
         state = {"step": step, "total": total, "seed": run.seed, "parameters": learnt, "optimizers": moments}
         torch.save(state, folder / STATE)
 
-    run.team.first_alone(lambda: replace_folder(run.out, fill))
+    run.team.on_first(lambda: replace_folder(run.out, fill))
 
 
 def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> tuple[int, list[dict]]:

@@ -93,9 +93,9 @@ def main() -> None:
                 command.append("--give-back")
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=GIVE_BACK | os.environ)
             measured = int(output.stdout.splitlines()[-1])
-            reckoned = planned["peak"] - (planned["reserve"] if kind == "tensors" else 0)
+            estimated = planned["peak"] - (planned["reserve"] if kind == "tensors" else 0)
             rows[-1][kind] = measured
-            print(f"{measured / 2**30:>10.2f}{reckoned / 2**30:>9.2f}{reckoned / measured:>7.2f}", end="", flush=True)
+            print(f"{measured / 2**30:>10.2f}{estimated / 2**30:>9.2f}{estimated / measured:>7.2f}", end="", flush=True)
         print()
     if a.json:
         print(json.dumps(rows))
