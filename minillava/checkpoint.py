@@ -1,8 +1,8 @@
-"""Folders in Hugging Face's form -> models: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
+"""Folders in Hugging Face's format -> models: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
 
-The names that transformers writes are read, the spellings that hub files use, and the layout of the LLaVA authors' own
-folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the dtype and
-on the device asked for. saving.py writes the folders.
+Reads the tensor names that transformers writes, the variants in files on the hub, and the layout of the LLaVA authors'
+own folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the
+requested dtype and on the requested device. saving.py writes the folders.
 """
 
 import math
@@ -32,7 +32,7 @@ from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
 
-# How files spell the parts -> how we do. The first rule that fits a name is applied, once.
+# Rules (pattern, replacement) from tensor names in files to ours. The first that matches a name is applied, once.
 LLAVA_NAMES = (
     (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
     (r"^(?:model\.)?multi_modal_projector\.", "multi_modal_projector."),
@@ -48,17 +48,17 @@ ORIGINAL_NAMES = (
     (r"^model\.", "language_model."),
 )
 VISION_NAMES = ((r"^vision_model\.", ""),)
-CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # not the vision tower's
+CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # other tensors of a CLIP folder
 DECODER_NAMES = ((r"^model\.", ""),)
 ADAPTER_NAMES = ((rf"^{re.escape(adapter_config.PREFIX)}", ""),)
 
 
 def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folder | None = None) -> Llava:
-    """Read a LLaVA folder, tokenizer included; float32 unless ``dtype`` says otherwise. Raises UserError.
+    """Read a LLaVA folder with its tokenizer, in float32 unless ``dtype`` is given. Raises UserError.
 
-    A folder in the layout of the LLaVA authors' code names its CLIP folder, which is looked for beside it unless
-    ``vision`` says where it is. Its tokenizer and embedding gain an <image> token. An adapter folder, which a training
-    with LoRA leaves, names the folder that it adds to; the sum of both is read.
+    Besides llava-hf's layout, two others are read. A folder of the LLaVA authors' code names a CLIP folder, which must
+    be next to it unless ``vision`` gives its path; its tokenizer and embedding gain an <image> token. An adapter
+    folder, as training with LoRA writes it, names the base model; the adapter is merged into the base's weights.
     """
     folder = resolve_folder(folder)
     if adapter_config.is_adapter(folder):
@@ -66,7 +66,7 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
     if "mm_vision_tower" in read_json_object(folder / "config.json"):
         model = _load_original(folder, device, dtype, vision)
     elif vision:
-        raise UserError(f"{folder}: has a vision tower of its own, so none can be given")
+        raise UserError(f"{folder}: has a vision tower of its own, so --vision must be left out")
     else:
         with _building(folder):
             model = Llava(read_llava(folder))
@@ -77,7 +77,11 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
 
 
 def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype) -> None:
-    """Fill what of ``model`` is empty, and its projection: two layers in the files, with nothing between if linear."""
+    """Fill the parameters of ``model`` that are on the meta device, and its projection.
+
+    The files always store two layers for the projection. For a linear one there is no activation between them, and they
+    are folded into one.
+    """
     with torch.device("meta"):
         model.multi_modal_projector = MLPProjector(model.config.vision.hidden_size, model.config.decoder.hidden_size)
     fill(model, rename(list_tensors(folder), names), folder, device, dtype)
@@ -87,7 +91,7 @@ def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype
 
 @torch.no_grad()
 def _fold(two: MLPProjector) -> LinearProjector:
-    """linear_2(linear_1(x)), with nothing between, as one W: W2 W1, with bias W2 b1 + b2."""
+    """linear_2(linear_1(x)), without an activation between, as one layer: W = W2 W1, bias = W2 b1 + b2."""
     first, second = two.linear_1, two.linear_2
     one = LinearProjector(first.in_features, second.out_features).to(first.weight)
     one.weight.copy_(second.weight.float() @ first.weight.float())
@@ -96,14 +100,14 @@ def _fold(two: MLPProjector) -> LinearProjector:
 
 
 def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None) -> Llava:
-    """The base that the adapter names, with what was learnt added to its weights."""
+    """The base model that the adapter names, with LoRA merged into the decoder and with the adapter's projection."""
     config = adapter_config.read_config(folder)
     try:
         base = folder / config.base if (folder / config.base).is_dir() else resolve_folder(config.base)
     except UserError as error:
-        raise UserError(f"{folder / adapter_config.CONFIG}: its base {error}") from None
+        raise UserError(f"{folder / adapter_config.CONFIG}: base model {error}") from None
     if adapter_config.is_adapter(base):
-        raise UserError(f"{folder}: its base {base} is an adapter too; merge that first (python -m minillava.merge)")
+        raise UserError(f"{folder}: base model {base} is an adapter too; merge that first (python -m minillava.merge)")
     model = load(base, device, dtype, vision)
     with torch.device("meta"):
         lora.add_lora(model.language_model, config.rank, config.alpha)
@@ -115,7 +119,10 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
 
 
 def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None) -> Llava:
-    """``clip`` has the vision tower's config, and its weights where ``folder`` does not have them."""
+    """Read a folder of the LLaVA authors' code.
+
+    The folder ``clip`` has the vision tower's config, and its weights if ``folder`` does not have them.
+    """
     tokenizer = Tokenizer.from_pretrained(folder)
     with _building(folder) as config:
         clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
@@ -128,7 +135,7 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
     image = replace(_image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
-    # The authors' code chooses the template by the model's name, and so must we.
+    # The template is not stored: like the authors' code, we choose it by the model's name.
     name = (config.get("_name_or_path") or folder.resolve().name).lower()
     template = TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
     model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template)
@@ -136,30 +143,33 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
 
 
 def _clip_beside(folder: Path, name: str) -> Path:
-    """Where the CLIP folder that config.json names ("openai/clip-vit-large-patch14-336") lies, beside ``folder``."""
+    """The CLIP folder next to ``folder`` with the last part of the name in config.json, ``name``.
+
+    For "openai/clip-vit-large-patch14-336" it is "clip-vit-large-patch14-336". Raises UserError if it does not exist.
+    """
     last = str(name).split("/")[-1]
     found = folder.resolve().parent / last
     if last in ("", ".", "..") or not found.is_dir():
-        raise UserError(f"{folder}/config.json: its vision tower {name!r} is not at {found}; give it by --vision")
+        raise UserError(f"{folder}/config.json: vision tower {name!r} is not at {found}; give its path with --vision")
     return found
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) -> None:
-    """The tokenizer beside the weights must be the one that they know."""
+    """Raise UserError if tokenizer and model disagree on the id of <image>, or there are more tokens than rows."""
     image, rows = config.image_token_id, config.decoder.vocab_size
     if tokenizer.image_id != image:
-        raise UserError(f"{folder}: config.json has {image} for <image>, its tokenizer {tokenizer.image_id}")
-    others = tokenizer.vocab_size - (image >= rows)  # the placeholder alone needs no row
+        raise UserError(f"{folder}: <image> has the id {image} in config.json, {tokenizer.image_id} in the tokenizer")
+    others = tokenizer.vocab_size - (image >= rows)  # only <image> needs no row: visual tokens take its place
     if others > rows:
-        raise UserError(f"{folder}: the tokenizer has {others} tokens, the embedding {rows} rows")
+        raise UserError(f"{folder}: the tokenizer has {others} tokens, but the embedding only {rows} rows")
 
 
 def join(
     vision: Folder, decoder: Folder, projector: str = "linear", vision_feature_layer: int = -2, dtype: Dtype = None
 ) -> Llava:
-    """A CLIP folder and a LLaMA folder -> a LLaVA whose projection has learnt nothing yet. Raises UserError.
+    """A CLIP folder and a LLaMA folder -> a LLaVA with an untrained projection. Raises UserError.
 
-    The decoder's tokenizer and embedding gain an <image> and a padding token where they have none.
+    The decoder's tokenizer and embedding gain an <image> and a padding token if they lack them.
     """
     vision, decoder = resolve_folder(vision), resolve_folder(decoder)
     tower = load_vision(vision, dtype=dtype)
@@ -175,9 +185,10 @@ def join(
 
 
 def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Give a LLaMA that knows text alone an <image> and a padding token, where its tokenizer has none, and their rows.
+    """Add an <image> and a padding token to a text-only LLaMA if its tokenizer lacks them, and rows to its embedding.
 
-    The rows are filled up to a multiple of 64, as in llava-hf's folders. An embedding with rows enough stays as it is.
+    The number of rows is rounded up to a multiple of 64, as in llava-hf's folders. An embedding with enough rows is not
+    changed.
     """
     missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
     if missing:
@@ -187,7 +198,7 @@ def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
 
 
 def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
-    """Read CLIP's vision tower, from a folder that holds it alone or both towers. Raises UserError."""
+    """Read CLIP's vision tower, from a folder with only this tower or with both. Raises UserError."""
     folder = resolve_folder(folder)
     with _building(folder):
         tower = VisionTower(read_vision(folder))
@@ -215,7 +226,10 @@ def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
 
 
 def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
-    """A llava-hf folder's sizes and processor, whatever its weights weigh. Raises UserError, as do the three below."""
+    """A llava-hf folder's config and processor, without reading its weights.
+
+    Raises UserError, as do the three functions below.
+    """
     folder = resolve_folder(folder)
     config = read_llava(folder)
     image, tokenizer = _image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
@@ -223,28 +237,28 @@ def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
 
 
 def read_llava(folder: Folder) -> LlavaConfig:
-    """The sizes of a llava-hf folder, from its config.json alone; nothing is downloaded, nor in the two below."""
+    """The config of a llava-hf folder. Reads only config.json; this function and the two below download nothing."""
     with _building(folder, "llava") as config:
         return LlavaConfig.from_dict(config)
 
 
 def read_vision(folder: Folder) -> VisionConfig:
-    """The sizes of a CLIP folder's vision tower."""
+    """The config of a CLIP folder's vision tower."""
     with _building(folder, "clip", "clip_vision_model") as config:
         return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
 
 
 def read_decoder(folder: Folder) -> DecoderConfig:
-    """The sizes of a LLaMA folder."""
+    """The config of a LLaMA folder."""
     with _building(folder) as config:
         return DecoderConfig.from_dict(config)
 
 
 @contextmanager
 def _building(folder: Folder, *types: str) -> Iterator[dict]:
-    """Gives the folder's config.json, whose model_type must be one of ``types``, if there are any.
+    """Context that gives the contents of the folder's config.json. Its model_type must be one of ``types``, if any.
 
-    In here modules are built without memory, and what goes wrong is told as a fault of that file.
+    Modules built in this context take no memory. An error raised in it becomes a UserError that names config.json.
     """
     config = read_json_object(Path(folder, "config.json"))
     try:
@@ -253,24 +267,27 @@ def _building(folder: Folder, *types: str) -> Iterator[dict]:
         with torch.device("meta"), Unfilled():
             yield config
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ours speak for themselves
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ValueErrors need no type
         raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
 
 
 def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
-    """As the folder's files say; CLIP's own way where none does."""
+    """The image processor in the folder's files, or CLIP's default for ``vision`` if there is none.
+
+    Raises UserError if its pictures do not have the size that the tower reads.
+    """
     path = folder / "processor_config.json"
     inside = path.exists() and "image_processor" in read_json_object(path)
     if not inside and not (folder / "preprocessor_config.json").exists():
         return ImageProcessor.for_size(vision.image_size)
     image, size = ImageProcessor.from_pretrained(folder), vision.image_size
     if (made := image.output_size) != (size, size):
-        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
+        raise UserError(f"{folder}: its image processor gives pictures of {made}, its vision tower reads {size} x {size}")
     return image
 
 
 def _template(folder: Path) -> Template:
-    """The folder's chat template; "v0", the paper's, where it has none, or (said aloud) an unknown one."""
+    """The folder's chat template. "v0" (the paper's) if it has none, or, with a warning on stderr, an unknown one."""
     path = folder / TEMPLATE_FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
@@ -278,5 +295,5 @@ def _template(folder: Path) -> Template:
             text = read_json_object(folder / name).get("chat_template")
     found = recognise(text) if isinstance(text, str) else None
     if text is not None and found is None:
-        print(f"{folder}: its chat template is none of {', '.join(TEMPLATES)}, so v0 is written", file=sys.stderr)
+        print(f"{folder}: the chat template is none of {', '.join(TEMPLATES)}; v0 is used instead", file=sys.stderr)
     return found or TEMPLATES["v0"]

@@ -10,9 +10,9 @@ Folder = str | os.PathLike  # a path, or an id on the hub
 
 
 def resolve_folder(name: Folder) -> Path:
-    """``name`` itself where it is a folder; else, where it looks like a hub id, the folder it is downloaded to.
+    """``name`` itself if it is a folder; else, if it looks like a hub id, the folder that it is downloaded to.
 
-    Downloading needs the package huggingface_hub and a network. Raises UserError where there is no folder to be had.
+    Downloading needs the package huggingface_hub and a network. Raises UserError if neither gives a folder.
     """
     folder, name = Path(name), os.fspath(name)
     if folder.is_dir():
@@ -23,11 +23,11 @@ def resolve_folder(name: Folder) -> Path:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):  # older repositories have pickles alone
+        if not any(folder.glob("*.safetensors")):  # older repositories have only pickles
             snapshot_download(name, allow_patterns=["*.bin"])
         return folder
     except ImportError:
-        why = "no package to fetch it from the Hugging Face hub (pip install huggingface_hub)"
+        why = "downloading it needs the package huggingface_hub (pip install huggingface_hub)"
     except (OSError, ValueError) as error:
-        why = f"the Hugging Face hub does not give it ({type(error).__name__})"
-    raise UserError(f"{name}: no such folder, and {why}; download it in another way and give its path")
+        why = f"downloading it from the Hugging Face hub failed ({type(error).__name__})"
+    raise UserError(f"{name}: no such folder, and {why}; you can also download it yourself and give its path")

@@ -1,4 +1,4 @@
-"""Models -> folders in Hugging Face's form, under the names that transformers writes, so that it opens what we save."""
+"""Models -> folders in Hugging Face's format, with the tensor names of transformers, so that it can open them."""
 
 import json
 import os
@@ -21,19 +21,19 @@ from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
 
-Tensors = dict[str, Tensor] | None  # a model's, by their names, where it does not hold them itself, being in slices
+Tensors = dict[str, Tensor] | None  # a model's whole tensors by name, if its own parameters are sharded
 
 
 def save(model: Llava, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write a LLaVA folder that transformers opens. The folder is replaced as a whole or not at all."""
+    """Write a LLaVA folder that transformers can open. The folder is replaced completely or not at all."""
     replace_folder(folder, lambda new: write_llava(model, new, dtype))
 
 
 def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, tensors: Tensors = None) -> None:
-    """Write the files of a LLaVA folder as ``LlavaForConditionalGeneration`` has them."""
+    """Write the files of a LLaVA folder in the layout of ``LlavaForConditionalGeneration``."""
     tensors = _tensors_hf(model, tensors)
     if any(map(lora.is_learnt, tensors)):
-        raise ValueError("the model has LoRA beside its weights: merge_lora() it first, or write_adapter()")
+        raise ValueError("the model has unmerged LoRA matrices: call merge_lora() first, or use write_adapter()")
     inside = re.compile(r"^language_model\.(?!lm_head\.)")
     tensors = {inside.sub("language_model.model.", name): tensor for name, tensor in tensors.items()}
     vision, processor = model.config.vision, model.processor
@@ -41,7 +41,7 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
     ends = {"eos_token_id": processor.stop_ids, "pad_token_id": processor.tokenizer.pad_id} if processor else {}
     files = {
         "config.json": model.config.to_dict(),
-        # What transformers' AutoProcessor and generate() read beside the weights
+        # The files below are read by transformers' AutoProcessor and generate().
         "preprocessor_config.json": image.to_dict(),
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
@@ -58,9 +58,9 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
 
 
 def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: Tensors = None) -> None:
-    """Write what LoRA and the projection have learnt, as the peft library does, to be added to ``base``.
+    """Write the LoRA matrices and the projection as an adapter for ``base``, in the format of the peft library.
 
-    ``base`` is a hub id, or a folder, which is written down as it lies from here: the two can be moved together.
+    ``base`` is a hub id or a folder. A folder is stored as a path relative to ``folder``, so both can move together.
     """
     place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
     learnt = {
@@ -75,7 +75,7 @@ def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: 
 
 
 def _tensors_hf(model: Llava, tensors: Tensors) -> dict[str, Tensor]:
-    """The model's tensors; a linear projection as two layers, as transformers has them, the second changing nothing."""
+    """The model's tensors. A linear projection becomes two layers, as in transformers; the second is the identity."""
     tensors, projector = dict(tensors or model.state_dict()), "multi_modal_projector"
     if model.config.projector == "linear":
         weight, bias = tensors.pop(f"{projector}.weight"), tensors.pop(f"{projector}.bias")
@@ -88,7 +88,7 @@ def _tensors_hf(model: Llava, tensors: Tensors) -> dict[str, Tensor]:
 def write_clip(
     clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None, tensors: Tensors = None
 ) -> None:
-    """Write both CLIP towers as ``CLIPModel`` has them."""
+    """Write both CLIP towers and the tokenizer in the layout of ``CLIPModel``."""
     vision, text = clip.vision_model.config, clip.text_model.config
     config = {
         "architectures": ["CLIPModel"],
@@ -104,7 +104,7 @@ def write_clip(
 def write_decoder(
     decoder: Decoder, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None, tensors: Tensors = None
 ) -> None:
-    """Write a decoder as ``LlamaForCausalLM`` has it, its tokenizer beside it."""
+    """Write a decoder and its tokenizer in the layout of ``LlamaForCausalLM``."""
     config = {"architectures": ["LlamaForCausalLM"], **decoder.config.to_dict()}
     inside = re.compile(r"^(?!lm_head\.)")
     tensors = {inside.sub("model.", name): tensor for name, tensor in (tensors or decoder.state_dict()).items()}
@@ -112,9 +112,9 @@ def write_decoder(
 
 
 def _write(folder: Path, files: dict, tensors: dict[str, Tensor], tokenizer: Tokenizer | None, dtype) -> None:
-    """Write ``files``, whose config.json says nothing of the dtype yet, and beside them weights and tokenizer."""
+    """Write ``files``, adding the dtype to their config.json, and the weights and the tokenizer."""
     config = files["config.json"]
-    if config.get("tie_word_embeddings"):  # stored once, as the embedding
+    if config.get("tie_word_embeddings"):  # tied weights: stored once, as the embedding
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
     write_tensors(folder, tensors, dtype)
     config["dtype"] = str(dtype or next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -130,10 +130,10 @@ def _write_files(folder: Path, files: dict[str, dict | str]) -> None:
 
 
 def replace_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> None:
-    """Call ``fill(new)`` on a fresh folder, then put it in ``folder``'s place.
+    """Call ``fill(new)`` with an empty new folder, then replace ``folder`` by it.
 
-    A kill at any moment leaves the old folder or the new one whole: the old one steps aside to ``folder.old`` before
-    the new one takes its name, and ``recover_folder`` undoes the moment between.
+    If the process is killed at any moment, the old or the new folder is complete. The old one is renamed to
+    ``folder.old`` before the new one gets its name; after a kill between the two, ``recover_folder`` renames it back.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def replace_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> N
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     fill(new)
-    for path in new.iterdir():  # on disk before it counts
+    for path in new.iterdir():  # written to disk before the rename
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if folder.exists():
@@ -152,7 +152,7 @@ def replace_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> N
 
 
 def recover_folder(folder: str | os.PathLike) -> None:
-    """Finish what a kill inside ``replace_folder`` left: ``folder.old`` is the last whole state, or superfluous."""
+    """Clean up after a kill in ``replace_folder``: rename ``folder.old`` if ``folder`` is missing, else delete it."""
     folder = Path(folder)
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():

@@ -107,7 +107,7 @@ def test_a_picture_processor_of_another_size_is_refused(towers):
     vision, decoder = towers
     square = {"height": 24, "width": 24}
     CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(vision)
-    with pytest.raises(UserError, match=rf"{vision}: its image processor makes pictures of .*24.* reads 32 x 32"):
+    with pytest.raises(UserError, match=rf"{vision}: its image processor gives pictures of .*24.* reads 32 x 32"):
         join(vision, decoder)
 
 
@@ -133,7 +133,7 @@ def test_an_unknown_chat_template_is_said(towers, capsys, text):
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
     assert join(vision, decoder).processor.template is TEMPLATES["v0"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{decoder}: its chat template is none of {', '.join(TEMPLATES)}")
+    assert line.startswith(f"{decoder}: the chat template is none of {', '.join(TEMPLATES)}")
 
 
 def test_a_template_given_takes_the_checkpoints_place(towers, rows, tmp_path, monkeypatch):

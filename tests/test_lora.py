@@ -271,7 +271,7 @@ LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weigh
         (lambda tensors: tensors.pop(LAYER), r"layers\.1\.mlp\.up_proj\.lora_B\.weight is missing"),
         (lambda tensors: tensors.update(extra=torch.zeros(1)), "tensor 'extra' is left over"),
         (lambda tensors: tensors.update({LAYER: torch.zeros(48, 2)}), r"lora_B\.weight has shape \(48, 2\), not"),
-        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 3, dtype=torch.int32)}), "not of fractions"),
+        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 3, dtype=torch.int32)}), "not a floating-point one"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(adapter, change, message):
@@ -286,7 +286,7 @@ def test_a_tensor_that_does_not_fit_is_named(adapter, change, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_rslora": True}, "use_rslora is True; only False is known"),
+        ({"use_rslora": True}, "use_rslora is True; only False is supported"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"r": 0}, "r is 0, not a positive number"),

@@ -101,8 +101,8 @@ GOOD = '{"id": 1}'
 WRONG = {  # content, and what the message says after the file's name
     "": "not a list of rows",
     " \n": "not a list of rows",
-    "[]": "not a list of rows, but an empty one",
-    "[ \n ]": "not a list of rows, but an empty one",
+    "[]": "an empty list",
+    "[ \n ]": "an empty list",
     "[": "not JSON at row 0, line 1",
     f"[{GOOD}": "not JSON at row 0, line 1",
     f"[{GOOD},": "not JSON at row 1, line 1",
@@ -116,7 +116,7 @@ WRONG = {  # content, and what the message says after the file's name
     f"[{GOOD}]]": "not JSON at row 0, line 1",
     '{"id": 1': "not JSON at row 0, line 1",
     f"{GOOD}\n\n" + '{"id": 2': "not JSON at row 1, line 3",
-    f"{GOOD},\n{GOOD}": "not JSON at row 0, line 2: after it, a row or the file's end is wanted",
+    f"{GOOD},\n{GOOD}": "not JSON at row 0, line 2: expected a row or the end of the file after it",
     f"{GOOD}\n[{GOOD}]": "not JSON at row 0, line 2",
     f"{GOOD}\n{GOOD}\n]": "not JSON at row 1, line 3",
     f",{GOOD}": "not a list of rows",
@@ -177,7 +177,7 @@ def test_a_row_s_size_is_that_of_its_bytes(tmp_path):
 def test_bytes_that_are_no_utf8_are_found_in_their_row(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"id": "\xc3\xa9"},\n{"id": "\xe9"},\n{"id": 3}]')
-    with pytest.raises(UserError, match=r"rows\.json: not JSON at row 1, line 2: bytes that are no UTF-8"):
+    with pytest.raises(UserError, match=r"rows\.json: not JSON at row 1, line 2: bytes that are not UTF-8"):
         Rows(path)
 
 

@@ -237,9 +237,9 @@ def test_a_stream_shows_whole_characters(llama):
 
 
 FAULTS = {
-    "no bytes": ("neither bytes .* nor byte_fallback", lambda model: {**model, "byte_fallback": False}),
+    "no bytes": ("neither a ByteLevel .* nor byte_fallback", lambda model: {**model, "byte_fallback": False}),
     "a byte missing": (
-        "without the token <0x0A>",
+        "the vocabulary lacks <0x0A>",
         lambda model: {**model, "vocab": {k: v for k, v in model["vocab"].items() if k != "<0x0A>"}},
     ),
     "dropout": ("dropout is 0.1", lambda model: {**model, "dropout": 0.1}),

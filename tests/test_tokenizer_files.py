@@ -204,9 +204,9 @@ NO_TOKENS = {"added_tokens": [], "pre_tokenizer": {"type": "ByteLevel"}, "model"
         ({"tokenizer": b"[" * 100_000}, r"tokenizer\.json: not JSON"),
         ({"tokenizer": b"\xff\xfe"}, r"tokenizer\.json: not UTF-8"),
         ({"tokenizer": b"[]"}, r"tokenizer\.json: holds a list"),
-        ({"tokenizer": {}}, r"tokenizer\.json: not a tokenizer of a known form"),
-        ({"tokenizer": {"model": {"vocab": [], "merges": []}}}, r"tokenizer\.json: not a tokenizer of a known form"),
-        ({"tokenizer": NO_TOKENS}, r"tokenizer\.json: not a tokenizer of a known form"),
+        ({"tokenizer": {}}, r"tokenizer\.json: not a supported kind of tokenizer"),
+        ({"tokenizer": {"model": {"vocab": [], "merges": []}}}, r"tokenizer\.json: not a supported kind of tokenizer"),
+        ({"tokenizer": NO_TOKENS}, r"tokenizer\.json: not a supported kind of tokenizer"),
         ({"tokenizer_config": b"{"}, r"tokenizer_config\.json: not JSON"),
         ({"special_tokens_map": b"3"}, r"special_tokens_map\.json: holds a int"),
         ({"added_tokens": b"\xff"}, r"added_tokens\.json: not UTF-8"),
@@ -248,11 +248,11 @@ def test_a_tokenizer_model_cut_short_is_refused(files, tmp_path, kind):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"!!!! 300\n", "line 301 is not a new token in base64 and the rank 300"),
+        (b"!!!! 300\n", "line 301 is not a new token in base64 with the rank 300"),
         (b"YWJj 299\n", "line 301"),  # a rank twice
         (b"YQ== 300\n", "line 301"),  # a token twice
         (b"YWJj -1\n", "line 301"),
-        (b"YWJj 300", "line 301 is the last: is the file cut short?"),
+        (b"YWJj 300", "the file ends after line 301: is it truncated?"),
         (b"YWJj" * 400 + b" 300\n", "a token of 1200 characters"),
         (b"YWJj\n", "line 301"),
         (b" 300\n", "line 301"),

@@ -1,4 +1,4 @@
-"""Other people's files as plain values.
+"""File formats of other projects, read and written as plain values.
 
-Knows no class of the other rooms; nobody has to read it to understand LLaVA.
+Uses no class of minillava's other packages. You need not read it to understand LLaVA.
 """

@@ -1,4 +1,4 @@
-"""adapter_config.json, the file of the peft library that says what an adapter is added to, and with which numbers."""
+"""adapter_config.json of the peft library: which model an adapter is added to, and LoRA's rank and alpha."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,12 @@ from minillava.errors import UserError
 from minillava.formats.json_object import read_json_object
 
 CONFIG = "adapter_config.json"
-PREFIX = "base_model.model.model."  # of tensors' names: peft's two wrappers, then LlavaForConditionalGeneration's model
-# What else adapter_config.json says, and what we compute where it says so.
+# Prefix of the tensor names: peft's two wrappers, then the "model" of LlavaForConditionalGeneration.
+PREFIX = "base_model.model.model."
+# The other keys of adapter_config.json, with the only values that are supported.
 FIXED = {
     "peft_type": "LORA",
-    # A pattern, not names alone: the vision tower has layers called q_proj too.
+    # A regular expression instead of plain names, because the vision tower has layers called q_proj too.
     "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
     "modules_to_save": ["multi_modal_projector"],
     "bias": "none",
@@ -23,7 +24,8 @@ FIXED = {
 
 
 class AdapterConfig(NamedTuple):
-    """What adapter_config.json says: where the weights lie that the adapter adds to, and LoRA's two numbers."""
+    """The values of adapter_config.json that vary. ``base``: the base model, as a hub id or a path relative to the
+    adapter's folder."""
 
     base: str
     rank: int
@@ -41,15 +43,15 @@ def to_dict(config: AdapterConfig) -> dict:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Raises UserError for a file that is broken, or asks for what is not computed here."""
+    """Read adapter_config.json. Raises UserError if it is broken or asks for something that is not supported."""
     path = folder / CONFIG
     values = read_json_object(path)
     for name, only in FIXED.items():
         if values.get(name, only) != only:
-            raise UserError(f"{path}: {name} is {values[name]!r}; only {only!r} is known")
+            raise UserError(f"{path}: {name} is {values[name]!r}; only {only!r} is supported")
     base, rank, alpha = (values.get(name) for name in ("base_model_name_or_path", "r", "lora_alpha"))
     if not isinstance(base, str):
-        raise UserError(f"{path}: base_model_name_or_path is {base!r}, not a folder")
+        raise UserError(f"{path}: base_model_name_or_path is {base!r}, not a hub id or a folder")
     for name, value, kinds in (("r", rank, int), ("lora_alpha", alpha, (int, float))):
         if not isinstance(value, kinds) or not 0 < value < float("inf"):
             raise UserError(f"{path}: {name} is {value!r}, not a positive number")

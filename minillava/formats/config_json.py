@@ -1,23 +1,23 @@
-"""``config.json`` of CLIP, LLaMA and LLaVA <-> our names and values, those of the fields in ``minillava/config.py``.
+"""``config.json`` of CLIP, LLaMA and LLaVA <-> the fields of the classes in ``minillava/config.py``.
 
-A config.json carries dozens of keys that do not change what is computed; they are passed over. What would be computed
-wrongly is refused: the functions raise ValueError, which names the key, and what Python raises for a value of a wrong
-kind. Null means the same as leaving a key out.
+A config.json has dozens of keys that do not change what is computed; they are ignored. A value that would be computed
+wrongly is refused: the functions raise ValueError, which names the key. For a value of a wrong type they raise whatever
+Python raises, such as TypeError. Null means the same as a missing key.
 """
 
-# What each known kind of rope_scaling is told by.
+# The supported types of rope_scaling, with the parameters of each.
 ROPE_SCALINGS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-MOST_LAYERS = 1000  # a file that claims more is refused before they are built
+MOST_LAYERS = 1000  # a file with more is refused before the layers are built
 
 
 def part_from_json(config: dict, usual: dict, **only: object) -> dict:
-    """A part's values: ``usual``, what a file means by leaving them out, with the file's own over it.
+    """The values of one part: the file's where it has them, else ``usual``, the defaults of that kind of file.
 
-    What is a number must be a positive one, ids of tokens aside. ``only``: what else it must say, if it says it.
+    Numbers must be positive, except token ids. ``only``: other keys, each with the only value it may have.
     """
     _expect(config, **only)
     values = usual | {name: value for name, value in _given(config).items() if name in usual}
@@ -30,7 +30,7 @@ def part_from_json(config: dict, usual: dict, **only: object) -> dict:
 
 
 def decoder_from_json(config: dict, usual: dict) -> dict:
-    """The decoder's values, from LLaMA's config.json."""
+    """The decoder's values, from LLaMA's config.json. ``usual``: the defaults, as in part_from_json."""
     _expect(config, model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
     config = _given(config)
     every = usual | config
@@ -40,7 +40,11 @@ def decoder_from_json(config: dict, usual: dict) -> dict:
 
 
 def llava_from_json(config: dict, depth: int) -> dict:
-    """What joins the parts, from the config.json of a llava-hf folder. ``depth``: the vision tower's layers."""
+    """The values that join the parts, from the config.json of a llava-hf folder.
+
+    These are the projector, the image token's id and which visual features are read. ``depth``: the number of layers
+    of the vision tower.
+    """
     config = {"vision_feature_layer": -2, "image_token_index": 32000, **_given(config)}
     _expect(config, multimodal_projector_bias=True)
     strategy = _choose(config, "vision_feature_select_strategy", default="default", full="full")
@@ -53,13 +57,14 @@ def llava_from_json(config: dict, depth: int) -> dict:
 
 
 def original_from_json(config: dict, depth: int) -> dict:
-    """What joins the parts, from the config.json of the LLaVA authors' code: a LLaMA's, with mm_* keys for the rest.
+    """The values that join the parts, from the config.json of the LLaVA authors' code: a LLaMA's with mm_* keys added.
 
-    ``depth``: the layers of the CLIP that mm_vision_tower names. There is no image token yet.
+    ``depth``: the number of layers of the CLIP tower that mm_vision_tower names. There is no image_token_id in the
+    result: these tokenizers have no image token.
     """
     _choose(config, "model_type", llava=None, llava_llama=None)
-    _choose(config, "image_aspect_ratio", square=None, pad=None)  # not "anyres", pictures cut into tiles
-    _expect(config, mm_use_im_start_end=False)  # marks around each picture
+    _choose(config, "image_aspect_ratio", square=None, pad=None)  # not "anyres", which cuts pictures into tiles
+    _expect(config, mm_use_im_start_end=False)  # true: start and end tokens around each picture
     strategy = _choose(config, "mm_vision_select_feature", patch="default", cls_patch="full")
     return {
         "projector": _choose(config, "mm_projector_type", linear="linear", mlp2x_gelu="mlp"),
@@ -69,7 +74,8 @@ def original_from_json(config: dict, depth: int) -> dict:
 
 
 def llava_to_json(vision: dict, decoder: dict, values: dict, num_image_tokens: int) -> dict:
-    """The config.json of a llava-hf folder, from those of its two parts and what joins them."""
+    """The config.json of a llava-hf folder. ``vision``, ``decoder``: the config.json of the two parts; ``values``: the
+    fields of LlavaConfig."""
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -86,19 +92,19 @@ def llava_to_json(vision: dict, decoder: dict, values: dict, num_image_tokens: i
 
 
 def _given(config: dict) -> dict:
-    """Without the keys that are null."""
+    """``config`` without the keys whose value is null."""
     return {name: value for name, value in config.items() if value is not None}
 
 
 def _expect(config: dict, **only: object) -> None:
-    """Refuse a value that changes what is computed."""
+    """Raise ValueError for a key with another value than the one that is supported. The key may be missing or null."""
     for name, wanted in only.items():
         if (value := config.get(name)) not in (None, wanted):
-            raise ValueError(f"{name} is {value!r}; only {wanted!r} is known")
+            raise ValueError(f"{name} is {value!r}; only {wanted!r} is supported")
 
 
 def _choose(config: dict, name: str, **choices: str | None) -> str | None:
-    """Ours for the file's word; the first where the file says nothing."""
+    """Translate the file's value of ``name``: ``choices`` maps the file's values to ours. The first is the default."""
     value = config.get(name) or next(iter(choices))
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
@@ -108,7 +114,7 @@ def _choose(config: dict, name: str, **choices: str | None) -> str | None:
 def _layer(config: dict, name: str, depth: int) -> int:
     layer = config[name]
     if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
-        raise ValueError(f"{name} is {layer!r}, not one layer of the {depth}")
+        raise ValueError(f"{name} is {layer!r}, not the number of one of the {depth} layers")
     return layer
 
 
@@ -118,7 +124,7 @@ def _check_size(name: str, value: object, kind: type) -> None:
 
 
 def _rope(config: dict) -> dict:
-    """rope_theta and rope_scaling, which transformers 5 spells as one dict, rope_parameters."""
+    """rope_theta and rope_scaling. transformers 5 writes both into one dict, rope_parameters."""
     rope = _given(config.get("rope_scaling") or config.get("rope_parameters") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_SCALINGS:
@@ -131,5 +137,5 @@ def _rope(config: dict) -> dict:
     for name, value in scaling.items():
         _check_size(name, value, float)
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        raise ValueError("rope_scaling's high_freq_factor is not above its low_freq_factor")
+        raise ValueError("rope_scaling's high_freq_factor must be greater than its low_freq_factor")
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling} if scaling else None}

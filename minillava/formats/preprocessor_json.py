@@ -1,7 +1,7 @@
-"""``preprocessor_config.json`` <-> the values of an ``ImageProcessor``, by its names.
+"""``preprocessor_config.json`` <-> the fields of an ``ImageProcessor``.
 
-The names are those of transformers' CLIPImageProcessor and, where it pads, LlavaImageProcessor. A size or a mean may be
-one number, as in the file's first years.
+The names are those of transformers' CLIPImageProcessor and, if it pads, LlavaImageProcessor. A size or a mean may be
+one number, as in older files.
 """
 
 import os
@@ -13,8 +13,8 @@ from minillava.formats.json_object import read_json_object
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
 MAX_SIDE = 10_000  # pixels
 STEPS = ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
-# Keys that change no number: who wrote the file, what transformers' own calls take, and the conversion to RGB, which
-# happens here whatever the file says, since the tower reads three channels.
+# Keys that are ignored because they do not change the result: what wrote the file, arguments of transformers' own
+# calls, and the conversion to RGB, which is always done here because the tower reads three channels.
 OTHERS = (
     "_valid_processor_keys", "data_format", "default_to_square", "device", "disable_grouping", "do_convert_rgb",
     "feature_extractor_type", "image_processor_type", "image_seq_length", "input_data_format", "processor_class",
@@ -23,9 +23,9 @@ OTHERS = (
 
 
 def read_processor(folder: str | os.PathLike) -> dict:
-    """From the folder's processor_config.json, if it has an image processor in it, or its preprocessor_config.json.
+    """Read the values from processor_config.json if it has an "image_processor", else from preprocessor_config.json.
 
-    Raises UserError, naming the file, where there is neither, or what it asks for is unknown.
+    Raises UserError, naming the file, if there is neither or it asks for something that is not supported.
     """
     path = Path(folder, "processor_config.json")
     config = read_json_object(path).get("image_processor") if path.exists() else None
@@ -39,22 +39,21 @@ def read_processor(folder: str | os.PathLike) -> dict:
 
 
 def processor_from_json(config: dict) -> dict:
-    """The values of CHECKS that the file gives. A step that is null is left out, as in transformers.
+    """The values of ``config`` for the keys in CHECKS. A step ("do_...") that is null is off, as in transformers.
 
-    Raises UserError for another kind of processor, for a value that is none, and for a key that is unknown here and so
-    may change the result.
+    Raises UserError for another kind of processor, an invalid value, and an unknown key, which might change the result.
     """
     if not isinstance(config, dict):
         raise UserError("the image processor must be a JSON object")
     given = {name: value for name, value in config.items() if value is not None or name in STEPS}
     kind = given.get("image_processor_type", given.get("feature_extractor_type", PROCESSORS[0]))
-    family = str(kind).removesuffix("Fast").removesuffix("Pil")  # the same numbers by other means
+    family = str(kind).removesuffix("Fast").removesuffix("Pil")  # other implementations of the same steps
     if family not in PROCESSORS:
-        raise UserError(f"image processor {kind!r} is not known, only {', '.join(PROCESSORS)}")
+        raise UserError(f"image processor {kind!r} is not supported, only {', '.join(PROCESSORS)}")
     for name in sorted(given.keys() - {*CHECKS, *OTHERS}):
-        raise UserError(f"{name}: {given[name]!r} is not known in an image processor")
+        raise UserError(f"{name} ({given[name]!r}) is not a known setting of an image processor")
     if family != "LlavaImageProcessor":
-        given.pop("do_pad", None)  # CLIP's pads a batch to its largest picture, and all come out alike
+        given.pop("do_pad", None)  # CLIP's pads a batch to its largest picture; here all have the same size
     square = given.get("default_to_square", False)
     return {name: _value(name, given[name], square) for name in CHECKS if name in given}
 
@@ -66,7 +65,7 @@ def processor_to_json(values: dict) -> dict:
 
 
 def _value(name: str, given: object, square: bool) -> object:
-    """A value in our spelling; ``square``: a size that is one number is that of both sides, not of the shorter."""
+    """Check a value and convert it to ours. ``square``: a size given as one number is both sides, not the shorter."""
     value = False if given is None else given
     if name in ("size", "crop_size") and _is_number(given):
         value = {"height": given, "width": given} if square or name == "crop_size" else {"shortest_edge": given}
@@ -91,7 +90,7 @@ def _are_three(values: tuple) -> bool:
     return len(values) == 3 and all(map(_is_number, values))
 
 
-# What each value must be, as a check and in words, in the order in which a configuration names them.
+# What each value must be, as a check and in words.
 CHECKS = {
     **dict.fromkeys(STEPS, (lambda value: isinstance(value, bool), "true or false")),
     "size": (lambda value: _is_size(value, {"height", "width"}, {"shortest_edge"}), "a size in pixels"),

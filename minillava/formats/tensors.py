@@ -1,9 +1,10 @@
-"""Tensors in a folder's files: safetensors or PyTorch's .bin, in one file or in shards with an index.
+"""The tensors of a model folder: safetensors or PyTorch's .bin, in one file or in shards with an index.
 
-- Reading goes tensor by tensor: a file is mapped, one tensor is copied out of it in the dtype asked for, and the file
-  is let go again. What is resident is the model and one tensor more, whatever the size of the files.
-- A .bin file is a pickle; it is read with ``weights_only``, so it holds tensors alone or is refused, and runs no code.
-- Every tensor of the model must be there, and nothing else; what does not fit is an error that names it.
+- Tensors are read one at a time: the file is memory-mapped, one tensor is copied out of it in the requested dtype, and
+  the file is closed. Memory holds the model and one more tensor, whatever the size of the files.
+- A .bin file is a pickle. It is read with ``weights_only``: no code in it runs, and a file with anything else than
+  tensors is refused.
+- The files must hold every tensor of the model and no other. The error names the tensor that does not fit.
 """
 
 import json
@@ -22,19 +23,19 @@ from minillava.formats.json_object import read_json_object
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
-# The first that is there is read; each may be shards with NAME.index.json.
+# The first of these that exists is read. Each may be split into shards, listed in NAME.index.json.
 KINDS = (WEIGHTS, "pytorch_model.bin", ADAPTER)
-SHARD_BYTES = 5 * 10**9  # at most so many in a file that we write
+SHARD_BYTES = 5 * 10**9  # maximum size of a file that we write
 STORED = "stored"
-Dtype = torch.dtype | Literal["stored"] | None  # of what is read; "stored" is each tensor's own, None is float32
-# Not weights: what each position's number is, and RoPE's angles, which follow from the config.
+Dtype = torch.dtype | Literal["stored"] | None  # to convert to; "stored" keeps each tensor's own, None is float32
+# Not weights: the numbers of the positions, and RoPE's inverse frequencies, which follow from the config.
 CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
 
 
 class Unfilled(TorchFunctionMode):
-    """Within this, beside ``torch.device("meta")``, modules are built without memory, for ``fill`` to fill.
+    """Context for building modules without memory, used together with ``torch.device("meta")``; ``fill`` fills them.
 
-    Normal numbers are not drawn, since there is nowhere to put them and PyTorch would import 80 MB of code to do it.
+    It skips nn.init.normal_: a meta tensor cannot hold numbers, and PyTorch would import 80 MB of code for the call.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -42,14 +43,14 @@ class Unfilled(TorchFunctionMode):
 
 
 class Stored(NamedTuple):
-    """A tensor that lies in ``file`` under ``name``."""
+    """A tensor in ``file``, under the name ``name``."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """The file is opened anew for each tensor: pages of a mapping stay resident for as long as it lasts."""
+        """Read the tensor. Opens the file for each one, since a mapping's pages stay in memory while it is open."""
         if self.file.suffix == ".bin":
             return _open_bin(self.file)[self.name]
         with safe_open(self.file, framework="pt") as file:
@@ -57,7 +58,7 @@ class Stored(NamedTuple):
 
 
 def find_weights(folder: Path) -> Path:
-    """The file that holds the folder's tensors, or the index of its shards. Raises UserError where there is none."""
+    """The file with the folder's tensors, or the index of its shards. Raises UserError if there is none."""
     first, *others = (folder / f"{kind}{end}" for kind in KINDS for end in ("", ".index.json"))
     for path in (first, *others):
         if path.exists():
@@ -66,32 +67,35 @@ def find_weights(folder: Path) -> Path:
 
 
 def list_tensors(folder: Path) -> dict[str, Stored]:
-    """The folder's tensors by name, out of one file or of all shards that its index names. Their data is not read yet.
+    """The folder's tensors by name, from its one file or from all shards in its index. Their data is not read yet.
 
-    Raises UserError for a file that is missing, cut short or broken, or holds anything else than tensors.
+    Raises UserError for a file that is missing, truncated or broken, or that holds anything else than tensors.
     """
     path = find_weights(folder)
     if path.suffix != ".json":
         return _list_file(path)
     places = read_json_object(path).get("weight_map")
     if not isinstance(places, dict):
-        raise UserError(f"{path}: no weight_map from tensors to files")
+        raise UserError(f"{path}: no weight_map of tensors to files")
     for file in places.values():
         if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", str(file)):
-            raise UserError(f"{path}: its weight_map has {file!r}, not the name of a weight file in this folder")
+            raise UserError(f"{path}: weight_map names {file!r}, which is not the name of a weight file in this folder")
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         for name, tensor in _list_file(path.with_name(file)).items():
             if (other := tensors.setdefault(name, tensor)) is not tensor:
-                raise UserError(f"{tensor.file}: tensor {name!r} is in {other.file.name} too")
+                raise UserError(f"{tensor.file}: tensor {name!r} is also in {other.file.name}")
     for name, file in places.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise UserError(f"{path.with_name(file)}: tensor {name!r} is missing, which {path.name} promises")
+            raise UserError(f"{path.with_name(file)}: tensor {name!r} is missing, though {path.name} lists it")
     return tensors
 
 
 def rename(tensors: dict[str, Stored], rules: tuple[tuple[str, str], ...]) -> dict[str, Stored]:
-    """The tensors by our names. The first of ``rules`` (pattern, replacement) that fits a name is applied, once."""
+    """The tensors by our names. ``rules`` are (pattern, replacement); the first that matches a name is applied, once.
+
+    Tensors that are not weights (CONSTANTS) are left out. Raises UserError if two tensors get the same name.
+    """
     renamed: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         if CONSTANTS.search(name):
@@ -99,17 +103,18 @@ def rename(tensors: dict[str, Stored], rules: tuple[tuple[str, str], ...]) -> di
         rule = next((rule for rule in rules if re.search(rule[0], name)), ("", ""))
         name = re.sub(*rule, name)
         if (other := renamed.setdefault(name, tensor)) is not tensor:
-            raise UserError(f"{tensor.file}: tensors {other.name!r} and {tensor.name!r} are both {name}")
+            raise UserError(f"{tensor.file}: tensors {other.name!r} and {tensor.name!r} are both read as {name}")
     return renamed
 
 
 @torch.no_grad()
 def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: str = "cpu", dtype: Dtype = None) -> None:
-    """Give the parameters that ``module`` has on the meta device their values, in ``dtype`` (float32) on ``device``.
+    """Fill the parameters of ``module`` that are on the meta device, in ``dtype`` (None: float32) on ``device``.
 
-    ``tensors``, those of ``folder``, go by the parameters' names. A parameter of two names, as a tied head is, may be
-    stored under either or both. Raises UserError, before anything is read, for a tensor that is missing, left over or
-    of another shape, and for a device that is not there.
+    ``tensors`` are those of ``folder``, by the parameters' names. Tied weights are one parameter with two names; they
+    may be stored under either name or both. Raises UserError, before any data is read, for a tensor that is missing,
+    left over or of another shape, and for a device that is not available; and, while reading, for tied weights that
+    differ and for a tensor that is not floating-point.
     """
     try:
         torch.empty(0, device=device)
@@ -126,24 +131,24 @@ def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: st
         if not stored[parameter]:
             raise UserError(f"{find_weights(folder)}: tensor {name} is missing")
     for name in sorted(tensors.keys() - wanted.keys()):
-        raise UserError(f"{tensors[name].file}: tensor {tensors[name].name!r} is left over")
-    # The largest first: a tensor in its file and its copy are resident together while little else is.
+        raise UserError(f"{tensors[name].file}: tensor {tensors[name].name!r} is left over: no such parameter")
+    # Largest first: a tensor and its copy are in memory together, best while most of the model is not there yet.
     for parameter, (first, *others) in sorted(stored.items(), key=lambda item: -item[0].numel()):
         value = first.read()
         for other in others:
             if not torch.equal(other.read().to(value.dtype), value):
                 raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
         if not value.is_floating_point():
-            raise UserError(f"{first.file}: tensor {first.name} is of {value.dtype}, not of fractions")
+            raise UserError(f"{first.file}: tensor {first.name} has dtype {value.dtype}, not a floating-point one")
         kind = value.dtype if dtype == STORED else dtype or torch.float32
         copy = nn.Parameter(torch.empty(value.shape, dtype=kind, device=device).copy_(value))
         torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write model.safetensors, or shards of at most SHARD_BYTES and their index, in ``dtype`` or each in its own.
+    """Write model.safetensors, or shards of at most SHARD_BYTES and their index, in ``dtype`` (None: each tensor's).
 
-    No more than one shard at a time is converted, so a large model is not held twice.
+    One shard is converted at a time, so a large model is never in memory twice.
     """
     shards: list[dict[str, Tensor]] = [{}]
     room, total = SHARD_BYTES, 0
@@ -175,7 +180,7 @@ def _list_file(path: Path) -> dict[str, Stored]:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+            raise UserError(f"{path}: not a complete safetensors file ({error})") from None
     return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
@@ -184,6 +189,6 @@ def _open_bin(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
             raise TypeError
-    except Exception as error:  # one cut short or foreign fails in torch, zipfile or pickle, each in its own way
-        raise UserError(f"{path}: not a PyTorch file of tensors and nothing else ({type(error).__name__})") from None
+    except Exception as error:  # for a truncated or foreign file, torch, zipfile and pickle raise errors of many types
+        raise UserError(f"{path}: not a PyTorch file with only tensors in it ({type(error).__name__})") from None
     return tensors

@@ -1,8 +1,8 @@
-"""A tokenizer's folder: the files in it, and what they say together of added tokens and their roles.
+"""The files of a tokenizer's folder, and the vocabulary, added tokens and special tokens that they define together.
 
-``tokenizer.json`` says nearly all. ``tokenizer_config.json`` adds which token is the bos, eos and padding; older
-folders have ``special_tokens_map.json`` and ``added_tokens.json`` for that. A folder with a ``tokenizer.model`` alone
-is read as the tokenizer.json that says the same.
+``tokenizer.json`` holds nearly everything. ``tokenizer_config.json`` names the bos, eos and padding tokens; older
+folders have ``special_tokens_map.json`` and ``added_tokens.json`` for that. If a folder has only a ``tokenizer.model``,
+it is converted to the equivalent tokenizer.json.
 """
 
 import itertools
@@ -22,24 +22,29 @@ from minillava.formats.tokenizer_model import convert
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
 JSON, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
-LARGEST = 100 << 20  # bytes of a file; the largest tokenizer.json of these families has 17 MB
-# What a token is called where no file says which it is.
+LARGEST = 100 << 20  # maximum bytes of a file; the largest tokenizer.json of these families has 17 MB
+# The names to look for, in this order, if no file says which token has the role.
 USUAL = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos_token": (END, "<|end_of_text|>", "<|endoftext|>"),
     "pad_token": (PAD, "<|finetune_right_pad_id|>"),
 }
-# The classes with which transformers takes tokenizer.json as it is; others rebuild parts of it as they think fit.
+# The classes for which transformers uses tokenizer.json unchanged; for others it rebuilds parts of the tokenizer.
 OBEDIENT = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 class TokenizerFiles(NamedTuple):
-    """What ``interpret`` makes of a folder.
+    """A folder's tokenizer, as ``interpret`` reads it.
 
-    ``source`` is the file to blame for ``stored``, the contents of tokenizer.json. ``tokens`` are the added ones by
-    name, ``roles`` the names of "bos_token", "eos_token" and "pad_token", in this order (None where there is none),
-    ``files`` what to write to have the tokenizer again. Tokens are made of bytes if ``byte_level``, else of characters.
-    With ``ignore_merges``, a word that is a token as a whole is that token. ``add_bos``: the bos goes before a text.
+    source: the file that errors about ``stored`` name
+    stored: the contents of tokenizer.json
+    vocab, merges: token to id; pairs in order of rank
+    tokens: the added tokens by name
+    roles: the names of "bos_token", "eos_token" and "pad_token", in this order (None if there is none)
+    files: the contents of the files to write, to save the tokenizer, by file name
+    byte_level: tokens are made of bytes; else of characters
+    ignore_merges: a word that is in the vocabulary becomes that one token, without applying merges
+    add_bos: the bos token is put before a text
     """
 
     source: Path
@@ -55,13 +60,13 @@ class TokenizerFiles(NamedTuple):
 
 
 def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
-    """The contents of a tokenizer's files by name. Raises UserError for one that cannot be read or is too large."""
+    """The contents of a tokenizer's files by name. Raises UserError for a file that cannot be read or is too large."""
     paths = [Path(folder, name) for name in (JSON, CONFIG, MODEL, MAP, ADDED)]
     return {path.name: read_bytes(path, LARGEST) for path in paths if os.path.exists(path)}
 
 
 def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
-    """What the files say together. Raises UserError, which names the file in ``folder``, where they make no sense."""
+    """Combine the files. Raises UserError, naming the file in ``folder``, if one is invalid or contradicts another."""
     config, older, oldest = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
     obedient = JSON in files and config.get("tokenizer_class") in OBEDIENT
     source = folder / (JSON if JSON in files else MODEL)
@@ -72,7 +77,7 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
             stored, roles = convert(files[MODEL], config)
         config = {**roles, **config}
     else:
-        raise UserError(f"{folder / JSON}: No such file, nor a {MODEL} beside it")
+        raise UserError(f"{folder / JSON}: No such file, nor a {MODEL} next to it")
 
     with blame(source):
         vocab, merges, ignore_merges = tokenizer_json.read_bpe(stored["model"])
@@ -86,7 +91,7 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
     for path, index, entry in added:
         with blame(path):
             token = AddedToken.from_dict(index, entry)
-            # The file read first says how a token is treated; its id must be the same in all.
+            # The flags are those of the file read first; the id must be the same in all files.
             first = tokens.setdefault(token.content, token)
             for known in (first.id, vocab.get(token.content, index)):
                 if known != index:
@@ -108,7 +113,7 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
                 raise UserError(f"tokens {names[index]!r} and {name!r} have the same id, {index}")
         byte_level = '"ByteLevel"' in json.dumps(stored.get("pre_tokenizer"))
         add_bos = tokenizer_json.puts_first(stored.get("post_processor"), bos)
-    # Nobody is to end an answer, or bring in a picture, by writing so.
+    # Make them special, so that typing a token's name in a prompt neither ends an answer nor inserts a picture.
     tokens |= {name: tokens[name]._replace(special=True) for name in (*roles.values(), IMAGE) if name in tokens}
 
     if unlisted := [token for name, token in tokens.items() if name not in listed]:
@@ -122,9 +127,10 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
 
 
 def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, bytes]:
-    """The files with those of ``names`` that are no added tokens yet as special ones, with ids from ``start`` up.
+    """The contents of the files after adding ``names`` as special tokens.
 
-    PAD, if it is among them, becomes the padding token where there is none.
+    A name that is an added token already is skipped. A name in the vocabulary keeps its id; the others get ids from
+    ``start`` up. If PAD is among ``names``, it becomes the padding token unless there is one.
     """
     stored, config = json.loads(read.files[JSON]), json.loads(read.files[CONFIG])
     new, ids = [name for name in dict.fromkeys(names) if name not in read.tokens], itertools.count(start)
@@ -132,13 +138,16 @@ def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, byte
     tokenizer_json.include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
     if PAD in names and not read.roles["pad_token"]:
         config["pad_token"] = PAD
-    # A tokenizer.model no longer says what the tokenizer is.
+    # tokenizer.model lacks the new tokens, so it is left out.
     kept = {name: content for name, content in read.files.items() if name != MODEL}
     return {**kept, JSON: dump(stored), CONFIG: dump(config)}
 
 
 def write_files(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str]) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with GPT-2's split into words."""
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with GPT-2's split into words.
+
+    ``special``: the names of the special tokens by id.
+    """
     words = tokenizer_json.byte_level_part(use_regex=True)
     stored = tokenizer_json.bpe_file({"vocab": vocab, "merges": merges}, special, pre_tokenizer=words, decoder=words)
     config = {"tokenizer_class": OBEDIENT[0], "eos_token": END, "pad_token": PAD}
@@ -151,22 +160,22 @@ def write_files(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str
 
 @contextmanager
 def blame(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in making sense of a file into a UserError that names it."""
+    """Turn errors raised while interpreting a file into a UserError that names the file."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise UserError(f"{path}: not a tokenizer of a known form ({error!r:.200})") from None
+        raise UserError(f"{path}: not a supported kind of tokenizer ({error!r:.200})") from None
 
 
 def dump(value: dict) -> bytes:
-    """JSON as Hugging Face's files have it."""
+    """JSON, formatted as in Hugging Face's files."""
     return json.dumps(value, ensure_ascii=False, indent=1).encode()
 
 
 def _role(role: str, config: dict, older: dict, tokens: dict[str, AddedToken]) -> str | None:
-    """The name of the token that is the "bos_token", "eos_token" or "pad_token"."""
+    """The name of the token with the role "bos_token", "eos_token" or "pad_token"; None if there is none."""
     named = config.get(role) or older.get(role)
     if named is None and role not in config:
         return next((name for name in USUAL[role] if name in tokens), None)

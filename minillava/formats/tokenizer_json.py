@@ -1,8 +1,8 @@
-"""``tokenizer.json``, part by part, as plain values, and the contents of a new one.
+"""The parts of ``tokenizer.json`` as plain values, and the contents of a new file.
 
-The file is Hugging Face's ``tokenizers`` format; what is read here is read as that library reads it. Every family has a
-BPE vocabulary with merges, and added tokens ("<s>", "<image>"), which are cut out of a text before anything else looks
-at it. Then "normalizer" and "pre_tokenizer" say what is done to the text before its characters are joined.
+The format is that of Hugging Face's ``tokenizers`` library, and it is read as that library reads it. Every family has a
+BPE vocabulary with merges, and added tokens ("<s>", "<image>"), which are cut out of a text first. The normalizer then
+changes the rest of the text and the pre-tokenizer splits it, before merges join its characters.
 """
 
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ import regex
 from minillava.errors import UserError
 
 SPACE = "▁"  # how SentencePiece writes a space
-LONGEST = 1000  # characters of a token, since what makes it is tried step by step
+LONGEST = 1000  # maximum characters of a token: every way to split one into two may be tried
 
 
 def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
     """A tokenizer.json's "model" -> (token to id, merges in order of rank, "ignore_merges").
 
-    Raises UserError unless it is plain BPE.
+    Raises UserError unless it is BPE without dropout, subword prefix and word suffix.
     """
-    if model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files name no type
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files have no type
         raise UserError(f"the model is {model.get('type')!r}, not BPE with merges")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
@@ -32,7 +32,7 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     for left, right in merges:
         if len(left) + len(right) > LONGEST:
-            raise UserError(f"a merge makes a token of {len(left) + len(right)} characters; {LONGEST} are the most")
+            raise UserError(f"a merge makes a token of {len(left) + len(right)} characters; the maximum is {LONGEST}")
         for token in (left, right, left + right):
             if token not in vocab:
                 raise UserError(f"merge {left!r} {right!r} needs {token!r}, which is not in the vocabulary")
@@ -42,14 +42,18 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
 
 
 def check_id(what: str, index: object) -> None:
-    """Raises UserError for an id that is none."""
+    """Raises UserError unless ``index`` is an int from 0 up. ``what`` names the token."""
     if type(index) is not int or index < 0:
         raise UserError(f"{what} has the id {index!r}, not a whole number from 0 up")
 
 
 class AddedToken(NamedTuple):
-    """A token that is cut out of the text. ``lstrip`` and ``rstrip`` swallow the white space beside it; ``normalized``
-    looks for it after normalisation; a ``special`` one can be left as ordinary text."""
+    """A token that is cut out of the text before BPE.
+
+    special: special tokens can also be read as ordinary text
+    lstrip, rstrip: the white space to its left or right is removed with it
+    normalized: it is searched for in the text after normalization, not before
+    """
 
     content: str
     id: int
@@ -71,17 +75,17 @@ class AddedToken(NamedTuple):
 
 
 def include(stored: dict, tokens: Iterable[AddedToken]) -> None:
-    """Enter added tokens into a tokenizer.json's contents.
+    """Add added tokens to the contents of a tokenizer.json, in place.
 
-    All of them into the vocabulary too: those that are not there are numbered anew by `tokenizers`, from the
-    vocabulary's size up, whatever ids the file gives them.
+    All added tokens are entered into the vocabulary too. `tokenizers` gives new ids, from the vocabulary's size up, to
+    those that are not in it, whatever ids the file gives them.
     """
     stored["added_tokens"] += [{**token._asdict(), "single_word": False} for token in tokens]
     stored["model"]["vocab"] |= {token["content"]: token["id"] for token in stored["added_tokens"]}
 
 
 def puts_first(post_processor: dict | None, bos: str | None) -> bool:
-    """Whether the "post_processor" puts the bos before a text. Raises UserError for an unknown kind."""
+    """Whether the "post_processor" puts the bos token before a text. Raises UserError for an unsupported type."""
     for part in _parts(post_processor, "processors"):
         if part["type"] == "TemplateProcessing":
             first = part["single"][0].get("SpecialToken")
@@ -93,7 +97,7 @@ def puts_first(post_processor: dict | None, bos: str | None) -> bool:
 
 
 def put_first(bos: str, index: int) -> dict:
-    """A "post_processor" that puts the bos before each text."""
+    """A "post_processor" that puts the bos token before each text."""
     one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     two = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     special = {bos: {"id": bos, "ids": [index], "tokens": [bos]}}
@@ -101,7 +105,7 @@ def put_first(bos: str, index: int) -> dict:
 
 
 def _parts(part: dict | None, key: str) -> list[dict]:
-    """A part, or what a "Sequence" lists under ``key``: none where it is null."""
+    """The steps of a part: for a "Sequence" those listed under ``key``, flattened; none if it is null."""
     if part is None:
         return []
     return [step for one in part[key] for step in _parts(one, key)] if part["type"] == "Sequence" else [part]
@@ -111,10 +115,10 @@ def _parts(part: dict | None, key: str) -> list[dict]:
 
 
 def split_patterns(stored: dict) -> tuple[list[str], bool]:
-    """(regular expressions at which text is cut, one after the other; whether GPT-2's split into words comes last).
+    """The pre-tokenizer: (regular expressions that split the text, in order; whether GPT-2's split into words follows).
 
-    Raises UserError for a normalizer and for a "pre_tokenizer" that is not a ByteLevel, alone or after Split and
-    Digits.
+    Raises UserError if there is a normalizer, or if the pre-tokenizer is not a ByteLevel, by itself or after Split and
+    Digits steps.
     """
     if normalizer := stored.get("normalizer"):
         raise UserError(f"normalizer {normalizer['type']} is not supported with byte-level BPE")
@@ -137,7 +141,7 @@ def _unsupported(step: dict) -> UserError:
 
 
 def _expression(where: str, pattern: dict) -> str:
-    """The regular expression that {"Regex": ...} or {"String": ...} stands for. Raises UserError if it is none."""
+    """The regular expression of {"Regex": ...} or {"String": ...}. Raises UserError if it is invalid."""
     [(form, text)] = pattern.items()
     expression = text if form == "Regex" else regex.escape(text)
     try:
@@ -151,22 +155,22 @@ def _expression(where: str, pattern: dict) -> str:
 
 
 def byte_token(byte: int) -> str:
-    """How the vocabulary names a byte."""
+    """The name of a byte in the vocabulary: "<0x0A>"."""
     return f"<0x{byte:02X}>"
 
 
 def byte_ids(model: dict) -> list[int]:
-    """The ids of the 256 bytes. Raises UserError for a "model" without one, or without byte_fallback."""
+    """The ids of the 256 byte tokens. Raises UserError if "model" lacks one of them, or has no byte_fallback."""
     if not model.get("byte_fallback"):
-        raise UserError("the model has neither bytes for tokens (ByteLevel) nor byte_fallback")
+        raise UserError("the tokenizer has neither a ByteLevel pre-tokenizer nor byte_fallback")
     ids = [model["vocab"].get(byte_token(byte)) for byte in range(256)]
     if None in ids:
-        raise UserError(f"byte_fallback without the token {byte_token(ids.index(None))}")
+        raise UserError(f"byte_fallback is set, but the vocabulary lacks {byte_token(ids.index(None))}")
     return ids
 
 
 def normalizer_steps(normalizer: dict | None) -> list[tuple[str, str, bool]]:
-    """The "normalizer" -> (regular expression, replacement, whether it adds the space), to be applied in order.
+    """The "normalizer" as steps to apply in order: (regular expression, replacement, whether it puts a space first).
 
     Raises UserError for anything but Prepend, Replace and sequences of them.
     """
@@ -176,7 +180,7 @@ def normalizer_steps(normalizer: dict | None) -> list[tuple[str, str, bool]]:
             pattern, replacement, adds_space = r"(?s)\A(?=.)", step["prepend"], True
         elif step["type"] == "Replace":
             pattern, replacement = _expression("normalizer", step["pattern"]), step["content"]
-            # transformers writes this one before a Metaspace, which adds no space before a text that begins with one.
+            # transformers writes this step before a Metaspace, which adds no space to a text that begins with one.
             adds_space = pattern == rf"\A{SPACE}"
         else:
             raise UserError(f"normalizer {step['type']} is not supported with SentencePiece BPE")
@@ -185,7 +189,7 @@ def normalizer_steps(normalizer: dict | None) -> list[tuple[str, str, bool]]:
 
 
 def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
-    """The "pre_tokenizer" -> (prepend scheme or None, whether the text is split at spaces).
+    """The "pre_tokenizer" -> (prepend scheme, whether the text is split at spaces); (None, False) if it is null.
 
     The scheme is "always", "first" or "never". Raises UserError for anything but a Metaspace.
     """
@@ -204,8 +208,12 @@ def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
 
 
 def bpe_file(model: dict, special: dict[int, str], **parts: dict | None) -> dict:
-    """A tokenizer.json's contents. ``model`` holds "vocab", "merges" and what options are not off; ``special`` names
-    special tokens by id; ``parts`` are the "normalizer", "pre_tokenizer", "post_processor" and "decoder" there are."""
+    """The contents of a tokenizer.json.
+
+    model: "vocab", "merges" and the options that are on
+    special: the names of the special tokens by id
+    parts: the "normalizer", "pre_tokenizer", "post_processor" and "decoder"; the first three may be left out
+    """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": index, "content": content, **flags} for index, content in special.items()]
     none = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
@@ -216,5 +224,5 @@ def bpe_file(model: dict, special: dict[int, str], **parts: dict | None) -> dict
 
 
 def byte_level_part(use_regex: bool) -> dict:
-    """A ByteLevel part. ``use_regex`` says whether it splits a text into words, as GPT-2 does."""
+    """A ByteLevel part. ``use_regex``: whether it splits a text into words as GPT-2 does."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}

@@ -1,7 +1,7 @@
-"""``tokenizer.model`` -> the ``tokenizer.json`` that says the same.
+"""``tokenizer.model`` -> the equivalent ``tokenizer.json``.
 
-Two kinds of file bear the name: SentencePiece's (LLaMA-1 and -2, Vicuna), which is a protobuf message, and Llama-3's
-in tiktoken's form, a line of base64 and rank for each token.
+Two kinds of file have this name: SentencePiece's (LLaMA-1 and -2, Vicuna), a protobuf message, and Llama-3's in
+tiktoken's format, which has one line per token with the token in base64 and its rank.
 """
 
 import base64
@@ -13,36 +13,36 @@ from minillava.errors import UserError
 from minillava.formats.byte_characters import CHARACTER_TO_BYTE, to_characters
 from minillava.formats.tokenizer_json import LONGEST, SPACE, bpe_file, byte_level_part
 
-# Llama-3's split into words: as GPT-2's, with digits by threes at most and newlines kept with what they end.
+# Llama-3's split into words: GPT-2's, but with at most three digits together, and newlines kept with what they end.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# Of its 256 special tokens, those that have a name; the others are counted.
+# The named ones of its 256 special tokens, by place; the others are numbered.
 LLAMA3_NAMES = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of SentencePiece pieces
-BPE = 2  # of SentencePiece's models
-DAMAGED = "the file is damaged, cut short, or no SentencePiece model"
+BPE = 2  # a type of SentencePiece model
+DAMAGED = "the file is damaged, truncated, or not a SentencePiece model"
 
 
 def convert(content: bytes, config: dict) -> tuple[dict, dict[str, str]]:
-    """The file's content -> (contents of tokenizer.json, names of its "bos_token" and so on).
+    """The file's content -> (contents of tokenizer.json, names of "bos_token", "eos_token" and "pad_token" if any).
 
-    ``config`` is tokenizer_config.json: "legacy" and "add_prefix_space" say what the file does not.
-    Raises UserError for what is damaged or unlike LLaMA's.
+    ``config`` is tokenizer_config.json; its "legacy" and "add_prefix_space" are settings that the file lacks.
+    Raises UserError if the file is damaged or of another kind than LLaMA's.
     """
     return (_sentencepiece if content[:1] == b"\n" else _tiktoken)(content, config)
 
 
 def _all_merges(tokens: Iterable[str], known: Container[str]) -> list[tuple[str, str]]:
-    """Every way to make each token of two known ones, in the order of the tokens.
+    """Every pair of ``known`` tokens that joins into one of ``tokens``, in the order of ``tokens``.
 
-    SentencePiece and tiktoken have no list of merges: they join any two neighbours that make a token.
+    SentencePiece and tiktoken have no list of merges: they join any two neighbours that form a token.
     """
     merges = []
     for token in tokens:
         if len(token) > LONGEST:
-            raise UserError(f"a token of {len(token)} characters, {token[:20]!r}...; {LONGEST} are the most")
+            raise UserError(f"a token of {len(token)} characters, {token[:20]!r}...; the maximum is {LONGEST}")
         cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         merges += [(left, right) for left, right in cuts if left in known and right in known]
     return merges
@@ -54,7 +54,7 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
     pieces = [dict(_fields(message)) for field, message in fields if field == 1]
     settings = {field: dict(_fields(message)) for field, message in fields if field in (2, 3)}
     if len(settings) < 2:
-        raise UserError("no trainer and normalizer settings after the pieces: is the file cut short?")
+        raise UserError("no trainer and normalizer settings after the pieces: is the file truncated?")
     trainer, normalizer = settings[2], settings[3]
     if trainer.get(3, 1) != BPE:
         raise UserError(f"a SentencePiece model of type {trainer.get(3, 1)}, not BPE ({BPE})")
@@ -62,7 +62,7 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
         raise UserError("a SentencePiece model without byte_fallback")
     if normalizer.get(2) or not normalizer.get(5, 1) or trainer.get(24, 0):
         name = normalizer.get(1, b"").decode(errors="replace")
-        raise UserError(f"SentencePiece normalisation {name!r} is not supported: 'identity' with escaped spaces is")
+        raise UserError(f"SentencePiece normalisation {name!r} is not supported, only 'identity' with escaped spaces")
 
     vocab: dict[str, int] = {}
     special, normal, scores = {}, {}, {}
@@ -76,17 +76,17 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
         elif kind == NORMAL:
             score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
             if len(token) > 1 and scores.setdefault(score, token) != token:
-                raise UserError(f"pieces {scores[score]!r} and {token!r} have the same score: which goes first?")
+                raise UserError(f"pieces {scores[score]!r} and {token!r} have the same score: their order is unknown")
             normal[token] = -score
         elif kind != BYTE:
             raise UserError(f"piece {token!r} is of type {kind}, which is not supported")
     for token in normal:
         if missing := [character for character in token if character not in normal]:
-            raise UserError(f"piece {token!r} holds {missing[0]!r}, which is no piece")
-    merges = _all_merges(sorted(normal, key=normal.get), normal)  # the piece of highest score first
+            raise UserError(f"piece {token!r} contains {missing[0]!r}, which is not a piece")
+    merges = _all_merges(sorted(normal, key=normal.get), normal)  # highest score first
 
     adds_space = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False
-    # transformers' LlamaTokenizer is not legacy unless told so; SentencePiece itself is.
+    # The default of "legacy" is false in transformers' LlamaTokenizer; SentencePiece itself behaves as if it were true.
     legacy = config.get("legacy", "Llama" not in str(config.get("tokenizer_class")))
     steps = [_replace("String", " ", SPACE)]
     if legacy and adds_space:
@@ -112,7 +112,7 @@ def _replace(form: str, pattern: str, content: str) -> dict:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protobuf message: a number, or the bytes of a text, a float or a message."""
+    """Yield a protobuf message's (field number, value). A value is an int, or the bytes of a text, float or message."""
     rest = io.BytesIO(message)
 
     def take(count: int) -> bytes:
@@ -122,7 +122,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         return taken
 
     def number() -> int:
-        """Seven bits to a byte, the lowest first; the eighth says that more follow."""
+        """Read a varint: seven bits per byte, lowest first; the eighth bit is set if another byte follows."""
         value = 0
         for shift in range(0, 70, 7):
             [byte] = take(1)
@@ -147,10 +147,10 @@ def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
             if not token or token in vocab or int(rank) != number:
                 raise ValueError
         except ValueError:
-            raise UserError(f"line {number + 1} is not a new token in base64 and the rank {number}") from None
+            raise UserError(f"line {number + 1} is not a new token in base64 with the rank {number}") from None
         vocab[token] = number
     if not content.endswith(b"\n") or not vocab.keys() >= CHARACTER_TO_BYTE.keys():
-        raise UserError(f"line {len(vocab)} is the last: is the file cut short?")
+        raise UserError(f"the file ends after line {len(vocab)}: is it truncated?")
     model = {"ignore_merges": True, "vocab": vocab, "merges": _all_merges(vocab, vocab)}
     others = (f"reserved_special_token_{number}" for number in range(256))
     names = [LLAMA3_NAMES.get(place) or next(others) for place in range(256)]
