@@ -123,7 +123,7 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
 
     The folder ``clip`` has the vision tower's config, and its weights if ``folder`` does not have them.
     """
-    tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(folder, original=True)
     with _building(folder) as config:
         clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
         vision = read_vision(clip)
@@ -138,7 +138,8 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     # The template is not stored: like the authors' code, we choose it by the model's name.
     name = (config.get("_name_or_path") or folder.resolve().name).lower()
     template = TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
-    model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template)
+    ends = _end_ids(folder, model.config.decoder)
+    model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template, ends)
     return model
 
 
@@ -176,9 +177,9 @@ def join(
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
-    image = _image_processor(vision, tower.config)
+    image, ends = _image_processor(vision, tower.config), _end_ids(decoder, language_model.config)
     with torch.device("meta"), Unfilled():
-        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, _template(decoder)))
+        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, _template(decoder), ends))
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
     return model
@@ -233,7 +234,8 @@ def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
     folder = resolve_folder(folder)
     config = read_llava(folder)
     image, tokenizer = _image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
-    return config, Processor(tokenizer, image, config.num_image_tokens, _template(folder))
+    ends = _end_ids(folder, config.decoder)
+    return config, Processor(tokenizer, image, config.num_image_tokens, _template(folder), ends)
 
 
 def read_llava(folder: Folder) -> LlavaConfig:
@@ -252,6 +254,17 @@ def read_decoder(folder: Folder) -> DecoderConfig:
     """The config of a LLaMA folder."""
     with _building(folder) as config:
         return DecoderConfig.from_dict(config)
+
+
+def _end_ids(folder: Folder, config: DecoderConfig) -> tuple[int, ...]:
+    """The end tokens in generation_config.json and in config.json. Each has one id, a list of ids, or none."""
+    path, ids = Path(folder, "generation_config.json"), []
+    more = read_json_object(path).get("eos_token_id") if path.exists() else None
+    for value in (more, config.eos_token_id):
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(index) is int for index in ids):
+        raise UserError(f"{folder}: eos_token_id must be one id or a list of ids, not {ids}")
+    return tuple(dict.fromkeys(ids))
 
 
 @contextmanager
@@ -282,7 +295,7 @@ def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
         return ImageProcessor.for_size(vision.image_size)
     image, size = ImageProcessor.from_pretrained(folder), vision.image_size
     if (made := image.output_size) != (size, size):
-        raise UserError(f"{folder}: its image processor gives pictures of {made}, its tower reads {size} x {size}")
+        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
     return image
 
 

@@ -39,7 +39,8 @@ def stream(
         steps = fast.generate_ids(decoder, embeddings, max_new_tokens, temperature)
     else:
         steps = generation.generate_ids(decoder, embeddings, None, max_new_tokens, temperature)
-    pieces = generation.stream_text(steps, model.processor.tokenizer, model.processor.template.stop)
+    processor = model.processor
+    pieces = generation.stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids)
     first = True
     for piece in pieces:
         piece = piece.lstrip() if first else piece

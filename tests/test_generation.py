@@ -183,7 +183,8 @@ def test_sampled_text_is_the_same_for_the_same_seed(model):
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:
-    return [piece for piece in stream_text((torch.tensor([i]) for i in ids), tokenizer, "###") if piece]
+    stops = [tokenizer.eos_id, tokenizer.special["###"]]
+    return [piece for piece in stream_text((torch.tensor([i]) for i in ids), tokenizer, "###", stops) if piece]
 
 
 def test_stream_ends_at_the_stop_token_and_does_not_show_it(tokenizer):
@@ -193,6 +194,18 @@ def test_stream_ends_at_the_stop_token_and_does_not_show_it(tokenizer):
 
 def test_stream_ends_at_the_end_token(tokenizer):
     ids = [*tokenizer.encode(" red fish"), tokenizer.eos_id, *tokenizer.encode(" more")]
+    assert "".join(pieces(tokenizer, ids)) == " red fish"
+
+
+def test_stream_ends_at_each_of_several_end_tokens(tokenizer):
+    fish, more = tokenizer.encode(" red fish"), tokenizer.encode(" more")
+    for end in (7, 300):
+        steps = (torch.tensor([i]) for i in [*fish, end, *more])
+        assert "".join(stream_text(steps, tokenizer, "###", [tokenizer.eos_id, 7, 300])) == " red fish"
+
+
+def test_stream_leaves_out_special_tokens(tokenizer):
+    ids = [tokenizer.image_id, *tokenizer.encode(" red"), tokenizer.pad_id, *tokenizer.encode(" fish")]
     assert "".join(pieces(tokenizer, ids)) == " red fish"
 
 
@@ -206,7 +219,7 @@ def test_stream_holds_back_what_may_be_the_beginning_of_the_stop(tokenizer):
 
 def test_stream_takes_no_step_beyond_the_stop(tokenizer):
     steps = iter([torch.tensor([i]) for i in b"a###bc"])
-    list(stream_text(steps, tokenizer, "###"))
+    list(stream_text(steps, tokenizer, "###", [tokenizer.eos_id]))
     assert [ids.item() for ids in steps] == list(b"bc")
 
 

@@ -107,7 +107,7 @@ def test_a_picture_processor_of_another_size_is_refused(towers):
     vision, decoder = towers
     square = {"height": 24, "width": 24}
     CLIPImageProcessorPil(size=square, crop_size=square).save_pretrained(vision)
-    with pytest.raises(UserError, match=rf"{vision}: its image processor gives pictures of .*24.* reads 32 x 32"):
+    with pytest.raises(UserError, match=rf"{vision}: its image processor makes pictures of .*24.* reads 32 x 32"):
         join(vision, decoder)
 
 

@@ -222,7 +222,7 @@ def test_an_original_folder_of_text_tokens_gains_the_image_token(tiny_model, tmp
     """What is saved after that is a llava-hf folder: transformers gives the same logits."""
     rows = tiny_model.config.decoder.vocab_size
     write_original(tiny_model, tmp_path / "original", tower=True)
-    monkeypatch.setattr(Tokenizer, "from_pretrained", lambda folder: TextTokenizer(rows))
+    monkeypatch.setattr(Tokenizer, "from_pretrained", lambda folder, original: TextTokenizer(rows))
     ours = load(tmp_path / "original")
     ours.processor = None
     assert ours.config.image_token_id == rows and ours.config.decoder.vocab_size % 64 == 0

@@ -31,6 +31,9 @@ USUAL = {
 }
 # The classes for which transformers uses tokenizer.json unchanged; for others it rebuilds parts of the tokenizer.
 OBEDIENT = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# A key that we write to tokenizer_config.json. Its value MODEL says that tokenizer.json was converted from that file,
+# which lies next to it and has the ranks of the merges.
+RANKS = "merge_ranks"
 
 
 class TokenizerFiles(NamedTuple):
@@ -39,6 +42,7 @@ class TokenizerFiles(NamedTuple):
     source: the file that errors about ``stored`` name
     stored: the contents of tokenizer.json
     vocab, merges: token to id; pairs in order of rank
+    ranks: of a SentencePiece model (tokenizer.model), the rank of each piece by its score; else None
     tokens: the added tokens by name
     roles: the names of "bos_token", "eos_token" and "pad_token", in this order (None if there is none)
     files: the contents of the files to write, to save the tokenizer, by file name
@@ -51,6 +55,7 @@ class TokenizerFiles(NamedTuple):
     stored: dict
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
+    ranks: dict[str, int] | None
     tokens: dict[str, AddedToken]
     roles: dict[str, str | None]
     files: dict[str, bytes]
@@ -59,25 +64,36 @@ class TokenizerFiles(NamedTuple):
     add_bos: bool
 
 
-def read_files(folder: str | os.PathLike) -> dict[str, bytes]:
-    """The contents of a tokenizer's files by name. Raises UserError for a file that cannot be read or is too large."""
+def read_files(folder: str | os.PathLike, original: bool = False) -> dict[str, bytes]:
+    """The contents of a tokenizer's files by name. Raises UserError for a file that cannot be read or is too large.
+
+    ``original``: as the LLaVA authors' code reads them, tokenizer.model instead of tokenizer.json, "legacy" by default.
+    """
     paths = [Path(folder, name) for name in (JSON, CONFIG, MODEL, MAP, ADDED)]
-    return {path.name: read_bytes(path, LARGEST) for path in paths if os.path.exists(path)}
+    files = {path.name: read_bytes(path, LARGEST) for path in paths if os.path.exists(path)}
+    if original:
+        config = parse_json_object(Path(folder, CONFIG), files.get(CONFIG, b"{}"))
+        files[CONFIG] = dump({"legacy": True, **config})
+        if MODEL in files:
+            files.pop(JSON, None)
+    return files
 
 
 def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
     """Combine the files. Raises UserError, naming the file in ``folder``, if one is invalid or contradicts another."""
     config, older, oldest = (parse_json_object(folder / name, files.get(name, b"{}")) for name in (CONFIG, MAP, ADDED))
     obedient = JSON in files and config.get("tokenizer_class") in OBEDIENT
-    source = folder / (JSON if JSON in files else MODEL)
+    source, ranks = folder / (JSON if JSON in files else MODEL), None
+    if JSON not in files or config.get(RANKS) == MODEL:
+        if MODEL not in files:
+            what = f"{MODEL}: No such file" if JSON in files else f"{JSON}: No such file, nor a {MODEL} next to it"
+            raise UserError(f"{folder}/{what}")
+        with blame(folder / MODEL):
+            converted = convert(files[MODEL], config)
+        stored, ranks = converted.stored, converted.ranks
+        config = {**converted.roles, **config}
     if JSON in files:
         stored = parse_json_object(source, files[JSON])
-    elif MODEL in files:
-        with blame(source):
-            stored, roles = convert(files[MODEL], config)
-        config = {**roles, **config}
-    else:
-        raise UserError(f"{folder / JSON}: No such file, nor a {MODEL} next to it")
 
     with blame(source):
         vocab, merges, ignore_merges = tokenizer_json.read_bpe(stored["model"])
@@ -122,8 +138,10 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
         files = {**files, JSON: dump(stored)}
     if not obedient:
         named = {role: name for role, name in roles.items() if name}
+        named |= {RANKS: MODEL} if ranks else {}
         files = {**files, CONFIG: dump({**config, **named, "tokenizer_class": OBEDIENT[0]})}
-    return TokenizerFiles(source, stored, vocab, merges, tokens, roles, files, byte_level, ignore_merges, add_bos)
+    flags = (byte_level, ignore_merges, add_bos)
+    return TokenizerFiles(source, stored, vocab, merges, ranks, tokens, roles, files, *flags)
 
 
 def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, bytes]:
@@ -138,8 +156,8 @@ def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, byte
     tokenizer_json.include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
     if PAD in names and not read.roles["pad_token"]:
         config["pad_token"] = PAD
-    # tokenizer.model lacks the new tokens, so it is left out.
-    kept = {name: content for name, content in read.files.items() if name != MODEL}
+    # tokenizer.model lacks the new tokens. It is left out unless its ranks are needed.
+    kept = {name: content for name, content in read.files.items() if name != MODEL or read.ranks}
     return {**kept, JSON: dump(stored), CONFIG: dump(config)}
 
 

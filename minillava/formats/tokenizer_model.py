@@ -6,8 +6,10 @@ tiktoken's format, which has one line per token with the token in base64 and its
 
 import base64
 import io
+import math
 import struct
 from collections.abc import Container, Iterable, Iterator
+from typing import NamedTuple
 
 from minillava.errors import UserError
 from minillava.formats.byte_characters import CHARACTER_TO_BYTE, to_characters
@@ -25,8 +27,22 @@ BPE = 2  # a type of SentencePiece model
 DAMAGED = "the file is damaged, truncated, or not a SentencePiece model"
 
 
-def convert(content: bytes, config: dict) -> tuple[dict, dict[str, str]]:
-    """The file's content -> (contents of tokenizer.json, names of "bos_token", "eos_token" and "pad_token" if any).
+class Converted(NamedTuple):
+    """What a ``tokenizer.model`` says.
+
+    stored: the equivalent tokenizer.json
+    roles: the names of "bos_token", "eos_token" and "pad_token", if any
+    ranks: the rank of each SentencePiece piece by its score: 0 for the highest, and the same for equal scores, which
+        the merges of tokenizer.json cannot have. None for a file in tiktoken's format
+    """
+
+    stored: dict
+    roles: dict[str, str]
+    ranks: dict[str, int] | None
+
+
+def convert(content: bytes, config: dict) -> Converted:
+    """Read the file's content.
 
     ``config`` is tokenizer_config.json; its "legacy" and "add_prefix_space" are settings that the file lacks.
     Raises UserError if the file is damaged or of another kind than LLaMA's.
@@ -48,7 +64,7 @@ def _all_merges(tokens: Iterable[str], known: Container[str]) -> list[tuple[str,
     return merges
 
 
-def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
+def _sentencepiece(content: bytes, config: dict) -> Converted:
     # Field numbers and defaults are those of sentencepiece_model.proto.
     fields = list(_fields(content))
     pieces = [dict(_fields(message)) for field, message in fields if field == 1]
@@ -65,7 +81,7 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
         raise UserError(f"SentencePiece normalisation {name!r} is not supported, only 'identity' with escaped spaces")
 
     vocab: dict[str, int] = {}
-    special, normal, scores = {}, {}, {}
+    special, scores = {}, {}
     for index, piece in enumerate(pieces):
         token, kind = piece[1].decode("utf-8"), piece.get(3, NORMAL)
         if token in vocab:
@@ -74,16 +90,17 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
         if kind in (UNKNOWN, CONTROL):
             special[index] = token
         elif kind == NORMAL:
-            score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
-            if len(token) > 1 and scores.setdefault(score, token) != token:
-                raise UserError(f"pieces {scores[score]!r} and {token!r} have the same score: their order is unknown")
-            normal[token] = -score
+            [score] = struct.unpack("<f", piece.get(2, bytes(4)))
+            if math.isnan(score):
+                raise UserError(f"piece {token!r} has a score that is not a number")
+            scores[token] = score, math.copysign(1, score)  # sentencepiece 0.2.3 puts -0.0 below 0.0; 0.2.0 did not
         elif kind != BYTE:
             raise UserError(f"piece {token!r} is of type {kind}, which is not supported")
-    for token in normal:
-        if missing := [character for character in token if character not in normal]:
-            raise UserError(f"piece {token!r} contains {missing[0]!r}, which is not a piece")
-    merges = _all_merges(sorted(normal, key=normal.get), normal)  # highest score first
+    places = {score: place for place, score in enumerate(sorted(set(scores.values()), reverse=True))}
+    ranks = {token: places[score] for token, score in scores.items()}
+    # Of pieces with the same rank, longer ones go first in tokenizer.json. For runs of one character, such as LLaMA's
+    # runs of spaces, this gives the same tokens as SentencePiece, which joins the leftmost pair of equal rank.
+    merges = _all_merges(sorted(ranks, key=lambda token: (ranks[token], -len(token))), ranks)
 
     adds_space = bool(normalizer.get(3, 1)) and config.get("add_prefix_space") is not False
     # The default of "legacy" is false in transformers' LlamaTokenizer; SentencePiece itself behaves as if it were true.
@@ -104,7 +121,7 @@ def _sentencepiece(content: bytes, config: dict) -> tuple[dict, dict]:
         parts["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
     stored = bpe_file({"byte_fallback": True, "vocab": vocab, "merges": merges}, special, **parts)
     roles = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "pad_token": trainer.get(43, -1)}
-    return stored, {role: special[index] for role, index in roles.items() if index in special}
+    return Converted(stored, {role: special[index] for role, index in roles.items() if index in special}, ranks)
 
 
 def _replace(form: str, pattern: str, content: str) -> dict:
@@ -138,7 +155,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         yield field, number() if kind == 0 else take({1: 8, 5: 4}.get(kind) or number())
 
 
-def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
+def _tiktoken(content: bytes, config: dict) -> Converted:
     vocab: dict[str, int] = {}
     for number, line in enumerate(content.splitlines()):
         try:
@@ -160,4 +177,5 @@ def _tiktoken(content: bytes, config: dict) -> tuple[dict, dict]:
     special |= {int(index): token["content"] for index, token in named.items() if int(index) in special}
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
     words = {"type": "Sequence", "pretokenizers": [split, byte_level_part(use_regex=False)]}
-    return bpe_file(model, special, pre_tokenizer=words, decoder=byte_level_part(use_regex=False)), roles
+    stored = bpe_file(model, special, pre_tokenizer=words, decoder=byte_level_part(use_regex=False))
+    return Converted(stored, roles, ranks=None)

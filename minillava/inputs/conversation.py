@@ -21,10 +21,9 @@ from collections.abc import Iterator
 
 from minillava.errors import UserError
 from minillava.inputs.templates import TEMPLATES, Template
-from minillava.inputs.tokenizer import IMAGE, STOP, Tokenizer
+from minillava.inputs.tokenizer import IMAGE, MARK, STOP, Tokenizer
 
 IGNORE = -100
-MARK = re.compile(r"(<\|\w+\|>|</?s>|###)")  # special tokens in templates
 IMAGE_MARK = re.compile(f"({IMAGE})")  # the only special token in a row's own text; the others stay ordinary text there
 
 

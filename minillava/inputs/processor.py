@@ -13,13 +13,15 @@ class Processor:
     """Text and pictures -> the model's input: ``processor.image(picture)`` returns pixel_values (3, H, W), and
     ``processor.encode(turns)`` returns ids and labels.
 
-    ``num_image_tokens`` is the number of placeholder ids for one picture.
+    ``num_image_tokens`` is the number of placeholder ids for one picture. ``end_ids`` are end tokens in addition to
+    the tokenizer's: Llama 3 has three.
     """
 
     tokenizer: Tokenizer
     image: ImageProcessor
     num_image_tokens: int
     template: Template = TEMPLATES["v0"]
+    end_ids: tuple[int, ...] = ()
 
     def encode(self, turns: list[dict], image_first: bool = True) -> tuple[list[int], list[int]]:
         """A row's turns -> (input_ids, labels), by encode_conversation()."""
@@ -31,6 +33,6 @@ class Processor:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end an answer: the end token and, if it is a single token, the template's stop."""
-        ids = [self.tokenizer.eos_id, self.tokenizer.special.get(self.template.stop)]
+        """The ids that end an answer: the end tokens and, if it is a single token, the template's stop."""
+        ids = [self.tokenizer.eos_id, *self.end_ids, self.tokenizer.special.get(self.template.stop)]
         return [index for index in dict.fromkeys(ids) if index is not None]

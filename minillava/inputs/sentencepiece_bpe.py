@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 import regex
 
 from minillava.formats.tokenizer_files import TokenizerFiles
-from minillava.formats.tokenizer_json import SPACE, byte_ids, metaspace, normalizer_steps
+from minillava.formats.tokenizer_json import SPACE, byte_ids, byte_token, metaspace, normalizer_steps
 
 
 class Where(Enum):
@@ -36,11 +36,8 @@ class SentencePieceBPE:
         self.token_bytes = {index: token.replace(SPACE, " ").encode() for token, index in self._vocab.items()}
         self.token_bytes |= {index: bytes([byte]) for byte, index in enumerate(self._byte_ids)}
         self._whole = self._vocab if files.ignore_merges else {}
-        self._merges = {
-            (self._vocab[left], self._vocab[right]): (rank, self._vocab[left + right])
-            for rank, (left, right) in enumerate(files.merges)
-            if left + right not in files.tokens
-        }
+        self._merges = {pair: rank for rank, pair in enumerate(files.merges) if "".join(pair) not in files.tokens}
+        self._ranks = files.ranks and {piece: rank for piece, rank in files.ranks.items() if piece not in files.tokens}
         steps = normalizer_steps(files.stored.get("normalizer"))
         self._steps = [(regex.compile(pattern), *rest) for pattern, *rest in steps]
         self._scheme, self._splits = metaspace(files.stored.get("pre_tokenizer"))
@@ -63,45 +60,57 @@ class SentencePieceBPE:
         words = re.split(rf"(?!\A)(?={SPACE})", text) if self._splits else [text]
         ids = []
         for word in words:
-            ids += [self._whole[word]] if word in self._whole else self._merge(self._characters(word))
+            for token in [word] if word in self._whole else self._merge(self._characters(word)):
+                index = self._vocab.get(token)
+                ids += [index] if index is not None else [self._byte_ids[byte] for byte in token.encode()]
         return ids
 
-    def _characters(self, text: str) -> list[int]:
-        ids = []
+    def _characters(self, text: str) -> list[str]:
+        """The characters of ``text``. A tokenizer.json replaces those without a token by their bytes before merging."""
+        if self._ranks is not None:
+            return list(text)
+        parts: list[str] = []
         for character in text:
-            index = self._vocab.get(character)
-            ids += [index] if index is not None else [self._byte_ids[byte] for byte in character.encode()]
-        return ids
+            parts += [character] if character in self._vocab else map(byte_token, character.encode())
+        return parts
 
-    def _merge(self, ids: list[int]) -> list[int]:
-        """Join neighbouring tokens: always the merge of lowest rank, and the leftmost of those with the same rank.
+    def _rank(self, left: str, right: str) -> int | None:
+        """The rank of joining two neighbours, or None if they are not joined.
 
-        A heap holds possible merges. Each step takes the first one, and skips it if a token of its pair has been joined
-        with another since. ``after`` and ``before`` link the remaining tokens, so a step takes O(log n) time.
+        In a tokenizer.model, any two neighbours that form a piece are joined. A tokenizer.json lists pairs.
         """
-        end = len(ids)
+        return self._merges.get((left, right)) if self._ranks is None else self._ranks.get(left + right)
+
+    def _merge(self, tokens: list[str]) -> list[str]:
+        """Join neighbouring tokens: always the pair of lowest rank, and the leftmost of those with the same rank.
+
+        A heap holds pairs that can be joined. Each step takes the first one, and skips it if a token of the pair has
+        been joined with another since. ``after`` and ``before`` link the remaining tokens: a step takes O(log n) time.
+        """
+        end = len(tokens)
         after, before = list(range(1, end + 1)), list(range(-1, end - 1))
 
-        def possible(i: int) -> tuple[int, int, int] | None:
-            """(rank, i, joined id) if the token at i can be joined with the next one, else None."""
+        def pair_at(i: int) -> tuple[int, int, str] | None:
+            """(rank, i, joined token) if the token at i is joined with the next one, else None."""
             if i < 0 or after[i] == end:
                 return None
-            merge = self._merges.get((ids[i], ids[after[i]]))
-            return merge and (merge[0], i, merge[1])
+            left, right = tokens[i], tokens[after[i]]
+            rank = self._rank(left, right)
+            return None if rank is None else (rank, i, left + right)
 
-        heap = [merge for i in range(end) if (merge := possible(i))]
+        heap = [pair for i in range(end) if (pair := pair_at(i))]
         heapify(heap)
         while heap:
-            merge = heappop(heap)
-            _, i, joined = merge
-            if ids[i] < 0 or possible(i) != merge:  # one of the two has been joined with another token
+            pair = heappop(heap)
+            _, i, joined = pair
+            if not tokens[i] or pair_at(i) != pair:  # one of the two has been joined with another token
                 continue
             gone = after[i]
-            ids[i], ids[gone] = joined, -1
+            tokens[i], tokens[gone] = joined, ""
             after[i] = after[gone]
             if after[i] < end:
                 before[after[i]] = i
             for place in (before[i], i):
-                if new := possible(place):
+                if new := pair_at(place):
                     heappush(heap, new)
-        return [index for index in ids if index >= 0]
+        return [token for token in tokens if token]

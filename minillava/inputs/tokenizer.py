@@ -22,6 +22,7 @@ from minillava.inputs.byte_bpe import SPLIT, ByteBPE
 from minillava.inputs.sentencepiece_bpe import SentencePieceBPE, Where
 
 STOP = "###"
+MARK = re.compile(r"(<\|\w+\|>|</?s>|###)")  # special tokens in chat templates
 SPECIAL_TOKENS = (STOP, IMAGE, PAD, END)
 # The characters with Unicode's White_Space property. str.isspace accepts four more, U+001C to U+001F.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # fmt: skip  # noqa: E501
@@ -108,37 +109,41 @@ class Tokenizer:
     """
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
+    def from_pretrained(cls, folder: str | os.PathLike, original: bool = False) -> "Tokenizer":
         """Read a folder's tokenizer.json or, if it has none, its tokenizer.model (SentencePiece's or Llama 3's).
 
+        ``original`` is for a folder of the LLaVA authors' code. It reads tokenizer.model first, is "legacy" unless the
+        folder says otherwise, as transformers 4 was, and encodes the text after a picture like the beginning of a text.
         Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
-        return cls(Path(folder), read_files(folder))
+        return cls(Path(folder), read_files(folder, original), original)
 
-    def __init__(self, folder: Path, files: dict[str, bytes]):
+    def __init__(self, folder: Path, files: dict[str, bytes], original: bool = False):
         """``files`` maps file names to contents. ``folder`` is only named in error messages."""
         read = interpret(folder, files)
+        # A template's special tokens are special even if the files do not say so: typing one must not end an answer.
+        tokens = {name: t._replace(special=t.special or bool(MARK.fullmatch(name))) for name, t in read.tokens.items()}
         with blame(read.source):
             self._model = (ByteBPE if read.byte_level else SentencePieceBPE)(read)
             self._bytes = self._model.token_bytes | {t.id: name.encode() for name, t in read.tokens.items()}
             self.vocab_size = max(self._bytes) + 1
         self.add_bos = read.add_bos
-        self.special = {name: token.id for name, token in read.tokens.items() if token.special}
+        self.special = {name: token.id for name, token in tokens.items() if token.special}
         self.bos_id, self.eos_id, self.pad_id = map(self.special.get, read.roles.values())
         self.image_id = self.special.get(IMAGE)
-        self._folder, self._read = folder, read
+        self._folder, self._read, self._original = folder, read, original
         self._added_ids = {token.id for token in read.tokens.values()}
         # Added tokens are first looked for in the text as given; those marked "normalized" are then looked for in the
         # normalised text between them.
-        plain = {name: token for name, token in read.tokens.items() if not token.normalized}
-        other = {name: token for name, token in read.tokens.items() if token.normalized}
+        plain = {name: token for name, token in tokens.items() if not token.normalized}
+        other = {name: token for name, token in tokens.items() if token.normalized}
         self._plain = Splitter(plain)
         self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
 
     def add_special_tokens(self, names: Iterable[str]) -> None:
         """Add those of ``names`` that are missing, with new ids from ``vocab_size`` up. If there is no padding token,
         "<pad>" becomes it."""
-        self.__init__(self._folder, extend(self._read, list(names), self.vocab_size))
+        self.__init__(self._folder, extend(self._read, list(names), self.vocab_size), self._original)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the files this tokenizer was read from, plus a tokenizer.json and a tokenizer_config.json from which
@@ -155,7 +160,8 @@ class Tokenizer:
         """
         # A lone half of a surrogate pair is not a character; replace it by U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if not after or (len(after) == 1 and after[0] == self.bos_id):
+        begins = not after or (len(after) == 1 and after[0] == self.bos_id)
+        if begins or (self._original and after[-1] == self.image_id):
             where = Where.START
         else:
             where = Where.AFTER_TOKEN if after[-1] in self._added_ids else Where.INSIDE

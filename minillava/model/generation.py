@@ -5,7 +5,7 @@ pass has only the newest token as input.
 """
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -62,18 +62,24 @@ def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tens
     return torch.tensor(columns, device=ids.device).T
 
 
-def stream_text(steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str) -> Iterator[str]:
-    """Steps of ids (1,) -> pieces of text, until the string ``stop`` or the end token, which are not yielded.
+def stream_text(
+    steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str, stop_ids: Container[int]
+) -> Iterator[str]:
+    """Steps of ids (1,) -> pieces of text, until the string ``stop`` or one of ``stop_ids``, which are not yielded.
 
-    A character of several tokens is yielded whole. Text that may be the beginning of ``stop`` is held back until the
-    next tokens decide.
+    Special tokens are left out. A character of several tokens is yielded whole. Text that may be the beginning of
+    ``stop`` is held back until the next tokens decide.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    special = set(tokenizer.special.values())
     held = ""
     for ids in steps:
-        if ids.item() == tokenizer.eos_id:
+        index = ids.item()
+        if index in stop_ids:
             break
-        held += decoder.decode(tokenizer.decode_bytes([ids.item()]))
+        if index in special:
+            continue
+        held += decoder.decode(tokenizer.decode_bytes([index]))
         if stop in held:
             yield held[: held.index(stop)]
             return
