@@ -120,9 +120,9 @@ FAULTY = {  # row number -> the row, and what the report says of it
     3: (pictured("a.png", "What?"), "no answer"),
     5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a string"),
     6: ({**FINE[0], "conversations": said("<image>\nWhat?", "A", "B", "C")[::-1]}, "turn 0 must be"),
-    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "1 pictures but 0 <image> marks"),
-    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "0 pictures but 1 <image> marks"),
-    10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 holds <image>"),
+    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "pictures in the row: 1, <image> in its text: 0"),
+    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "pictures in the row: 0, <image> in its text: 1"),
+    10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 contains <image>"),
 }
 MISSING = {
     0: ("none.png", "no such picture"),

@@ -252,7 +252,7 @@ def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
 def test_faulty_file_is_named(dataset, tmp_path, content):
     with pytest.raises(UserError) as error:
         dataset(content)
-    assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: not ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: ") and "\n" not in str(error.value)
 
 
 def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer):

@@ -102,7 +102,7 @@ def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dic
             if text.startswith("{", begin) and not mark:  # JSONL
                 between, last, wanted = "", "", "a row or the end of the file"
             elif mark != "[" or text.startswith("]", begin):
-                raise UserError(f"{path}: {'not one row: the list is empty' if mark == '[' else 'not a list of rows'}")
+                raise UserError(f"{path}: {'an empty list' if mark == '[' else 'not a list of rows'}")
         elif mark == last and begin == len(text):
             return
         elif mark != between:

@@ -27,9 +27,9 @@ WORDS_KEPT = 1 << 14  # how many words are cached with their ids: texts repeat a
 def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
     """A rank for each token, with which tiktoken gives the same tokens as the merges applied in order.
 
-    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE works on the bytes
-    of that token the same way wherever they are, so it always reaches the same pair before it joins them. The place of
-    that merge in the list is the token's rank. If BPE does not join the bytes of a token, it has no rank.
+    Several merges may make the same token, from different pairs. Only one of them is ever used: within the bytes of a
+    token, BPE always makes the same merges in the same order, so its last merge is always the same pair. The rank of a
+    token is 256 + the place of that merge in the list. A token whose bytes BPE does not join completely has no rank.
     """
     order = {pair: 256 + place for place, pair in enumerate(merges)}
     ranks = {bytes([byte]): byte for byte in range(256)}
@@ -41,7 +41,7 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | None:
-    """The rank of the last merge when BPE encodes the bytes of ``token``, or None if it ends in several tokens."""
+    """The rank of the last merge when BPE encodes the bytes of ``token``, or None if several tokens remain."""
     parts, rank = [token[i : i + 1] for i in range(len(token))], None
     while len(parts) > 1:
         found = [order.get(pair) for pair in pairwise(parts)]
@@ -61,7 +61,8 @@ class ByteBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
-        # Ordinary text never becomes an added token, except one of a single byte: that byte has no other token.
+        # Added tokens are left out, so ordinary text never becomes one. Those of one character are kept: the byte has
+        # no other token.
         added = {token for token in files.tokens if len(token) > 1}
         ids = {to_bytes(token): index for token, index in files.vocab.items() if token not in added}
         ranks = rank_tokens([(to_bytes(a), to_bytes(b)) for a, b in files.merges if a + b not in added])

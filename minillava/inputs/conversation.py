@@ -7,8 +7,8 @@
     Human: ...
 
 Other model families write a conversation differently; each way is a ``Template`` (templates.py). Only answers and the
-stops after them have a loss (paper, eq. 3); everywhere else the label is -100. Ids and labels are made in the same
-step, so they always match.
+stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
+label is -100. Ids and labels are made in the same step, so they always match.
 
 Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer and after its
 stop. The ids are those of the whole text encoded at once, unless the tokenizer would have joined characters across
@@ -63,7 +63,8 @@ def encode_conversation(
     labels: list[int] = []
 
     def write(*parts: tuple[str, re.Pattern], learn: bool = False) -> None:
-        """Append the ids of ``parts``, each a text and the pattern of its special tokens; ``learn``: with a loss."""
+        """Append the ids of ``parts``, each a text and the pattern of its special tokens. ``learn`` gives them a
+        loss."""
         for text, is_mark in _runs(parts, tokenizer):
             if is_mark:
                 ids = [tokenizer.special[text]] * (num_image_tokens if text == IMAGE else 1)
@@ -94,9 +95,9 @@ def encode_conversation(
 
 
 def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """Parts, each a text and the pattern of its marks -> (text, is_mark): marks, and the texts between them.
+    """Split ``parts`` into special tokens ("marks") and the text between them. Yields (string, is_mark).
 
-    A text between marks is not cut where one part ends and the next begins.
+    Each part is a text and the pattern of its marks. Text between two marks is one string, also across parts.
     """
     text = ""
     for part, marks in parts:
@@ -122,7 +123,7 @@ def _checked(conversations: list[dict]) -> list[dict]:
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise UserError(f"turn {index} must be {{'from': '{speaker}', 'value': text}}")
         if turn["value"].count(IMAGE) > 1:
-            raise UserError(f"turn {index} holds {IMAGE} more than once: a conversation is about one picture")
+            raise UserError(f"turn {index} contains {IMAGE} more than once: a conversation is about one picture")
         if index and IMAGE in turn["value"]:
-            raise UserError(f"turn {index} holds {IMAGE}, which may only be in the first turn")
+            raise UserError(f"turn {index} contains {IMAGE}, which may only be in the first turn")
     return conversations

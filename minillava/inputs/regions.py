@@ -15,9 +15,10 @@ from minillava.inputs.tokenizer import Tokenizer
 
 
 class RegionDataset(Dataset):
-    """Pictures with captions and boxes, the lines of ``contexts.jsonl``, as examples: ``dataset[seed, epoch, row]``.
+    """Pictures with captions and boxes as examples: ``dataset[seed, epoch, row]``.
 
-    The key decides which of a picture's captions is used.
+    Each line of the file is {"image": path, "captions": [text, ...], "instances": [{"phrase": text, "bbox": [x1, y1,
+    x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used.
     """
 
     def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):

@@ -1,11 +1,11 @@
 """SentencePiece's BPE with byte fallback, written out: the tokenizer of LLaMA 1 and 2, Vicuna and TinyLlama.
 
-- The text is not split into words. It is one sequence of characters, with every space written as "▁", and merges may
-  join characters across words.
+- The text is one sequence of characters, with every space written as "▁". In most of these tokenizers it is not split
+  into words, so merges may join characters across words.
 - A character without a token becomes its UTF-8 bytes, written "<0xE2>" and so on, so every text can be encoded.
 - A space is added before the text, so that a word gets the same token at the beginning as after a space. LLaMA
   tokenizers differ in where they add it.
-- A "▁" in the text is decoded to a space. It is the only character that decoding does not restore.
+- A "▁" in the text is decoded to a space, so it is not restored.
 """
 
 import re
@@ -19,7 +19,7 @@ from minillava.formats.tokenizer_json import SPACE, byte_ids, byte_token, metasp
 
 
 class Where(Enum):
-    """Where in the whole text a piece of ordinary text is."""
+    """Where a piece of ordinary text is in the whole text."""
 
     START = "at the beginning"
     AFTER_TOKEN = "after an added token"

@@ -87,7 +87,8 @@ TEMPLATES = {
     ),
     "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a newline
 }
-# Strings that every chat template of a family contains. v0, brief and plain are only in folders written by us.
+# Strings that every chat template of a family contains. v0, brief and plain occur only in folders that this package
+# wrote.
 SIGNS = {
     "v1": ("ASSISTANT:",),
     "llama-2": ("[INST]", "<<SYS>>"),
@@ -124,7 +125,7 @@ def chat_template(style: Template) -> str:
 
 
 def recognise(text: str) -> Template | None:
-    """The Template of a checkpoint's chat template (jinja), or of the family it belongs to; None if it is unknown."""
+    """The Template that gives exactly this jinja ``text``, else the one of its family; None if it is unknown."""
     ours = [template for template in TEMPLATES.values() if chat_template(template) == text]
     others = [TEMPLATES[name] for name, signs in SIGNS.items() if all(sign in text for sign in signs)]
     return next(iter(ours + others), None)

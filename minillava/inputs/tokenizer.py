@@ -1,4 +1,4 @@
-"""Text <-> token ids, with the tokenizers of all language models that LLaVA uses.
+"""Text <-> token ids, with the tokenizers of LLaMA-like language models.
 
 - ``train_bpe`` trains a byte-level BPE: split the text into words, then join the most frequent pair, again and again.
 - ``write_tokenizer`` stores the result as ``tokenizer.json``, in the format of Hugging Face's ``tokenizers``.
@@ -82,13 +82,16 @@ class Splitter:
     """Cuts a text at added tokens. Of several that begin at the same place, the longest is taken."""
 
     def __init__(self, tokens: dict[str, AddedToken]):
-        """``tokens`` maps the string to look for to its token."""
+        """``tokens``: the strings to look for, each with its token."""
         self._tokens = tokens
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def split(self, text: str, special: bool) -> list[str | int]:
-        """Ordinary text and, between it, ids of added tokens. With ``special=False``, special tokens stay text."""
+        """``text`` in pieces: ordinary text (str) and ids of added tokens (int), in order.
+
+        With ``special=False``, special tokens are ordinary text.
+        """
         parts: list[str | int] = []
         end = 0
         for match in self._pattern.finditer(text):
@@ -133,16 +136,16 @@ class Tokenizer:
         self.image_id = self.special.get(IMAGE)
         self._folder, self._read, self._original = folder, read, original
         self._added_ids = {token.id for token in read.tokens.values()}
-        # Added tokens are first looked for in the text as given; those marked "normalized" are then looked for in the
-        # normalised text between them.
+        # Added tokens that are marked "normalized" are looked for in the normalised text, after all others have been
+        # cut out of the text as given.
         plain = {name: token for name, token in tokens.items() if not token.normalized}
         other = {name: token for name, token in tokens.items() if token.normalized}
         self._plain = Splitter(plain)
         self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
 
     def add_special_tokens(self, names: Iterable[str]) -> None:
-        """Add those of ``names`` that are missing, with new ids from ``vocab_size`` up. If there is no padding token,
-        "<pad>" becomes it."""
+        """Make ``names`` special tokens. Those that are not in the vocabulary get new ids, from ``vocab_size`` up. A
+        "<pad>" among them becomes the padding token, if there is none."""
         self.__init__(self._folder, extend(self._read, list(names), self.vocab_size), self._original)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -154,9 +157,9 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         """Ids of ``text``. With ``special=False``, a "###" or "<image>" in it is ordinary text, not a token.
 
-        ``after`` holds the ids before the text. Byte-level BPE ignores them. SentencePiece adds a space before a text
-        that comes first (``after`` is empty or only the bos), and none before a text that continues ordinary ids. After
-        the id of a special token, "legacy" tokenizers add a space and others do not.
+        The text follows the ids ``after``. Byte-level BPE ignores them. SentencePiece adds a space before a text that
+        comes first (``after`` is empty or only the bos), and none before a text that follows ordinary ids. After an
+        added token, tokenizers that transformers calls "legacy" add a space and others do not.
         """
         # A lone half of a surrogate pair is not a character; replace it by U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

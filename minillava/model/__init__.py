@@ -10,5 +10,6 @@ Letters in shapes, here and in every other file:
     d       size of one attention head
     H, W    height and width of a picture in pixels
 
-``hidden`` is the width of the vectors that run through a model, its ``hidden_size``.
+In a shape, "hidden" is the width of the vectors that run through a model, its ``hidden_size``. "The paper" is Liu et
+al. 2023, Visual Instruction Tuning, arXiv 2304.08485.
 """

@@ -2,12 +2,12 @@
 
 - RMSNorm instead of LayerNorm: it subtracts no mean and has no bias.
 - Rotary positions (RoPE, Su et al. 2021): queries and keys are rotated by an angle that grows with their position, so
-  their dot product depends only on the distance between them.
+  positions enter a dot product only as the distance between query and key.
 - Grouped-query attention: several query heads share one key head and one value head.
 - SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)).
 - A KV cache keeps the keys and values of earlier tokens, so generating a token runs the decoder on that token only.
 
-Attribute names are the tensor names of LLaMA's checkpoints. The letters in shapes are in ``model/__init__.py``.
+Attribute names are LLaMA's tensor names without prefixes. The letters in shapes are in ``model/__init__.py``.
 """
 
 import math
@@ -21,7 +21,7 @@ from minillava.model.attention import CLOSED, attend
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32; the shape and dtype of x stay."""
+    """x / rms(x) * weight over the last axis, computed in float32. Returns the shape and dtype of x."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -33,11 +33,12 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) -> Tensor:
-    """The angle in radians by which RoPE rotates each pair from one position to the next: (d / 2,), float32.
+    """The angle in radians by which RoPE rotates each pair of coordinates per position: (d / 2,), float32.
 
-    Pair i rotates by theta ** (-2 i / d). Models extended to a longer context rotate more slowly: "linear" scaling
-    divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only slow pairs, those that make few full
-    turns within the original context; fast pairs keep their angle, and pairs between are interpolated.
+    Pair i is (i, i + d / 2) of a query or key. It rotates by theta ** (-2 i / d). Models extended to a longer context
+    rotate more slowly: "linear" scaling divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only
+    slow pairs, those that make few full turns within the original context; fast pairs keep their angle, and the pairs
+    in between get an interpolated one.
     """
     frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
     scaling = config.rope_scaling
@@ -73,7 +74,7 @@ class KVCache:
     def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0  # tokens stored; Decoder.forward() increases it after its last layer
+        self.length = 0  # tokens stored; increased after all layers have stored theirs
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's k and v (B, kv_heads, T, d); return all its keys and values so far, (B, kv_heads, S, d)."""
@@ -184,7 +185,7 @@ class Decoder(nn.Module):
             attention_mask = embeddings.new_ones(1, past + length)
         if attention_mask is not None:
             see = visible(attention_mask, past)  # (B, T, S)
-            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T): the tokens of its conversation before each token
+            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T): tokens of the same conversation before this one
             mask = torch.zeros_like(see, dtype=torch.float32).masked_fill(~see, CLOSED)[:, None]  # (B, 1, T, S)
         rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))  # the same for all layers
         x = embeddings

@@ -29,7 +29,7 @@ History = list[tuple[str, str]]  # earlier questions and answers
 
 
 def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: Tensor) -> Tensor:
-    """Replace the embeddings of the image placeholders by visual tokens; the shape (B, T, hidden) stays.
+    """Replace the embeddings of the image placeholders by visual tokens. The shape (B, T, hidden) does not change.
 
     embeddings (B, T, hidden); input_ids (B, T); visual (images, patches, hidden), the pictures in the order in which
     their placeholders appear, row by row. Raises ValueError if there are more or fewer placeholders than visual tokens.
@@ -43,9 +43,9 @@ def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: T
 def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of -log p(token | all tokens before it) over the N tokens with a label, in nats (paper, eq. 3).
 
-    hidden (B, T, hidden) are the decoder's outputs; labels (B, T) are -100 where there is no loss. Returns the logits
-    (N, V) at the N positions that predict a label, and the loss (). Logits for all positions, (B, T, V), would be the
-    largest tensor of a training step, so they are not computed.
+    ``hidden`` is the decoder's output, (B, T, hidden); ``labels`` (B, T) are -100 where there is no loss. Returns the
+    logits (N, V) at the N positions that predict a label, and the loss, a scalar. Logits for all positions, (B, T, V),
+    would be the largest tensor of a training step, so they are not computed.
     """
     targets = labels[:, 1:]  # position i predicts token i + 1: (B, T - 1)
     has_loss = targets != IGNORE  # (B, T - 1)
@@ -54,7 +54,7 @@ def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[T
 
 
 class Llava(nn.Module):
-    """Vision tower, projector and decoder. Attribute names are the tensor names of llava-hf's checkpoints.
+    """Vision tower, projector and decoder. Attribute names are llava-hf's tensor names without prefixes.
 
     ``processor`` turns text and pictures into ids and pixel values. encode_image(), chat() and stream() need it.
     """
@@ -104,7 +104,7 @@ class Llava(nn.Module):
         """Without labels: logits (B, T, V) and None. With labels: logits (N, V) and the loss of next_token_loss().
 
         input_ids (B, T); pixel_values (images, 3, H, W); labels (B, T) with -100 where there is no loss;
-        attention_mask (B, T): 0 for padding, k for the row's k-th conversation.
+        attention_mask (B, T): 0 for padding, k for the k-th of the conversations that are packed into the row.
         """
         embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         hidden = self.language_model(embeddings, attention_mask)  # (B, T, hidden)
@@ -124,8 +124,8 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Continue input_ids (B, T): returns only the new tokens, (B, n) with n at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends with one of ``stop_ids``, by default the
-        processor's; rows that end earlier are filled with the padding token.
+        Rows padded on the left need attention_mask (B, T). A row ends after the first of ``stop_ids`` (default: the
+        processor's). Rows that end before the others are filled with the padding token, or 0 if there is none.
         """
         if stop_ids is None:
             stop_ids = self.processor.stop_ids if self.processor else []

@@ -4,9 +4,9 @@
 - Positions are learned.
 - A LayerNorm comes before the first block. Most ViTs lack it; CLIP's files spell it ``pre_layrnorm``.
 - Blocks are pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
-- LLaVA reads the patches after the second-to-last block and drops the class token (paper, section 4.1).
+- LLaVA reads the patches after the second-to-last block and drops the class token (paper, table 8).
 
-Attribute names are the tensor names of CLIP's checkpoints. The letters in shapes are in ``model/__init__.py``.
+Attribute names are CLIP's tensor names without prefixes. The letters in shapes are in ``model/__init__.py``.
 """
 
 import torch
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The blocks, one after another. ``num_layers`` stops after that many."""
+    """The blocks, one after another. With ``num_layers``, only the first ones."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -124,12 +124,13 @@ class VisionTower(nn.Module):
     def hidden_state(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
         """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden), the output of block ``layer``.
 
-        Blocks count from 1; 0 is the input of the first block, -1 the output of the last one. Blocks after ``layer``
-        are not computed.
+        Blocks are numbered from 1; 0 is the input of the first block, -1 the output of the last one. Blocks after
+        ``layer`` are not computed.
         """
         size = self.config.image_size
         if pixel_values.shape[1:] != (self.config.num_channels, size, size):
-            raise ValueError(f"pixel_values must be (B, 3, {size}, {size}), not {tuple(pixel_values.shape)}")
+            channels = self.config.num_channels
+            raise ValueError(f"pixel_values must be (B, {channels}, {size}, {size}), not {tuple(pixel_values.shape)}")
         depth = len(self.encoder.layers)
         count = layer if layer >= 0 else depth + 1 + layer  # how many blocks to run
         if not 0 <= count <= depth:

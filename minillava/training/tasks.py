@@ -20,7 +20,7 @@ from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava, next_token_loss, splice
-from minillava.model.lora import ALPHA, add_lora
+from minillava.model.lora import ALPHA_PER_RANK, add_lora
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
 
 
@@ -89,7 +89,7 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
     model.requires_grad_(False)
     model.multi_modal_projector.requires_grad_(True)
     if stage == 2 and lora:
-        add_lora(model.language_model, lora, ALPHA * lora)
+        add_lora(model.language_model, lora, ALPHA_PER_RANK * lora)
     elif stage == 2:
         model.language_model.requires_grad_(True)
 
