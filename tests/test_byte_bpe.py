@@ -112,6 +112,30 @@ def test_llama_3_file_gives_tiktokens_ids(llama3):
         assert mine.decode(mine.encode(text)) == text
 
 
+def test_llama_3_saved_as_json_gives_the_same_ids(llama3, tmp_path):
+    """The saved file lists every pair that makes a token, as the tokenizer.json of Llama 3 on the hub does."""
+    first = Tokenizer.from_pretrained(llama3)
+    first.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    again = Tokenizer.from_pretrained(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(first._read.merges) > 1.2 * len({"".join(pair) for pair in first._read.merges})
+    for text in family_texts(2000, 3):
+        ids = first.encode(text)
+        assert again.encode(text) == ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_adding_a_token_keeps_the_bpe_unless_text_could_become_it(llama3):
+    """Reading Llama 3's merges takes a second, so they are read once."""
+    mine = Tokenizer.from_pretrained(llama3)
+    model = mine._model
+    mine.add_special_tokens(["<image>", "<pad>"])
+    assert mine._model is model and mine.encode("<image>") == [mine.image_id]
+    mine.add_special_tokens(["the"])
+    assert mine._model is not model and mine.special["the"] in mine.encode("the")
+    assert mine.special["the"] not in mine.encode("the", special=False)
+
+
 def test_llama_3_names_in_the_configuration_count(llama3, tmp_path):
     """Llama-3.1 names some of Llama-3's reserved tokens."""
     first = Tokenizer.from_pretrained(llama3).special["<|begin_of_text|>"]

@@ -7,13 +7,14 @@ joined token has the lowest rank. ``rank_tokens`` computes ranks that give the s
 """
 
 from functools import cache
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
+from math import inf
 
 import regex
 import tiktoken
 
 from minillava.errors import UserError
-from minillava.formats.byte_characters import to_bytes
+from minillava.formats.byte_characters import all_to_bytes
 from minillava.formats.tokenizer_files import TokenizerFiles
 from minillava.formats.tokenizer_json import split_patterns
 
@@ -32,24 +33,44 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
     token is 256 + the place of that merge in the list. A token whose bytes BPE does not join completely has no rank.
     """
     order = {pair: 256 + place for place, pair in enumerate(merges)}
+    tokens = list(dict.fromkeys(map(b"".join, merges)))
     ranks = {bytes([byte]): byte for byte in range(256)}
-    for token in {left + right for left, right in merges}:
+    if _has_every_pair(merges, tokens):
+        return ranks | {token: 256 + place for place, token in enumerate(tokens)}
+    for token in tokens:
         rank = _last_merge(token, order)
         if rank is not None:
             ranks[token] = rank
     return ranks
 
 
+def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> bool:
+    """Whether the merges are all pairs that make each token, token by token: a file converted from tiktoken's.
+
+    Whichever pair makes a token, its merge then has the same place among those of other tokens.
+    """
+    if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
+        return False
+    known = {bytes([byte]) for byte in range(256)}.union(tokens, *merges)
+    pairs = sum(token[:cut] in known and token[cut:] in known for token in tokens for cut in range(1, len(token)))
+    return pairs == len(merges)
+
+
 def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | None:
     """The rank of the last merge when BPE encodes the bytes of ``token``, or None if several tokens remain."""
-    parts, rank = [token[i : i + 1] for i in range(len(token))], None
-    while len(parts) > 1:
-        found = [order.get(pair) for pair in pairwise(parts)]
-        rank = min((rank for rank in found if rank is not None), default=None)
-        if rank is None:
+    parts = [token[i : i + 1] for i in range(len(token))]
+    ranks = [order.get(pair, inf) for pair in pairwise(parts)]  # of joining each part with the next
+    rank = None
+    while ranks:
+        rank = min(ranks)
+        if rank == inf:
             return None
-        i = found.index(rank)
+        i = ranks.index(rank)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        del ranks[i]
+        for place in (i - 1, i):
+            if 0 <= place < len(ranks):
+                ranks[place] = order.get((parts[place], parts[place + 1]), inf)
     return rank
 
 
@@ -64,8 +85,13 @@ class ByteBPE:
         # Added tokens are left out, so ordinary text never becomes one. Those of one character are kept: the byte has
         # no other token.
         added = {token for token in files.tokens if len(token) > 1}
-        ids = {to_bytes(token): index for token, index in files.vocab.items() if token not in added}
-        ranks = rank_tokens([(to_bytes(a), to_bytes(b)) for a, b in files.merges if a + b not in added])
+        names = [name for name in files.vocab if name not in added]
+        spelled = all_to_bytes({*names, *chain(*files.merges)})
+        ids = {spelled[name]: files.vocab[name] for name in names}
+        if files.ranks:  # a file in tiktoken's format
+            ranks = {spelled[name]: rank for name, rank in files.ranks.items() if name not in added}
+        else:
+            ranks = rank_tokens([(spelled[a], spelled[b]) for a, b in files.merges if a + b not in added])
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
         # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.

@@ -16,7 +16,18 @@ from pathlib import Path
 import regex
 
 from minillava.formats.byte_characters import to_characters
-from minillava.formats.tokenizer_files import END, IMAGE, PAD, blame, extend, interpret, read_files, write_files
+from minillava.formats.tokenizer_files import (
+    END,
+    IMAGE,
+    PAD,
+    TokenizerFiles,
+    blame,
+    dump,
+    extend,
+    interpret,
+    read_files,
+    write_files,
+)
 from minillava.formats.tokenizer_json import AddedToken
 from minillava.inputs.byte_bpe import SPLIT, ByteBPE
 from minillava.inputs.sentencepiece_bpe import SentencePieceBPE, Where
@@ -123,18 +134,21 @@ class Tokenizer:
 
     def __init__(self, folder: Path, files: dict[str, bytes], original: bool = False):
         """``files`` maps file names to contents. ``folder`` is only named in error messages."""
-        read = interpret(folder, files)
+        self._original = original
+        self._use(interpret(folder, files))
+
+    def _use(self, read: TokenizerFiles, model: ByteBPE | SentencePieceBPE | None = None) -> None:
         # A template's special tokens are special even if the files do not say so: typing one must not end an answer.
         tokens = {name: t._replace(special=t.special or bool(MARK.fullmatch(name))) for name, t in read.tokens.items()}
         with blame(read.source):
-            self._model = (ByteBPE if read.byte_level else SentencePieceBPE)(read)
+            self._model = model or (ByteBPE if read.byte_level else SentencePieceBPE)(read)
             self._bytes = self._model.token_bytes | {t.id: name.encode() for name, t in read.tokens.items()}
             self.vocab_size = max(self._bytes) + 1
         self.add_bos = read.add_bos
         self.special = {name: token.id for name, token in tokens.items() if token.special}
         self.bos_id, self.eos_id, self.pad_id = map(self.special.get, read.roles.values())
         self.image_id = self.special.get(IMAGE)
-        self._folder, self._read, self._original = folder, read, original
+        self._read = read
         self._added_ids = {token.id for token in read.tokens.values()}
         # Added tokens that are marked "normalized" are looked for in the normalised text, after all others have been
         # cut out of the text as given.
@@ -146,13 +160,16 @@ class Tokenizer:
     def add_special_tokens(self, names: Iterable[str]) -> None:
         """Make ``names`` special tokens. Those that are not in the vocabulary get new ids, from ``vocab_size`` up. A
         "<pad>" among them becomes the padding token, if there is none."""
-        self.__init__(self._folder, extend(self._read, list(names), self.vocab_size), self._original)
+        names = list(names)
+        # The BPE is built again only if it could make one of the new tokens from ordinary text.
+        model = None if any(name in self._read.vocab for name in names) else self._model
+        self._use(extend(self._read, names, self.vocab_size), model)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the files this tokenizer was read from, plus a tokenizer.json and a tokenizer_config.json from which
         transformers' AutoTokenizer gives the same ids."""
         for name, content in self._read.files.items():
-            (Path(folder) / name).write_bytes(content)
+            (Path(folder) / name).write_bytes(dump(content) if isinstance(content, dict) else content)
 
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         """Ids of ``text``. With ``special=False``, a "###" or "<image>" in it is ordinary text, not a token.
