@@ -1,4 +1,4 @@
-"""The processor: everything that turns words and pictures into what one model reads, in one object."""
+"""The processor: one object that holds everything needed to turn text and pictures into a model's inputs."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_the_form_of_stage_1_leaves_the_processor_as_it_is(processor):
 
 def test_an_answer_ends_on_the_end_token_and_on_a_stop_that_is_one_token(processor, tokenizer):
     assert processor.stop_ids == [tokenizer.eos_id, *tokenizer.encode("###")]
-    processor.template = TEMPLATES["plain"]  # its stop, a new line, is no special token
+    processor.template = TEMPLATES["plain"]  # its stop, a newline, is not a special token
     assert processor.stop_ids == [tokenizer.eos_id]
 
 

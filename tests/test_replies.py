@@ -1,4 +1,5 @@
-"""Replies become turns or are refused with a reason; answers that read a text where a picture should be are noticed."""
+"""Replies are parsed into turns or refused with a reason; answers that mention the captions or boxes they were written
+from, as if there were no picture, are detected."""
 
 import random
 

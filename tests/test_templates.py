@@ -1,4 +1,4 @@
-"""Templates: which one a checkpoint's chat template is, and which asks for captions."""
+"""Templates: recognising a checkpoint's chat template, and the templates in which stage 1 asks for captions."""
 
 from minillava.inputs.templates import TEMPLATES, chat_template, recognise
 
