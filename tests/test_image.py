@@ -347,9 +347,9 @@ def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
     small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
     monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
     assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
-    with pytest.raises(UserError, match="10 x 21 pixels would be resized to 64 x 134"):
+    with pytest.raises(UserError, match="10 x 21 pixels would become 64 x 134"):
         small(picture(10, 21))
-    with pytest.raises(UserError, match="1 x 91 pixels would be resized to 91 x 91"):
+    with pytest.raises(UserError, match="1 x 91 pixels would become 91 x 91"):
         padding(picture(1, 91))
 
 

@@ -1,6 +1,6 @@
 """Byte-level BPE, the tokenizer of GPT-2, SmolLM2, Llama 3 and of our own model. tiktoken runs it.
 
-"Byte-level" means that BPE starts from single bytes, each of which is a token, so every text can be encoded.
+"Byte-level" means that BPE starts from single bytes. All 256 bytes are tokens, so every text can be encoded.
 
 tiktoken does not take a list of merges. It takes a rank for each token, and always joins the two neighbours whose
 joined token has the lowest rank. ``rank_tokens`` computes ranks that give the same result as the merges.
@@ -75,8 +75,8 @@ def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | No
 
 
 class ByteBPE:
-    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` is False: this kind of BPE
-    adds no space before a text."""
+    """Encodes text from which tokenizer.py has cut out all added tokens. ``token_bytes`` maps ids to bytes.
+    ``adds_space`` is False: this kind of BPE adds no space before a text."""
 
     adds_space = False
 
@@ -148,6 +148,6 @@ def _newer_characters() -> dict[int, str]:
     The table replaces them by U+FFFF, which is unassigned in every version.
     """
     assigned = "".join(regex.findall(r"\P{Cn}+", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))))
-    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # drops what does not match
+    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # drops all else
     newer = bytes(unassigned.encode_ordinary(assigned)).decode()
     return dict.fromkeys(map(ord, newer), "\uffff")

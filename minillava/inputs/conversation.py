@@ -10,9 +10,9 @@ Other model families write a conversation differently; each way is a ``Template`
 stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
 label is -100. Ids and labels are made in the same step, so they always match.
 
-Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer and after its
-stop. The ids are those of the whole text encoded at once, unless the tokenizer would have joined characters across
-such a cut: an answer that begins with a space or an empty line may get other ids.
+Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer (and the space
+in front of it) and after its stop. The ids are those of the whole text encoded at once, unless the tokenizer would have
+joined characters across such a cut: an answer that begins with a space or an empty line may get other ids.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ def encode_conversation(
     """A row's turns -> (input_ids, labels), two lists of equal length T.
 
     <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
-    should begin: in v0 after "Assistant:". Raises UserError if the turns are not human, gpt, human, ... in turn, or if
-    the tokenizer lacks a special token of the template.
+    should begin: in v0 after "Assistant:". Raises UserError if the speakers are not human, gpt, human, ... in this
+    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
     """
     turns = _checked(conversations)
     if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):
@@ -63,13 +63,15 @@ def encode_conversation(
     labels: list[int] = []
 
     def write(*parts: tuple[str, re.Pattern], learn: bool = False) -> None:
-        """Append the ids of ``parts``, each a text and the pattern of its special tokens. ``learn`` gives them a
-        loss."""
+        """Append ``parts`` to both lists. Each is (text, pattern): what the pattern matches becomes a special token.
+
+        With ``learn``, the labels are the ids; otherwise they are IGNORE.
+        """
         for text, is_mark in _runs(parts, tokenizer):
             if is_mark:
                 ids = [tokenizer.special[text]] * (num_image_tokens if text == IMAGE else 1)
             else:
-                ids = tokenizer.encode(text, special=False, after=input_ids)
+                ids = tokenizer.encode(text, special=False, after=input_ids)  # SentencePiece adds a space or not
             input_ids.extend(ids)
             labels.extend(ids if learn else [IGNORE] * len(ids))
 
@@ -89,7 +91,7 @@ def encode_conversation(
                 learn=True,
             )
             write((template.after_stop, MARK))
-    if tokenizer.add_bos and input_ids[:1] != [tokenizer.bos_id]:
+    if tokenizer.add_bos and input_ids[:1] != [tokenizer.bos_id]:  # some templates begin with it themselves
         return [tokenizer.bos_id, *input_ids], [IGNORE, *labels]
     return input_ids, labels
 

@@ -131,7 +131,7 @@ class ImageProcessor:
 
 def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
-        raise UserError(f"{image.width} x {image.height} pixels would be resized to {width} x {height}: too large")
+        raise UserError(f"{image.width} x {image.height} pixels would become {width} x {height}: too large")
     return width, height
 
 

@@ -1,4 +1,5 @@
-"""SentencePiece's BPE with byte fallback, written out: the tokenizer of LLaMA 1 and 2, Vicuna and TinyLlama.
+"""SentencePiece's BPE with byte fallback, implemented here without the library: the tokenizer of LLaMA 1 and 2, Vicuna
+and TinyLlama.
 
 - The text is one sequence of characters, with every space written as "▁". In most of these tokenizers it is not split
   into words, so merges may join characters across words.
@@ -27,8 +28,8 @@ class Where(Enum):
 
 
 class SentencePieceBPE:
-    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` says whether encoding adds a
-    space before a text."""
+    """Encodes text from which tokenizer.py has cut out all added tokens. ``token_bytes`` maps ids to bytes.
+    ``adds_space`` says whether encoding adds a space before a text."""
 
     def __init__(self, files: TokenizerFiles):
         """Merges never make an added token. Raises UserError if ``files`` ask for something unsupported."""

@@ -87,8 +87,8 @@ TEMPLATES = {
     ),
     "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a newline
 }
-# Strings that every chat template of a family contains. v0, brief and plain occur only in folders that this package
-# wrote.
+# Strings that every chat template of a family contains. v0, brief and plain need none: only this
+# package writes them, and recognise() finds their exact text.
 SIGNS = {
     "v1": ("ASSISTANT:",),
     "llama-2": ("[INST]", "<<SYS>>"),

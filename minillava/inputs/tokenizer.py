@@ -93,7 +93,7 @@ class Splitter:
     """Cuts a text at added tokens. Of several that begin at the same place, the longest is taken."""
 
     def __init__(self, tokens: dict[str, AddedToken]):
-        """``tokens``: the strings to look for, each with its token."""
+        """``tokens``: the added tokens, by the string to look for."""
         self._tokens = tokens
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

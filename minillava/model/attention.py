@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Added to the score of a token that must not be seen. It is finite because a padding token may see no token at all,
-# and a softmax over nothing but -inf gives NaN. float16 can represent it.
+# and a softmax over nothing but -inf gives NaN. float16 can represent it: its lowest value is -65504.
 CLOSED = -30000.0
 
 
@@ -39,5 +39,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
 
 
 def causal_mask(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
-    """(T, S) with T = length, S = past + length: 0 where token past + i sees token j <= past + i, else CLOSED."""
+    """(T, S) with T = length and S = past + length. Entry (i, j) is 0 if j <= past + i, else CLOSED."""
     return torch.full((length, past + length), CLOSED, device=device).triu(diagonal=past + 1)

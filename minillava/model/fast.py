@@ -77,5 +77,5 @@ class Step:
 
 
 def is_plain(decoder: Decoder) -> bool:
-    """Whether Step may replace ``decoder``, which must have no LoRA layers and must not be compiled."""
+    """Whether Step may replace ``decoder``: Step ignores LoRA, and a compiled decoder is meant to be run itself."""
     return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())

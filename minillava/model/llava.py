@@ -49,7 +49,7 @@ def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[T
     """
     targets = labels[:, 1:]  # position i predicts token i + 1: (B, T - 1)
     has_loss = targets != IGNORE  # (B, T - 1)
-    logits = decoder.lm_head(hidden[:, :-1][has_loss])  # (N, V)
+    logits = decoder.lm_head(hidden[:, :-1][has_loss])  # (N, hidden) -> (N, V)
     return logits, F.cross_entropy(logits.float(), targets[has_loss])
 
 
@@ -91,7 +91,7 @@ class Llava(nn.Module):
             visual = self.encode_images(pixel_values)
         if visual is None:
             return self.language_model.embed_tokens(input_ids)
-        words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder id may lie outside the table
+        words = input_ids.masked_fill(input_ids == image, 0)  # splice() replaces these embeddings
         return splice(self.language_model.embed_tokens(words), input_ids, image, visual)
 
     def forward(
@@ -109,7 +109,7 @@ class Llava(nn.Module):
         embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         hidden = self.language_model(embeddings, attention_mask)  # (B, T, hidden)
         if labels is None:
-            return self.language_model.lm_head(hidden), None
+            return self.language_model.lm_head(hidden), None  # (B, T, V)
         return next_token_loss(self.language_model, hidden, labels)
 
     @torch.inference_mode()
@@ -132,7 +132,7 @@ class Llava(nn.Module):
         fill = (self.processor.tokenizer.pad_id if self.processor else None) or 0
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)
-        embeddings = self.embed(input_ids, pixel_values)
+        embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
         return collect(steps, stop_ids, fill)
 
@@ -144,7 +144,7 @@ class Llava(nn.Module):
         """
         if not isinstance(image, Image.Image):
             image = open_image(image)
-        return self.encode_images(self.processor.image(image)[None])
+        return self.encode_images(self.processor.image(image)[None])  # [None]: a batch of one picture
 
     def stream(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> Iterator[str]:
         """Yield the answer to ``prompt`` piece by piece. ``options`` go to talk.stream()."""

@@ -38,13 +38,14 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(1 + config.num_patches, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, patches, hidden)
+        # (B, hidden, H / patch_size, W / patch_size) -> (B, patches, hidden)
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (B, 1, hidden)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight  # (B, 1 + patches, hidden)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, T, hidden) -> (B, T, hidden)."""
+    """Multi-head self-attention, (B, T, hidden) -> (B, T, hidden). In the vision tower, T is 1 + patches."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -72,7 +73,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))  # inside: (B, T, intermediate)
 
 
 class Block(nn.Module):
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """CLIP's vision transformer."""
+    """CLIP's vision transformer: pixel_values (B, 3, H, W) -> Z_v (B, patches, hidden)."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -135,7 +136,8 @@ class VisionTower(nn.Module):
         count = layer if layer >= 0 else depth + 1 + layer  # how many blocks to run
         if not 0 <= count <= depth:
             raise ValueError(f"there is no layer {layer}: the tower has {depth} blocks")
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=count)
+        x = self.embeddings(pixel_values)  # (B, 1 + patches, hidden)
+        return self.encoder(self.pre_layrnorm(x), num_layers=count)
 
     def forward(self, pixel_values: Tensor, layer: int = -2, strategy: str = "default") -> Tensor:
         """The features Z_v that LLaVA reads: (B, patches, hidden), or (B, 1 + patches, hidden) with "full", which keeps
