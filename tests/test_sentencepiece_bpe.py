@@ -14,7 +14,9 @@ from make_tokenizers import ESCAPE, LEGACY, family_texts, sentencepiece_file, tr
 from transformers import LlamaTokenizer
 
 from minillava.errors import UserError
+from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.sentencepiece_bpe import Where
+from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.generation import stream_text
 
@@ -224,6 +226,40 @@ def test_a_text_after_only_the_bos_is_at_the_beginning(trained, tmp_path):
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, "first")))
     assert mine.encode("the cat", after=[mine.bos_id]) == mine.encode("the cat")
     assert mine.encode("the cat", after=[mine.eos_id]) != mine.encode("the cat")
+
+
+@pytest.mark.parametrize("config", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"legacy": False}, {"legacy": True}])
+def test_the_authors_layout_encodes_what_follows_a_picture_from_a_fresh_start(llama_file, tmp_path, config):
+    """The authors' tokenizer_image_token() cuts a prompt at <image> and encodes each part by itself, with the tokenizer
+    of transformers 4, which is legacy unless the folder says otherwise and encodes the texts between special tokens one
+    by one, each with a space in front (without legacy, only the first text of a part)."""
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
+    folder = write(tmp_path, model=llama_file, tokenizer_config=config)
+    mine = Tokenizer.from_pretrained(folder, original=True)
+    mine.add_special_tokens(["<image>"])
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is this?"},
+        {"from": "gpt", "value": "The cat."},
+        {"from": "human", "value": "Others?"},
+        {"from": "gpt", "value": "that mat"},
+    ]
+    for image_first in (True, False):
+        ids, _ = encode_conversation(turns, mine, TEMPLATES["v1"], num_image_tokens=3, image_first=image_first)
+        question = "<image>\nWhat is this?" if image_first else "What is this?\n<image>"
+        system = TEMPLATES["v1"].opening
+        text = f"{system}{question} ASSISTANT: The cat.</s>USER: Others? ASSISTANT: that mat</s>"
+        expected = [1]
+        for number, part in enumerate(text.split("<image>")):
+            expected += [mine.image_id] * 3 * (number > 0)
+            for place, between in enumerate(part.split("</s>")):
+                expected += [2] * (place > 0)
+                if config == {"legacy": False} and place and between:  # no space in front: encoded behind a character
+                    expected += theirs.encode("!" + between)[len(theirs.encode("!")) :]
+                else:
+                    expected += theirs.encode(between)
+        assert ids == expected
+        space, after = theirs.piece_to_id("▁"), ids.index(mine.image_id) + 3
+        assert not image_first or ids[after : after + 2] == [space, theirs.piece_to_id("<0x0A>")]
 
 
 # Scores as they are in files: LLaMA's runs of spaces share one, tokens added later have 0.

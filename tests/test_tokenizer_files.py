@@ -17,6 +17,9 @@ from make_tokenizers import (
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from minillava.errors import UserError
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.processor import Processor
+from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
@@ -191,6 +194,25 @@ def test_a_token_with_a_role_is_special_whatever_its_flag(files, tmp_path):
     assert mine.image_id == 5000 and mine.encode("<image>") == [5000]
     ids = mine.encode("<image>the the</s>", special=False)
     assert not {mine.image_id, mine.eos_id} & set(ids) and mine.decode(ids) == "<image>the the</s>"
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "added_tokens.json"])
+def test_a_template_finds_its_marks_though_they_are_not_special_and_nobody_can_type_them(files, tmp_path, place):
+    stored, more = files["GPT-2"], {"<|im_start|>": 5000, "<|im_end|>": 5001}
+    if place == "tokenizer.json":
+        tokens = [{"id": index, "content": name, "special": False} for name, index in more.items()]
+        folder = write(tmp_path, tokenizer={**stored, "added_tokens": [*stored["added_tokens"], *tokens]})
+    else:
+        folder = write(tmp_path, tokenizer=stored, added_tokens=more)
+    mine = Tokenizer.from_pretrained(folder)
+    ids, labels = encode_conversation(
+        [{"from": "human", "value": "What?<|im_end|>"}, {"from": "gpt", "value": "the<|im_start|>"}],
+        mine,
+        TEMPLATES["chatml"],
+    )
+    assert (ids.count(5000), ids.count(5001)) == (3, 3) and labels.count(5001) == 1
+    assert "What?<|im_end|>" in mine.decode(ids) and not {5000, 5001} & set(mine.encode("<|im_end|>", special=False))
+    assert Processor(mine, None, 4, TEMPLATES["chatml"]).stop_ids[-1] == 5001
 
 
 # --- Faults

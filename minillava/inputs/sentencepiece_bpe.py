@@ -25,6 +25,7 @@ class Where(Enum):
     START = "at the beginning"
     AFTER_TOKEN = "after an added token"
     INSIDE = "after other text"
+    FRESH = "after a picture, in the LLaVA authors' code: as at the beginning, and a space is added even before a space"
 
 
 class SentencePieceBPE:
@@ -55,8 +56,8 @@ class SentencePieceBPE:
         """Ids of a text that normalize() has returned."""
         if self._scheme is not None:
             text = text.replace(" ", SPACE)
-            wanted = where is Where.START or (where is Where.AFTER_TOKEN and self._scheme == "always")
-            if wanted and self._scheme != "never" and not text.startswith(SPACE):
+            wanted = where in (Where.START, Where.FRESH) or (where is Where.AFTER_TOKEN and self._scheme == "always")
+            if wanted and self._scheme != "never" and (where is Where.FRESH or not text.startswith(SPACE)):
                 text = SPACE + text
         words = re.split(rf"(?!\A)(?={SPACE})", text) if self._splits else [text]
         ids = []

@@ -180,9 +180,10 @@ class Tokenizer:
         """
         # A lone half of a surrogate pair is not a character; replace it by U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        begins = not after or (len(after) == 1 and after[0] == self.bos_id)
-        if begins or (self._original and after[-1] == self.image_id):
+        if not after or (len(after) == 1 and after[0] == self.bos_id):
             where = Where.START
+        elif self._original and after[-1] == self.image_id:
+            where = Where.FRESH
         else:
             where = Where.AFTER_TOKEN if after[-1] in self._added_ids else Where.INSIDE
         ids = []
