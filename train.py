@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     add("--out", type=Path, help="folder for all results (default out/PRESET)")
     add("--from-scratch", action="store_true", help="train the towers too, instead of using the shipped ones")
     add("--vision", help="CLIP folder or hub id to take the vision tower from")
-    add("--decoder", help="LLaMA folder or hub id to take the decoder and tokenizer from")
+    add("--decoder", help="LLaMA folder, hub id, .gguf file or smollm2 to take the decoder from")
     add("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
     add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
     add("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")

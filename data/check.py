@@ -48,6 +48,7 @@ class Report:
     turns: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     learnt: int = 0  # tokens with loss, in all rows
+    unknown: int = 0  # characters that the tokenizer leaves out
     images: dict[str, int] = field(default_factory=dict)
     uses: Counter = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
@@ -74,6 +75,8 @@ def read_file(path: Path, processor: Processor) -> Report:
             report.types[kind if isinstance(kind, str) else "(no text)"] += 1
             report.turns.append(len(row["conversations"]) // 2)
             report.tokens.append(len(ids))
+            texts = [turn["value"] for turn in row["conversations"]]
+            report.unknown += sum(map(processor.tokenizer.count_unknown, texts))
             report.learnt += sum(label != IGNORE for label in labels)
             if "image" in row:
                 report.images.setdefault(row["image"], index)
@@ -127,6 +130,7 @@ def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
             line("turns", sum(report.turns), f"   per row: {_spread(report.turns)}"),
             line("tokens", sum(report.tokens), f"   per row: {_spread(report.tokens)}"),
             line("  with loss", report.learnt),
+            *([line("unknown characters", report.unknown, "   left out")] if report.unknown else []),
             line(
                 "rows too long",
                 sum(n > most_tokens for n in report.tokens),

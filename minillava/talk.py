@@ -7,12 +7,13 @@ from torch import Tensor
 
 from minillava.errors import UserError
 from minillava.inputs.tokenizer import IMAGE
+from minillava.language_model import TextModel
 from minillava.model import fast, generation
 from minillava.model.llava import History, Llava, Picture
 
 
 def stream(
-    model: Llava,
+    model: Llava | TextModel,
     image: Picture | None,
     prompt: str,
     history: History | None = None,
@@ -27,7 +28,7 @@ def stream(
     if model.processor is None:
         raise ValueError("a model without a processor cannot chat: load() a folder that holds a tokenizer")
     ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
-    limit = model.config.decoder.max_position_embeddings
+    limit = model.language_model.config.max_position_embeddings
     if len(ids) + max_new_tokens > limit:
         raise UserError(f"the conversation has {len(ids)} tokens; with the answer it may have at most {limit}")
     if image is not None and not isinstance(image, Tensor):

@@ -15,6 +15,7 @@ from data.check import main, printable, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
+from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.templates import TEMPLATES
 
@@ -112,6 +113,25 @@ def test_file_without_fault_is_counted(check, tokenizer):
 def test_rows_longer_than_the_model_reads_are_counted(check):
     code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
     assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads at most 1,024 tokens" in out
+
+
+def test_characters_that_the_tokenizer_leaves_out_are_counted(check, monkeypatch):
+    rows = [*FINE, {"conversations": said("What\x06?\x06", "A f\x06ish é.")}]
+    code, out, _ = check(rows)
+    assert code == 0 and "unknown characters" not in out
+    monkeypatch.setattr(ByteBPE, "__init__", without(ByteBPE.__init__, b"\x06\xa9"))
+    code, out, _ = check(rows)
+    assert code == 0 and numbers(out)["unknown characters"] == 4
+
+
+def without(init, missing: bytes):
+    """ByteBPE.__init__ for a vocabulary that lacks some bytes."""
+
+    def change(self, files):
+        init(self, files)
+        self.missing = missing
+
+    return change
 
 
 FAULTY = {  # row number -> the row, and what the report says of it

@@ -12,6 +12,7 @@ FLOORS = (
     ("evaluate",),
     ("talk",),
     ("checkpoint",),
+    ("language_model",),
     ("saving", "hub"),
     ("model",),
     ("inputs",),

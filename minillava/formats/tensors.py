@@ -58,7 +58,12 @@ class Stored(NamedTuple):
 
 
 def find_weights(folder: Path) -> Path:
-    """The file with the folder's tensors, or the index of its shards. Raises UserError if there is none."""
+    """The file with the folder's tensors, or the index of its shards. Raises UserError if there is none.
+
+    A GGUF file in place of a folder is that file.
+    """
+    if folder.is_file():
+        return folder
     first, *others = (folder / f"{kind}{end}" for kind in KINDS for end in ("", ".index.json"))
     for path in (first, *others):
         if path.exists():

@@ -1,6 +1,7 @@
 """Byte-level BPE, the tokenizer of GPT-2, SmolLM2, Llama 3 and of our own model. tiktoken runs it.
 
-"Byte-level" means that BPE starts from single bytes. All 256 bytes are tokens, so every text can be encoded.
+"Byte-level" means that BPE starts from single bytes. If all 256 are tokens, every text can be encoded. Some
+vocabularies lack control characters; as in `tokenizers`, these are left out.
 
 tiktoken does not take a list of merges. It takes a rank for each token, and always joins the two neighbours whose
 joined token has the lowest rank. ``rank_tokens`` computes ranks that give the same result as the merges.
@@ -13,7 +14,6 @@ from math import inf
 import regex
 import tiktoken
 
-from minillava.errors import UserError
 from minillava.formats.byte_characters import all_to_bytes
 from minillava.formats.tokenizer_files import TokenizerFiles
 from minillava.formats.tokenizer_json import split_patterns
@@ -75,8 +75,11 @@ def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | No
 
 
 class ByteBPE:
-    """Encodes text from which tokenizer.py has cut out all added tokens. ``token_bytes`` maps ids to bytes.
-    ``adds_space`` is False: this kind of BPE adds no space before a text."""
+    """Encodes text from which tokenizer.py has cut out all added tokens.
+
+    ``token_bytes`` maps ids to bytes; ``missing`` are the bytes without a token. ``adds_space`` is False: this kind of
+    BPE adds no space before a text.
+    """
 
     adds_space = False
 
@@ -94,11 +97,12 @@ class ByteBPE:
             ranks = rank_tokens([(spelled[a], spelled[b]) for a, b in files.merges if a + b not in added])
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
+        self.missing = bytes(byte for byte in range(256) if byte not in self._ids)
         # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.
         self._whole = ids if files.ignore_merges else {}
         patterns, gpt2_split = split_patterns(files.stored)
         self._patterns = [regex.compile(pattern) for pattern in patterns + ([SPLIT] if gpt2_split else [])]
-        self._encoding = _word_encoding(ranks, "(?s:.+)")
+        self._encoding = _word_encoding(ranks, "")  # words are split here, with the patterns
         self._known: dict[str, list[int]] = {}
 
     def normalize(self, text: str, where: object) -> str:
@@ -106,7 +110,7 @@ class ByteBPE:
         return text
 
     def encode(self, text: str, where: object) -> list[int]:
-        """Ids of ``text``; ``where`` does not matter. Raises UserError for a byte that the vocabulary lacks."""
+        """Ids of ``text``; ``where`` does not matter. A byte that the vocabulary lacks is left out before merging."""
         words = [text]
         for pattern in self._patterns:  # each splits the results of the one before
             words = [part for word in words for part in _cut(pattern, word)]
@@ -123,10 +127,8 @@ class ByteBPE:
     def _encode_word(self, word: str) -> list[int]:
         if (whole := self._whole.get(word.encode())) is not None:
             return [whole]
-        try:
-            return [self._ids[rank] for rank in self._encoding.encode_ordinary(word)]
-        except KeyError as error:
-            raise UserError(f"the tokenizer has no token for the byte {error.args[0]:#04x} in {word!r:.50}") from None
+        known = word.encode().translate(None, self.missing)
+        return [self._ids[rank] for rank in self._encoding._encode_single_piece(known)] if known else []
 
 
 def _word_encoding(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:

@@ -32,6 +32,8 @@ class SentencePieceBPE:
     """Encodes text from which tokenizer.py has cut out all added tokens. ``token_bytes`` maps ids to bytes.
     ``adds_space`` says whether encoding adds a space before a text."""
 
+    missing = b""
+
     def __init__(self, files: TokenizerFiles):
         """Merges never make an added token. Raises UserError if ``files`` ask for something unsupported."""
         self._vocab, self._byte_ids = files.vocab, byte_ids(files.stored["model"])

@@ -13,6 +13,7 @@ VISION_SYSTEM = (  # the LLaVA authors' system message for LLaMA 2 and 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 LLAMA_3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA_3_SYSTEM = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -85,11 +86,20 @@ TEMPLATES = {
         stop="<|im_end|>",
         after_stop="\n",
     ),
+    "smollm2": Template(  # SmolLM2-Instruct: chatml with its own system message
+        opening=f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n<|im_start|>user\n",
+        human="<|im_start|>user\n",
+        after_question="<|im_end|>\n",
+        assistant="<|im_start|>assistant\n",
+        stop="<|im_end|>",
+        after_stop="\n",
+    ),
     "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a newline
 }
 # Strings that every chat template of a family contains. v0, brief and plain need none: only this
 # package writes them, and recognise() finds their exact text.
 SIGNS = {
+    "smollm2": ("<|im_start|>", "<|im_end|>", SMOLLM2_SYSTEM),
     "v1": ("ASSISTANT:",),
     "llama-2": ("[INST]", "<<SYS>>"),
     "llama-3": ("<|start_header_id|>", "<|eot_id|>"),

@@ -197,6 +197,11 @@ class Tokenizer:
             where = Where.AFTER_TOKEN
         return ids
 
+    def count_unknown(self, text: str) -> int:
+        """How many characters of ``text`` encode() leaves out, wholly or in part, since the vocabulary lacks a byte."""
+        missing = set(self._model.missing)
+        return sum(not missing.isdisjoint(character.encode("utf-8", "replace")) for character in text) if missing else 0
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``. Bytes that are not UTF-8 become U+FFFD; the space that SentencePiece adds before a text is
         removed."""
