@@ -171,7 +171,7 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
         run_exercise(monkeypatch, "decoder")
     assert end.value.code == 2 and file.read_text() == "my work"
     [line] = capsys.readouterr().err.splitlines()
-    assert line == f"error: {file} is there already, with your work in it: --force writes it anew"
+    assert line == f"error: {file} exists, with your work in it; --force overwrites it"
     run_exercise(monkeypatch, "decoder", "--force")
     assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
 
@@ -179,7 +179,7 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
 def test_an_unknown_part_and_a_folder_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("exercises").write_text("a file")
-    for part, words in (("optimiser", "'optimiser' is none of the parts: attention, "), ("lora", "lora.py cannot be")):
+    for part, words in (("optimiser", "no part 'optimiser'; the parts are attention, "), ("lora", "lora.py cannot be")):
         with pytest.raises(SystemExit) as end:
             run_exercise(monkeypatch, part)
         [line] = capsys.readouterr().err.splitlines()
