@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
     add("--projector", choices=("linear", "mlp"), default="linear")
     add("--vision-feature-layer", type=int, default=-2, help="vision layer that W reads (default %(default)s)")
-    add("--image-place", choices=("random", "first", "last"), default="random", help="place of the image (eq. 1)")
+    add("--image-place", choices=("random", "first", "last"), default="random", help="place of <image> (eq. 2)")
     add("--max-steps", type=positive, help="stop each training after this many steps")
     add("--batch-size", type=positive)
     add("--accumulation", type=positive, help="number of micro-batches in a batch")

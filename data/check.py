@@ -1,7 +1,7 @@
 """``python -m data.check FILE --image-folder DIR``: report what a LLaVA JSON file contains and what is wrong with it.
 
 Every row is encoded and every picture opened as in training, so a file that passes can be trained on. One row is then
-shown as the model reads it, with the text that has loss (eq. 2) in green, or between [[ and ]] without colour.
+shown as the model reads it, with the text that has loss (paper, eq. 3) in green, or between [[ and ]] without colour.
 The exit code is 0 if nothing is wrong, else 2.
 """
 

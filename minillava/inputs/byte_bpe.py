@@ -28,9 +28,11 @@ WORDS_KEPT = 1 << 14  # how many words are cached with their ids: texts repeat a
 def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
     """A rank for each token, with which tiktoken gives the same tokens as the merges applied in order.
 
-    Several merges may make the same token, from different pairs. Only one of them is ever used: within the bytes of a
-    token, BPE always makes the same merges in the same order, so its last merge is always the same pair. The rank of a
-    token is 256 + the place of that merge in the list. A token whose bytes BPE does not join completely has no rank.
+    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE builds a token by
+    the same merges wherever the token is, so the merge that completes it is always the same. The rank of a token is 256
+    + the place of that merge in the list. A token that BPE does not build from its own bytes has no rank.
+
+    If the list has every pair of each token (see _has_every_pair), the tokens are numbered from 256 instead.
     """
     order = {pair: 256 + place for place, pair in enumerate(merges)}
     tokens = list(dict.fromkeys(map(b"".join, merges)))
@@ -45,9 +47,10 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> bool:
-    """Whether the merges are all pairs that make each token, token by token: a file converted from tiktoken's.
+    """Whether the list has, token after token, every pair that makes the token, as in files converted from tiktoken's.
 
-    Whichever pair makes a token, its merge then has the same place among those of other tokens.
+    All merges of a token are then neighbours in the list. So it does not matter which of them completes it: the tokens
+    have the same order.
     """
     if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
         return False
@@ -75,7 +78,7 @@ def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | No
 
 
 class ByteBPE:
-    """Encodes text from which tokenizer.py has cut out all added tokens.
+    """Encodes ordinary text. tokenizer.py has cut out the added tokens before.
 
     ``token_bytes`` maps ids to bytes; ``missing`` are the bytes without a token. ``adds_space`` is False: this kind of
     BPE adds no space before a text.
@@ -85,8 +88,8 @@ class ByteBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
-        # Added tokens are left out, so ordinary text never becomes one. Those of one character are kept: the byte has
-        # no other token.
+        # Added tokens are left out, so ordinary text never becomes one. A name of one character is a single byte, which
+        # has no other token, and is kept.
         added = {token for token in files.tokens if len(token) > 1}
         names = [name for name in files.vocab if name not in added]
         spelled = all_to_bytes({*names, *chain(*files.merges)})
@@ -150,6 +153,6 @@ def _newer_characters() -> dict[int, str]:
     The table replaces them by U+FFFF, which is unassigned in every version.
     """
     assigned = "".join(regex.findall(r"\P{Cn}+", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))))
-    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # drops all else
+    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # encodes only what matches
     newer = bytes(unassigned.encode_ordinary(assigned)).decode()
     return dict.fromkeys(map(ord, newer), "\uffff")

@@ -10,8 +10,8 @@ Other model families write a conversation differently; each way is a ``Template`
 stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
 label is -100. Ids and labels are made in the same step, so they always match.
 
-Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer (and the space
-in front of it) and after its stop. The ids are those of the whole text encoded at once, unless the tokenizer would have
+Text is encoded in long pieces, which end at a special token, before an answer (and the space in front of it), after its
+stop, and before the next question. The ids are those of the whole text encoded at once, unless the tokenizer would have
 joined characters across such a cut: an answer that begins with a space or an empty line may get other ids.
 """
 
@@ -71,7 +71,7 @@ def encode_conversation(
             if is_mark:
                 ids = [tokenizer.special[text]] * (num_image_tokens if text == IMAGE else 1)
             else:
-                ids = tokenizer.encode(text, special=False, after=input_ids)  # SentencePiece adds a space or not
+                ids = tokenizer.encode(text, special=False, after=input_ids)  # SentencePiece needs ``after``
             input_ids.extend(ids)
             labels.extend(ids if learn else [IGNORE] * len(ids))
 

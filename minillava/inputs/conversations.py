@@ -48,7 +48,7 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
     With ``turns``, only that many turns are encoded; if it is odd, the ids end where the next answer should begin.
     """
     if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
-        processor = processor.for_captions()  # a caption among other rows is still asked for as in stage 1
+        processor = processor.for_captions()  # captions get stage 1's template among other rows too
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)
@@ -119,7 +119,7 @@ class ConversationDataset(Dataset):
         """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the number of tokens without padding.
 
         With pictures also pixel_values (images, 3, H, W). With pictures given as words also word_ids (images, patches,
-        most ids of a patch), padded with -1.
+        n), where n is the largest number of ids that a patch has; shorter lists are padded with -1.
         """
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
         if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:

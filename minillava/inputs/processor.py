@@ -14,7 +14,7 @@ class Processor:
     ``processor.encode(turns)`` returns ids and labels.
 
     ``num_image_tokens`` is the number of placeholder ids for one picture. ``end_ids`` are end tokens in addition to
-    the tokenizer's: Llama 3 has three.
+    the tokenizer's own; Llama 3 has three in all.
     """
 
     tokenizer: Tokenizer

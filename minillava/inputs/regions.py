@@ -87,8 +87,10 @@ class RegionDataset(Dataset):
 
 
 def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
-    """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre it covers. The smallest box that covers it
-    counts."""
+    """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre lies in it.
+
+    A centre that lies in several boxes belongs only to the smallest.
+    """
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     patches: list[list[int]] = [[] for _ in boxes]
     for index in range(grid * grid):

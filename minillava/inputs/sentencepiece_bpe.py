@@ -29,8 +29,10 @@ class Where(Enum):
 
 
 class SentencePieceBPE:
-    """Encodes text from which tokenizer.py has cut out all added tokens. ``token_bytes`` maps ids to bytes.
-    ``adds_space`` says whether encoding adds a space before a text."""
+    """Encodes ordinary text. tokenizer.py has cut out the added tokens before.
+
+    ``token_bytes`` maps ids to bytes. ``adds_space`` says whether encoding adds a space before a text.
+    """
 
     missing = b""
 

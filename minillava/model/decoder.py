@@ -86,8 +86,7 @@ class KVCache:
 
 
 def visible(attention_mask: Tensor, past: int = 0) -> Tensor:
-    """attention_mask (B, S) -> bool (B, T, S): which of the S tokens of its row each of the T = S - past new tokens
-    sees.
+    """attention_mask (B, S) -> bool (B, T, S): whether new token i sees token j of its row, with T = S - past.
 
     New token i is at place past + i of its row. It sees token j if j <= past + i, j is not padding, and both belong to
     the same conversation.

@@ -48,7 +48,7 @@ class Step:
         # RoPE's cos and sin for all positions. Computing them anew for each token would take as long as its attention.
         positions = torch.arange(cache.store.shape[4], device=cache.store.device)[None]
         self.rope = rope_tables(positions, rope_frequencies(decoder.config, cache.store.device))
-        # Kept as a tensor, since adding a Python number would create a new tensor at every call.
+        # A tensor, since PyTorch turns a Python number into a new tensor at every call.
         self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -77,5 +77,5 @@ class Step:
 
 
 def is_plain(decoder: Decoder) -> bool:
-    """Whether Step may replace ``decoder``: Step ignores LoRA, and a compiled decoder is meant to be run itself."""
+    """Whether Step may replace ``decoder``. It must not have LoRA, which Step ignores, or be compiled."""
     return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())

@@ -54,7 +54,7 @@ def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[T
 
 
 class Llava(nn.Module):
-    """Vision tower, projector and decoder. Attribute names are llava-hf's tensor names without prefixes.
+    """Vision tower, projector and decoder. Attribute names are those of llava-hf's tensors.
 
     ``processor`` turns text and pictures into ids and pixel values. encode_image(), chat() and stream() need it.
     """
@@ -124,8 +124,8 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Continue input_ids (B, T): returns only the new tokens, (B, n) with n at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends after the first of ``stop_ids`` (default: the
-        processor's). Rows that end before the others are filled with the padding token, or 0 if there is none.
+        Rows padded on the left need attention_mask (B, T). A row ends after its first token in ``stop_ids`` (default:
+        the processor's). Rows that end before the others are filled with the padding token, or 0 if there is none.
         """
         if stop_ids is None:
             stop_ids = self.processor.stop_ids if self.processor else []
