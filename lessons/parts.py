@@ -116,17 +116,18 @@ PARTS: dict[str, dict[str, str]] = {
         "Tokenizer.encode": (
             "self._plain.split(text, special) gives texts and ids of added tokens. Normalize each text by "
             "self._model.normalize(text, where); self._normalized.split gives texts and ids again, and "
-            "self._model.encode the ids of these texts. ``where`` is a text's place: START, AFTER_TOKEN or INSIDE."
+            "self._model.encode the ids of these texts. ``where`` is a text's place: START, AFTER_TOKEN, INSIDE, FRESH."
         ),
     },
     "sentencepiece_bpe": {
         "SentencePieceBPE._characters": (
-            "self._vocab maps characters to ids, self._byte_ids holds the ids of the 256 bytes."
+            "self._vocab has the tokens. With self._ranks (a tokenizer.model), all characters stay; otherwise one "
+            "without a token becomes the names of its bytes: byte_token()."
         ),
         "SentencePieceBPE._merge": (
-            "self._merges maps (id, id) to (rank, joined id). Begin with a loop that looks at every pair after each "
-            "merge. It is right but slow for long texts; then keep the possible merges in a heap, and links to "
-            "neighbours."
+            "self._rank gives the rank of joining two neighbours, or None. Begin with a loop that looks at every pair "
+            "after each merge. It is right but slow for long texts; then keep the possible merges in a heap, and links "
+            "to neighbours."
         ),
         "SentencePieceBPE.normalize": (
             "Apply each of self._steps: (pattern, replacement, whether the step adds the space)."
@@ -192,7 +193,7 @@ PARTS: dict[str, dict[str, str]] = {
             "step."
         ),
         "stream_text": (
-            "An incremental UTF-8 decoder turns each token's bytes into whole characters. Hold back the longest end of "
+            "An incremental UTF-8 decoder turns each token's bytes into whole characters; skip special tokens. Hold back the longest end of "
             "the text that may be the beginning of the stop; yield what is before it. At the end yield the rest."
         ),
     },
