@@ -2,28 +2,25 @@
 
 Reads the tensor names that transformers writes, the variants in files on the hub, and the layout of the LLaVA authors'
 own folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the
-requested dtype and on the requested device. saving.py writes the folders.
+requested dtype and on the requested device. outline.py reads the folders' other files; saving.py writes the folders.
 """
 
 import math
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
+from minillava.config import LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import adapter_config
-from minillava.formats.json_object import read_json_object
+from minillava.formats import adapter_config, chat_template
+from minillava.formats.model_folder import read_config, refuse_lora
 from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
 from minillava.hub import Folder, resolve_folder
-from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
-from minillava.inputs.templates import TEMPLATE_FILE, TEMPLATES, Template, recognise
+from minillava.inputs.templates import TEMPLATES, Template
 from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
 from minillava.model import lora
 from minillava.model.contrastive import Clip
@@ -31,6 +28,16 @@ from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
+from minillava.outline import (
+    building,
+    end_ids,
+    image_processor,
+    read_decoder,
+    read_llava,
+    read_outline,
+    read_template,
+    read_vision,
+)
 
 # Rules (pattern, replacement) from tensor names in files to ours. The first that matches a name is applied, once.
 LLAVA_NAMES = (
@@ -61,14 +68,15 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
     folder, as training with LoRA writes it, names the base model; the adapter is merged into the base's weights.
     """
     folder = resolve_folder(folder)
+    refuse_lora(folder)
     if adapter_config.is_adapter(folder):
         return _load_adapter(folder, device, dtype, vision)
-    if "mm_vision_tower" in read_json_object(folder / "config.json"):
+    if "mm_vision_tower" in read_config(folder):
         model = _load_original(folder, device, dtype, vision)
     elif vision:
         raise UserError(f"{folder}: has a vision tower of its own, so --vision must be left out")
     else:
-        with _building(folder):
+        with building(folder):
             model = Llava(read_llava(folder))
         _, model.processor = read_outline(folder)
         _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
@@ -113,8 +121,8 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
         lora.add_lora(model.language_model, config.rank, config.alpha)
     _fill_hf(model, folder, ADAPTER_NAMES, device, dtype)
     lora.merge_lora(model.language_model)
-    if (folder / TEMPLATE_FILE).exists():
-        model.processor.template = _template(folder)
+    if (folder / chat_template.FILE).exists():
+        model.processor.template = read_template(folder, model.processor.tokenizer)
     return model.eval()
 
 
@@ -124,7 +132,7 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     The folder ``clip`` has the vision tower's config, and its weights if ``folder`` does not have them.
     """
     tokenizer = Tokenizer.from_pretrained(folder, original=True)
-    with _building(folder) as config:
+    with building(folder) as config:
         clip = resolve_folder(clip) if clip else _clip_beside(folder, config["mm_vision_tower"])
         vision = read_vision(clip)
         model = Llava(LlavaConfig.from_original(config, vision))
@@ -134,13 +142,24 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     fill(model, tensors, folder, device, dtype)
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
-    image = replace(_image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
-    # The template is not stored: like the authors' code, we choose it by the model's name.
-    name = (config.get("_name_or_path") or folder.resolve().name).lower()
-    template = TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
-    ends = _end_ids(folder, model.config.decoder)
+    image = replace(image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
+    template = _guess_template(folder, config)
+    ends = end_ids(folder, model.config.decoder)
     model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template, ends)
     return model
+
+
+def _guess_template(folder: Path, config: dict) -> Template:
+    """The template by the last part of the model's name, as in the authors' code; a line on stderr names it.
+
+    Their folders do not store it. The name is the one in config.json or else that of ``folder``.
+    """
+    name = re.split(r"[/\\]", str(config.get("_name_or_path") or folder.resolve().name).rstrip("/\\"))[-1]
+    template = "llama-2" if "llama-2" in name.lower() else "v1" if "v1" in name.lower() else "v0"
+    others = ", ".join(other for other in TEMPLATES if other != template)
+    print(f"{folder}: no template is stored; {template} is taken from the name {name!r}; "
+          f"--template gives another: {others}", file=sys.stderr)  # fmt: skip
+    return TEMPLATES[template]
 
 
 def _clip_beside(folder: Path, name: str) -> Path:
@@ -177,9 +196,10 @@ def join(
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
-    image, ends = _image_processor(vision, tower.config), _end_ids(decoder, language_model.config)
+    image, ends = image_processor(vision, tower.config), end_ids(decoder, language_model.config)
+    template = read_template(decoder, tokenizer)
     with torch.device("meta"), Unfilled():
-        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, _template(decoder), ends))
+        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, template, ends))
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
     return model
@@ -201,7 +221,7 @@ def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
 def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
     """Read CLIP's vision tower, from a folder with only this tower or with both. Raises UserError."""
     folder = resolve_folder(folder)
-    with _building(folder):
+    with building(folder):
         tower = VisionTower(read_vision(folder))
     tensors = {name: tensor for name, tensor in list_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
     fill(tower, rename(tensors, VISION_NAMES), folder, device, dtype)
@@ -211,7 +231,7 @@ def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> Vis
 def load_decoder(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer. Raises UserError."""
     folder = resolve_folder(folder)
-    with _building(folder):
+    with building(folder):
         decoder = Decoder(read_decoder(folder))
     fill(decoder, rename(list_tensors(folder), DECODER_NAMES), folder, device, dtype)
     return decoder, Tokenizer.from_pretrained(folder)
@@ -220,93 +240,7 @@ def load_decoder(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> tu
 def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
     """Read both CLIP towers and the tokenizer of the text tower. Raises UserError."""
     folder = resolve_folder(folder)
-    with _building(folder) as config:
+    with building(folder) as config:
         clip = Clip(VisionConfig.from_dict(config["vision_config"]), TextConfig.from_dict(config["text_config"]))
     fill(clip, rename(list_tensors(folder), ()), folder)
     return clip, Tokenizer.from_pretrained(folder)
-
-
-def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
-    """A llava-hf folder's config and processor, without reading its weights.
-
-    Raises UserError, as do the three functions below.
-    """
-    folder = resolve_folder(folder)
-    config = read_llava(folder)
-    image, tokenizer = _image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
-    ends = _end_ids(folder, config.decoder)
-    return config, Processor(tokenizer, image, config.num_image_tokens, _template(folder), ends)
-
-
-def read_llava(folder: Folder) -> LlavaConfig:
-    """The config of a llava-hf folder. Reads only config.json; this function and the two below download nothing."""
-    with _building(folder, "llava") as config:
-        return LlavaConfig.from_dict(config)
-
-
-def read_vision(folder: Folder) -> VisionConfig:
-    """The config of a CLIP folder's vision tower."""
-    with _building(folder, "clip", "clip_vision_model") as config:
-        return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
-
-
-def read_decoder(folder: Folder) -> DecoderConfig:
-    """The config of a LLaMA folder."""
-    with _building(folder) as config:
-        return DecoderConfig.from_dict(config)
-
-
-def _end_ids(folder: Folder, config: DecoderConfig) -> tuple[int, ...]:
-    """The end tokens in generation_config.json and in config.json. Each has one id, a list of ids, or none."""
-    path, ids = Path(folder, "generation_config.json"), []
-    more = read_json_object(path).get("eos_token_id") if path.exists() else None
-    for value in (more, config.eos_token_id):
-        ids += value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(index) is int for index in ids):
-        raise UserError(f"{folder}: eos_token_id must be one id or a list of ids, not {ids}")
-    return tuple(dict.fromkeys(ids))
-
-
-@contextmanager
-def _building(folder: Folder, *types: str) -> Iterator[dict]:
-    """Context that gives the contents of the folder's config.json. Its model_type must be one of ``types``, if any.
-
-    Modules built in this context take no memory. An error raised in it becomes a UserError that names config.json.
-    """
-    config = read_json_object(Path(folder, "config.json"))
-    try:
-        if types and config.get("model_type") not in types:
-            raise ValueError(f"model_type is {config.get('model_type')!r}, not {types[0]!r}")
-        with torch.device("meta"), Unfilled():
-            yield config
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ValueErrors need no type
-        raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
-
-
-def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
-    """The image processor in the folder's files, or CLIP's default for ``vision`` if there is none.
-
-    Raises UserError if its pictures do not have the size that the tower reads.
-    """
-    path = folder / "processor_config.json"
-    inside = path.exists() and "image_processor" in read_json_object(path)
-    if not inside and not (folder / "preprocessor_config.json").exists():
-        return ImageProcessor.for_size(vision.image_size)
-    image, size = ImageProcessor.from_pretrained(folder), vision.image_size
-    if (made := image.output_size) != (size, size):
-        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
-    return image
-
-
-def _template(folder: Path) -> Template:
-    """The folder's chat template. "v0" (the paper's) if it has none, or, with a warning on stderr, an unknown one."""
-    path = folder / TEMPLATE_FILE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if text is None and (folder / name).exists():
-            text = read_json_object(folder / name).get("chat_template")
-    found = recognise(text) if isinstance(text, str) else None
-    if text is not None and found is None:
-        print(f"{folder}: the chat template is none of {', '.join(TEMPLATES)}; v0 is used instead", file=sys.stderr)
-    return found or TEMPLATES["v0"]

@@ -12,6 +12,7 @@ FLOORS = (
     ("evaluate",),
     ("talk",),
     ("checkpoint",),
+    ("outline",),
     ("saving", "hub"),
     ("model",),
     ("inputs",),

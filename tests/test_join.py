@@ -24,7 +24,8 @@ import train
 from minillava import load, save
 from minillava.checkpoint import join
 from minillava.errors import UserError
-from minillava.inputs.templates import TEMPLATES, chat_template
+from minillava.formats.chat_template import to_jinja
+from minillava.inputs.templates import TEMPLATES
 
 VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # no more than its signs
 PICTURE_SIZE = 32
@@ -78,7 +79,7 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
     folder = tmp_path / "out" / "stage2"
     ours, processor = load(folder), AutoProcessor.from_pretrained(folder)
     theirs = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    assert ours.processor.template is TEMPLATES["v1"] and ours.config.projector == projector
+    assert ours.processor.template == TEMPLATES["v1"] and ours.config.projector == projector
     image = Image.open(tmp_path / "a.png")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -99,7 +100,7 @@ def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
     model = join(*towers)
     assert (model.processor.tokenizer.image_id, model.processor.tokenizer.pad_id) == (900, 901)
     assert model.config.decoder.vocab_size == 960  # a multiple of 64
-    assert model.processor.template is TEMPLATES["v1"] and model.processor.stop_ids == [2]
+    assert model.processor.template == TEMPLATES["v1"] and model.processor.stop_ids == [2]
     assert model.processor.image.image_mean == (0.3, 0.4, 0.5)
 
 
@@ -114,7 +115,7 @@ def test_a_picture_processor_of_another_size_is_refused(towers):
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json", "chat_template.jinja"])
 def test_the_chat_template_is_found_wherever_it_lies(towers, place):
     vision, decoder = towers
-    text = chat_template(TEMPLATES["llama-2"])
+    text = to_jinja(vars(TEMPLATES["llama-2"]))
     path = decoder / place
     if place.endswith("jinja"):
         path.write_text(text)
@@ -123,7 +124,7 @@ def test_the_chat_template_is_found_wherever_it_lies(towers, place):
         path.write_text(json.dumps({**stored, "chat_template": text}))
     if place == "chat_template.json":  # older than the one in the tokenizer's file, and read first
         assert "chat_template" in json.loads((decoder / "tokenizer_config.json").read_text())
-    assert join(vision, decoder).processor.template is TEMPLATES["llama-2"]
+    assert join(vision, decoder).processor.template == TEMPLATES["llama-2"]
 
 
 @pytest.mark.parametrize("text", ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}]])
@@ -131,7 +132,7 @@ def test_an_unknown_chat_template_is_said(towers, capsys, text):
     vision, decoder = towers
     path = decoder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
-    assert join(vision, decoder).processor.template is TEMPLATES["v0"]
+    assert join(vision, decoder).processor.template == TEMPLATES["v0"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{decoder}: the chat template is none of {', '.join(TEMPLATES)}")
 
@@ -140,7 +141,7 @@ def test_a_template_given_takes_the_checkpoints_place(towers, rows, tmp_path, mo
     vision, decoder = towers
     run(monkeypatch, train, "--stage", 1, "--vision", vision, "--decoder", decoder, "--template", "v0", "--data", rows,
         "--out", tmp_path / "out", "--batch-size", 2, "--max-steps", 1)  # fmt: skip
-    assert load(tmp_path / "out" / "stage1").processor.template is TEMPLATES["v0"]
+    assert load(tmp_path / "out" / "stage1").processor.template == TEMPLATES["v0"]
 
 
 def test_a_model_saved_in_bfloat16_answers_in_it(towers, tmp_path, monkeypatch, capsys):
