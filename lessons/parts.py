@@ -16,6 +16,7 @@ PATHS = {
     "sentencepiece_bpe": "minillava/inputs/sentencepiece_bpe.py",
     "contrastive": "minillava/model/contrastive.py",
     "templates": "minillava/inputs/templates.py",
+    "chat_template": "minillava/formats/chat_template.py",
     "conversation": "minillava/inputs/conversation.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",

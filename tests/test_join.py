@@ -11,6 +11,7 @@ from make_tokenizers import sentencepiece_file, write
 from PIL import Image
 from transformers import (
     AutoProcessor,
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -134,7 +135,35 @@ def test_an_unknown_chat_template_is_said(towers, capsys, text):
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
     assert join(vision, decoder).processor.template == TEMPLATES["v0"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{decoder}: the chat template is none of {', '.join(TEMPLATES)}")
+    others = ", ".join(name for name in TEMPLATES if name != "v0")
+    assert line == f"{decoder}: the chat template is unknown; v0 is used; --template gives another: {others}"
+
+
+def test_a_chat_template_taken_for_a_family_is_said(towers, capsys):
+    vision, decoder = towers
+    assert join(vision, decoder).processor.template == TEMPLATES["v1"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{decoder}: the chat template is not known word for word; it has the marks of v1")
+    assert "--template" in line and "chatml" in line
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_tinyllama_is_asked_in_the_ids_that_transformers_gives(towers, capsys, as_list):
+    """Its tokenizer has no tokens for <|user|> and <|assistant|>: they are text."""
+    vision, decoder = towers
+    templates = json.loads((Path(__file__).parent / "chat_templates.json").read_text())
+    (text,) = (one["chat_template"] for one in templates if "TinyLlama" in one["model"])
+    path = decoder / "tokenizer_config.json"
+    stored = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": text}] if as_list else text
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": stored}))
+    processor = join(vision, decoder).processor
+    assert capsys.readouterr().err == "" and processor.template == TEMPLATES["zephyr"]
+    said = ["What is it?", "the cat", "a mat?"]
+    turns = [{"from": ("human", "gpt")[i % 2], "value": words} for i, words in enumerate(said)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+    theirs = AutoTokenizer.from_pretrained(decoder)
+    text = theirs.apply_chat_template(messages, chat_template=text, add_generation_prompt=True, tokenize=False)
+    assert processor.encode(turns)[0] == theirs(text)["input_ids"]
 
 
 def test_a_template_given_takes_the_checkpoints_place(towers, rows, tmp_path, monkeypatch):
