@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from data.picturebook.write import write_world
-from minillava.checkpoint import join, load, read_llava, read_vision
+from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, LlavaConfig
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.templates import TEMPLATES
-from minillava.language_model import read_decoder
+from minillava.outline import read_decoder, read_llava, read_vision
 from minillava.saving import recover_folder
 from minillava.training import from_zero
 from minillava.training.distributed import SINGLE, own_device, started

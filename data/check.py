@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minillava.checkpoint import read_outline
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.formats.llava_json import scan
@@ -28,6 +27,7 @@ from minillava.inputs.image import open_image, safe_join
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
+from minillava.outline import read_outline
 
 SHOWN = 20  # faults of a kind to list
 WIDEST = 300  # maximum characters of a printed line: a name in a row may have megabytes

@@ -16,6 +16,7 @@ PATHS = {
     "sentencepiece_bpe": "minillava/inputs/sentencepiece_bpe.py",
     "contrastive": "minillava/model/contrastive.py",
     "templates": "minillava/inputs/templates.py",
+    "chat_template": "minillava/formats/chat_template.py",
     "conversation": "minillava/inputs/conversation.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",
@@ -193,8 +194,9 @@ PARTS: dict[str, dict[str, str]] = {
             "step."
         ),
         "stream_text": (
-            "An incremental UTF-8 decoder turns each token's bytes into whole characters; skip special tokens. Hold back the longest end of "
-            "the text that may be the beginning of the stop; yield what is before it. At the end yield the rest."
+            "An incremental UTF-8 decoder turns each token's bytes into whole characters; skip special tokens. Hold "
+            "back the longest end of the text that may be the beginning of the stop; yield what is before it. At the "
+            "end yield the rest."
         ),
     },
     "lora": {

@@ -2,11 +2,12 @@
 
 Reads the tensor names that transformers writes, the variants in files on the hub, and the layout of the LLaVA authors'
 own folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the
-requested dtype and on the requested device. saving.py writes the folders.
+requested dtype and on the requested device. outline.py reads the folders' other files; saving.py writes the folders.
 """
 
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,21 +15,29 @@ import torch
 
 from minillava.config import LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import adapter_config
-from minillava.formats.json_object import read_json_object
+from minillava.formats import adapter_config, chat_template
+from minillava.formats.model_folder import read_config, refuse_lora
 from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
 from minillava.hub import Folder, resolve_decoder, resolve_folder
-from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
-from minillava.inputs.templates import TEMPLATE_FILE, TEMPLATES
+from minillava.inputs.templates import TEMPLATES, Template
 from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
-from minillava.language_model import building, end_ids, load_decoder, read_template
+from minillava.language_model import load_decoder
 from minillava.model import lora
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
+from minillava.outline import (
+    building,
+    end_ids,
+    image_processor,
+    read_llava,
+    read_outline,
+    read_template,
+    read_vision,
+)
 
 # Rules (pattern, replacement) from tensor names in files to ours. The first that matches a name is applied, once.
 LLAVA_NAMES = (
@@ -58,9 +67,10 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
     folder, as training with LoRA writes it, names the base model; the adapter is merged into the base's weights.
     """
     folder = resolve_folder(folder)
+    refuse_lora(folder)
     if adapter_config.is_adapter(folder):
         return _load_adapter(folder, device, dtype, vision)
-    if "mm_vision_tower" in read_json_object(folder / "config.json"):
+    if "mm_vision_tower" in read_config(folder):
         model = _load_original(folder, device, dtype, vision)
     elif vision:
         raise UserError(f"{folder}: has a vision tower of its own, so --vision must be left out")
@@ -110,8 +120,8 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
         lora.add_lora(model.language_model, config.rank, config.alpha)
     _fill_hf(model, folder, ADAPTER_NAMES, device, dtype)
     lora.merge_lora(model.language_model)
-    if (folder / TEMPLATE_FILE).exists():
-        model.processor.template = read_template(folder)
+    if (folder / chat_template.FILE).exists():
+        model.processor.template = read_template(folder, model.processor.tokenizer)
     return model.eval()
 
 
@@ -131,13 +141,24 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     fill(model, tensors, folder, device, dtype)
     add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
-    image = replace(_image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
-    # The template is not stored: like the authors' code, we choose it by the model's name.
-    name = (config.get("_name_or_path") or folder.resolve().name).lower()
-    template = TEMPLATES["llama-2" if "llama-2" in name else "v1" if "v1" in name else "v0"]
+    image = replace(image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
+    template = _guess_template(folder, config)
     ends = end_ids(folder, model.config.decoder)
     model.processor = Processor(tokenizer, image, model.config.num_image_tokens, template, ends)
     return model
+
+
+def _guess_template(folder: Path, config: dict) -> Template:
+    """The template by the last part of the model's name, as in the authors' code; a line on stderr names it.
+
+    Their folders do not store it. The name is the one in config.json or else that of ``folder``.
+    """
+    name = re.split(r"[/\\]", str(config.get("_name_or_path") or folder.resolve().name).rstrip("/\\"))[-1]
+    template = "llama-2" if "llama-2" in name.lower() else "v1" if "v1" in name.lower() else "v0"
+    others = ", ".join(other for other in TEMPLATES if other != template)
+    print(f"{folder}: no template is stored; {template} is taken from the name {name!r}; "
+          f"--template gives another: {others}", file=sys.stderr)  # fmt: skip
+    return TEMPLATES[template]
 
 
 def _clip_beside(folder: Path, name: str) -> Path:
@@ -174,9 +195,10 @@ def join(
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
     config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
-    image, ends = _image_processor(vision, tower.config), end_ids(decoder, language_model.config)
+    image, ends = image_processor(vision, tower.config), end_ids(decoder, language_model.config)
+    template = read_template(decoder, tokenizer)
     with torch.device("meta"), Unfilled():
-        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, read_template(decoder), ends))
+        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, template, ends))
     model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
     model.vision_tower, model.language_model = tower, language_model
     return model
@@ -212,42 +234,3 @@ def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
         clip = Clip(VisionConfig.from_dict(config["vision_config"]), TextConfig.from_dict(config["text_config"]))
     fill(clip, rename(list_tensors(folder), ()), folder)
     return clip, Tokenizer.from_pretrained(folder)
-
-
-def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
-    """A llava-hf folder's config and processor, without reading its weights.
-
-    Raises UserError, as do the three functions below.
-    """
-    folder = resolve_folder(folder)
-    config = read_llava(folder)
-    image, tokenizer = _image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
-    ends = end_ids(folder, config.decoder)
-    return config, Processor(tokenizer, image, config.num_image_tokens, read_template(folder), ends)
-
-
-def read_llava(folder: Folder) -> LlavaConfig:
-    """The config of a llava-hf folder. Reads only config.json; this function and the two below download nothing."""
-    with building(folder, "llava") as config:
-        return LlavaConfig.from_dict(config)
-
-
-def read_vision(folder: Folder) -> VisionConfig:
-    """The config of a CLIP folder's vision tower."""
-    with building(folder, "clip", "clip_vision_model") as config:
-        return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
-
-
-def _image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
-    """The image processor in the folder's files, or CLIP's default for ``vision`` if there is none.
-
-    Raises UserError if its pictures do not have the size that the tower reads.
-    """
-    path = folder / "processor_config.json"
-    inside = path.exists() and "image_processor" in read_json_object(path)
-    if not inside and not (folder / "preprocessor_config.json").exists():
-        return ImageProcessor.for_size(vision.image_size)
-    image, size = ImageProcessor.from_pretrained(folder), vision.image_size
-    if (made := image.output_size) != (size, size):
-        raise UserError(f"{folder}: its image processor makes pictures of {made}, its tower reads {size} x {size}")
-    return image

@@ -117,7 +117,8 @@ class LlavaConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "LlavaConfig":
-        """From the config.json of a llava-hf folder."""
+        """From the config.json of a llava-hf folder. Raises ValueError, as does from_original."""
+        config_json.expect_parts(values, "text_config", "vision_config")
         text = values["text_config"]
         tied = values.get("tie_word_embeddings") or text.get("tie_word_embeddings")
         vision = VisionConfig.from_dict(values["vision_config"])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -24,15 +25,16 @@ def resolve_folder(name: Folder) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
+        print(f"{name}: no such folder here; looking for it on the Hugging Face hub", file=sys.stderr)
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older repositories have only pickles
             snapshot_download(name, allow_patterns=["*.bin"])
         return folder
     except ImportError:
-        why = "downloading it needs the package huggingface_hub (pip install huggingface_hub)"
+        why = "if it is an id on the Hugging Face hub, install huggingface_hub (pip install huggingface_hub)"
     except (OSError, ValueError) as error:
         why = f"downloading it from the Hugging Face hub failed ({type(error).__name__})"
-    raise UserError(f"{name}: no such folder, and {why}; you can also download it yourself and give its path")
+    raise UserError(f"{name}: no such folder; {why}, or download it yourself and give its path")
 
 
 def resolve_decoder(name: Folder) -> Path:

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from minillava.formats import adapter_config
-from minillava.formats.tensors import ADAPTER, write_tensors
+from minillava.formats import adapter_config, chat_template
+from minillava.formats.tensors import ADAPTER, write_file, write_tensors
 from minillava.inputs.image import ImageProcessor
-from minillava.inputs.templates import TEMPLATE_FILE, chat_template
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
 from minillava.model import lora
 from minillava.model.contrastive import Clip
@@ -53,7 +51,7 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
         "generation_config.json": {"max_new_tokens": 256, "do_sample": False, **ends},
     }
     if processor:
-        files[TEMPLATE_FILE] = chat_template(processor.template)
+        files[chat_template.FILE] = chat_template.to_jinja(vars(processor.template))
     _write(folder, files, tensors, processor and processor.tokenizer, dtype)
 
 
@@ -68,10 +66,11 @@ def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: 
         for name, tensor in _tensors_hf(model, tensors).items()
         if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
     }
-    save_file(learnt, folder / ADAPTER, metadata={"format": "pt"})
+    write_file(folder / ADAPTER, learnt)
     linear = model.language_model.layers[0].self_attn.q_proj
     config = adapter_config.to_dict(adapter_config.AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
-    _write_files(folder, {adapter_config.CONFIG: config, TEMPLATE_FILE: chat_template(model.processor.template)})
+    template = chat_template.to_jinja(vars(model.processor.template))
+    _write_files(folder, {adapter_config.CONFIG: config, chat_template.FILE: template})
 
 
 def _tensors_hf(model: Llava, tensors: Tensors) -> dict[str, Tensor]:

@@ -26,7 +26,13 @@ from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 # Tests that run in addition to tests/test_PART.py.
-MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}
+MORE_TESTS = {
+    "llava": ("generation",),
+    "templates": ("conversation",),
+    "chat_template": ("conversation",),
+    "fast": ("talk",),
+    "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
+}
 
 
 def mutants(part: str) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,23 @@ def test_ids_equal_those_of_tokenizers(stored, tmp_path):
     assert len(used) > 0.6 * mine.vocab_size == 0.6 * theirs.get_vocab_size()
 
 
+@pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, r"\p{L}+|\p{N}"])
+def test_a_split_that_removes_all_but_its_matches_is_read_as_tokenizers_reads_it(tmp_path, pattern):
+    """"Removed" with "invert", as in conversions from tiktoken: where the pattern covers all text, it is "Isolated"."""
+    stored = train_byte_level("Llama-3")
+    isolated = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+    split = stored["pre_tokenizer"]["pretokenizers"][0]
+    split |= {"pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}
+    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    dropped = 0
+    for text in family_texts(1000, 2):
+        ids = mine.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+        dropped += ids != isolated.encode(text)
+    assert (dropped > 500) == (pattern != LLAMA3_PATTERN) and (dropped == 0) == (pattern == LLAMA3_PATTERN)
+
+
 def bare(merges: list[tuple[str, str]], vocab: dict[str, int], ignore_merges: bool) -> dict:
     model = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges, "dropout": None}
     model |= {"unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}

@@ -13,8 +13,9 @@ from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
 from minillava.errors import UserError
+from minillava.formats.chat_template import to_jinja
 from minillava.inputs.conversation import encode_conversation, image_goes_first, place_image
-from minillava.inputs.templates import TEMPLATES, chat_template
+from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 SYSTEM = (
@@ -101,6 +102,10 @@ WRITTEN = {
         "<|im_start|>user\nWhere is it?<|im_end|>\n"
         "<|im_start|>assistant\nIn the sea.<|im_end|>\n"
     ),
+    "zephyr": (
+        "<|user|>\n<image>\nWhat is this?</s>\n<|assistant|>\nA red fish.</s>\n"
+        "<|user|>\nWhere is it?</s>\n<|assistant|>\nIn the sea.</s>\n"
+    ),
     "plain": "<image>A red fish.\n",
 }
 LEARNT = {
@@ -110,6 +115,7 @@ LEARNT = {
     "llama-2": (" A red fish. </s>", " In the sea. </s>"),
     "llama-3": ("A red fish.<|eot_id|>", "In the sea.<|eot_id|>"),
     "chatml": ("A red fish.<|im_end|>", "In the sea.<|im_end|>"),
+    "zephyr": ("A red fish.</s>", "In the sea.</s>"),
     "plain": ("A red fish.\n",),
 }
 # The same as patterns to search for in the whole text: group 1 has loss.
@@ -120,6 +126,7 @@ ANSWERS = {
     "llama-2": rb" \[/INST\]( .*? </s>)(?=<s>\[INST\] |$)",
     "llama-3": rb"assistant<\|end_header_id\|>\n\n(.*?<\|eot_id\|>)(?=<\|start_header_id\|>user|$)",
     "chatml": rb"<\|im_start\|>assistant\n(.*?<\|im_end\|>)(?=\n(<\|im_start\|>user|$))",
+    "zephyr": rb"<\|assistant\|>\n(.*?</s>)(?=\n(<\|user\|>|$))",
     "plain": rb"<image>(?!<image>)(.*\n)$",
 }
 assert WRITTEN.keys() == LEARNT.keys() == ANSWERS.keys() == TEMPLATES.keys()
@@ -418,7 +425,7 @@ def test_chat_template_writes_the_same_text(folder, tokenizer, template):
         for as_parts in (True,) if has_picture else (True, False):
             text = other.apply_chat_template(
                 messages(turns, as_parts),
-                chat_template=chat_template(TEMPLATES[template]),
+                chat_template=to_jinja(vars(TEMPLATES[template])),
                 add_generation_prompt=len(turns) % 2 == 1,
                 tokenize=False,
             )
@@ -429,7 +436,7 @@ def test_chat_template_writes_the_same_text(folder, tokenizer, template):
 def test_chat_template_refuses_what_we_cannot_write(folder, roles):
     said = [{"role": role, "content": "Yes."} for role in roles]
     with pytest.raises(TemplateError, match="roles must be user, assistant"):
-        AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=chat_template(TEMPLATES["v1"]))
+        AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=to_jinja(vars(TEMPLATES["v1"])))
 
 
 def test_coin_does_not_change_from_version_to_version():

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import struct
+from dataclasses import replace
 
 import gguf
 import jinja2
@@ -145,10 +146,10 @@ def test_a_llava_with_a_decoder_from_gguf_is_saved_and_loaded_like_every_other(t
     model = join(PRETRAINED / "vision", tmp_path / "small.gguf")
     torch.nn.init.normal_(model.multi_modal_projector.weight, std=0.02)
     torch.nn.init.zeros_(model.multi_modal_projector.bias)
-    assert model.processor.template is TEMPLATES["smollm2"]
+    assert model.processor.template == SMOLLM2
     save(model, tmp_path / "llava")
     again = load(tmp_path / "llava")
-    assert again.processor.template is TEMPLATES["smollm2"] and again.processor.stop_ids == model.processor.stop_ids
+    assert again.processor.template == SMOLLM2 and again.processor.stop_ids == model.processor.stop_ids
     picture = torch.randn(1, 3, 64, 64)
     turns = [{"from": "human", "value": "<image>\nWhat is it? 1234 \x06"}]
     ids, _ = model.processor.encode(turns)
@@ -320,6 +321,12 @@ SMOLLM2_TEMPLATE = (
     "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ "
     "'<|im_start|>assistant\n' }}{% endif %}"
 )
+# ChatML with its own system message.
+SMOLLM2 = replace(
+    TEMPLATES["chatml"],
+    opening="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n",
+)
 QUESTIONS = [
     "What is the capital of France?",
     "Count from 1 to 12.",
@@ -423,7 +430,7 @@ def test_smollm2_has_the_ids_of_tokenizers_set_up_as_its_authors_do(ours, smollm
 
 def test_the_template_is_the_files_own(ours, smollm2):
     source = read_gguf(smollm2).values["tokenizer.chat_template"]
-    assert source == SMOLLM2_TEMPLATE and ours.processor.template is TEMPLATES["smollm2"]
+    assert source == SMOLLM2_TEMPLATE and ours.processor.template == SMOLLM2
     template = jinja2.Environment().from_string(source)
     messages = [
         {"role": "user", "content": "Who are you?"},

@@ -13,6 +13,7 @@ FLOORS = (
     ("talk",),
     ("checkpoint",),
     ("language_model",),
+    ("outline",),
     ("saving", "hub"),
     ("model",),
     ("inputs",),

@@ -68,8 +68,19 @@ def test_pickles_are_downloaded_where_there_is_nothing_else(hub):
 
 def test_without_the_package_a_line_says_how_to_get_the_folder(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    text = refusal(NAME)
-    assert text.startswith(f"{NAME}: no such folder") and "pip install huggingface_hub" in text
+    for name in (NAME, "out/toy"):
+        text = refusal(name)
+        assert text.startswith(f"{name}: no such folder; if it is an id on the Hugging Face hub")
+        assert "pip install huggingface_hub" in text
+
+
+def test_that_there_is_no_such_folder_is_said_before_the_hub_is_asked(hub, capsys):
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert capsys.readouterr().err == "out/toy: no such folder here; looking for it on the Hugging Face hub\n"
+        raise OSError
+
+    hub.snapshot_download = snapshot_download
+    assert refusal("out/toy").startswith("out/toy: no such folder; downloading it from the Hugging Face hub failed")
 
 
 def test_offline_a_line_says_how_to_get_the_folder():

@@ -11,6 +11,7 @@ from make_tokenizers import sentencepiece_file, write
 from PIL import Image
 from transformers import (
     AutoProcessor,
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -24,7 +25,8 @@ import train
 from minillava import load, save
 from minillava.checkpoint import join
 from minillava.errors import UserError
-from minillava.inputs.templates import TEMPLATES, chat_template
+from minillava.formats.chat_template import to_jinja
+from minillava.inputs.templates import TEMPLATES
 
 VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # only what it is recognised by
 PICTURE_SIZE = 32
@@ -78,7 +80,7 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
     folder = tmp_path / "out" / "stage2"
     ours, processor = load(folder), AutoProcessor.from_pretrained(folder)
     theirs = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    assert ours.processor.template is TEMPLATES["v1"] and ours.config.projector == projector
+    assert ours.processor.template == TEMPLATES["v1"] and ours.config.projector == projector
     image = Image.open(tmp_path / "a.png")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -99,7 +101,7 @@ def test_joined_towers_keep_their_tokens_pictures_and_template(towers):
     model = join(*towers)
     assert (model.processor.tokenizer.image_id, model.processor.tokenizer.pad_id) == (900, 901)
     assert model.config.decoder.vocab_size == 960  # a multiple of 64
-    assert model.processor.template is TEMPLATES["v1"] and model.processor.stop_ids == [2]
+    assert model.processor.template == TEMPLATES["v1"] and model.processor.stop_ids == [2]
     assert model.processor.image.image_mean == (0.3, 0.4, 0.5)
 
 
@@ -114,7 +116,7 @@ def test_a_picture_processor_of_another_size_is_refused(towers):
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json", "chat_template.jinja"])
 def test_the_chat_template_is_found_wherever_it_lies(towers, place):
     vision, decoder = towers
-    text = chat_template(TEMPLATES["llama-2"])
+    text = to_jinja(vars(TEMPLATES["llama-2"]))
     path = decoder / place
     if place.endswith("jinja"):
         path.write_text(text)
@@ -123,7 +125,7 @@ def test_the_chat_template_is_found_wherever_it_lies(towers, place):
         path.write_text(json.dumps({**stored, "chat_template": text}))
     if place == "chat_template.json":  # read before tokenizer_config.json, which has another template
         assert "chat_template" in json.loads((decoder / "tokenizer_config.json").read_text())
-    assert join(vision, decoder).processor.template is TEMPLATES["llama-2"]
+    assert join(vision, decoder).processor.template == TEMPLATES["llama-2"]
 
 
 @pytest.mark.parametrize("text", ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}]])
@@ -131,16 +133,44 @@ def test_an_unknown_chat_template_is_reported(towers, capsys, text):
     vision, decoder = towers
     path = decoder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
-    assert join(vision, decoder).processor.template is TEMPLATES["v0"]
+    assert join(vision, decoder).processor.template == TEMPLATES["v0"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{decoder}: the chat template is none of {', '.join(TEMPLATES)}")
+    others = ", ".join(name for name in TEMPLATES if name != "v0")
+    assert line == f"{decoder}: the chat template is unknown; v0 is used; --template gives another: {others}"
+
+
+def test_a_chat_template_taken_for_a_family_is_said(towers, capsys):
+    vision, decoder = towers
+    assert join(vision, decoder).processor.template == TEMPLATES["v1"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{decoder}: the chat template is not known word for word; it has the marks of v1")
+    assert "--template" in line and "chatml" in line
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_tinyllama_is_asked_in_the_ids_that_transformers_gives(towers, capsys, as_list):
+    """Its tokenizer has no tokens for <|user|> and <|assistant|>: they are text."""
+    vision, decoder = towers
+    templates = json.loads((Path(__file__).parent / "chat_templates.json").read_text())
+    (text,) = (one["chat_template"] for one in templates if "TinyLlama" in one["model"])
+    path = decoder / "tokenizer_config.json"
+    stored = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": text}] if as_list else text
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": stored}))
+    processor = join(vision, decoder).processor
+    assert capsys.readouterr().err == "" and processor.template == TEMPLATES["zephyr"]
+    said = ["What is it?", "the cat", "a mat?"]
+    turns = [{"from": ("human", "gpt")[i % 2], "value": words} for i, words in enumerate(said)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+    theirs = AutoTokenizer.from_pretrained(decoder)
+    text = theirs.apply_chat_template(messages, chat_template=text, add_generation_prompt=True, tokenize=False)
+    assert processor.encode(turns)[0] == theirs(text)["input_ids"]
 
 
 def test_template_option_overrides_the_checkpoints_template(towers, rows, tmp_path, monkeypatch):
     vision, decoder = towers
     run(monkeypatch, train, "--stage", 1, "--vision", vision, "--decoder", decoder, "--template", "v0", "--data", rows,
         "--out", tmp_path / "out", "--batch-size", 2, "--max-steps", 1)  # fmt: skip
-    assert load(tmp_path / "out" / "stage1").processor.template is TEMPLATES["v0"]
+    assert load(tmp_path / "out" / "stage1").processor.template == TEMPLATES["v0"]
 
 
 def test_a_model_saved_in_bfloat16_answers_in_it(towers, tmp_path, monkeypatch, capsys):

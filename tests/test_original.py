@@ -1,6 +1,7 @@
 """Folders in the LLaVA authors' layout and text-only decoders are loaded, and saved in the form transformers reads."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from minillava.checkpoint import add_image_token, load_decoder
 from minillava.config import TextConfig
 from minillava.errors import UserError
 from minillava.inputs.image import ImageProcessor
+from minillava.inputs.templates import TEMPLATES
 from minillava.model.contrastive import Clip
 from minillava.saving import write_clip, write_decoder
 
@@ -169,6 +171,30 @@ def test_a_missing_or_extra_tensor_in_the_original_layout_is_named(tiny_model, t
     save_file(tensors, tmp_path / "original" / "model.safetensors")
     said = "multi_modal_projector.bias is missing" if name == "model.mm_projector.bias" else f"{name!r} is left over"
     assert_refused(lambda: load(tmp_path / "original"), f"{tmp_path}/original/model.safetensors", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "template"),
+    [
+        ("original", "liuhaotian/llava-v1.5-7b", "v1"),
+        ("original", "/models/v1/llava-llama-2-13b/", "llama-2"),
+        ("original", "/models/v1/llava-7b", "v0"),
+        ("original", "C:\\v1\\llava-7b", "v0"),
+        ("llava-v1.5", None, "v1"),
+        ("v1/llava", None, "v0"),
+    ],
+)
+def test_the_guessed_template_is_said_and_the_last_part_of_the_name_decides(
+    tiny_model, tmp_path, capsys, name, own, template
+):
+    folder = tmp_path / name
+    folder.parent.mkdir(exist_ok=True)
+    write_original(tiny_model, folder, tower=True, **({"_name_or_path": own} if own else {}))
+    assert load(folder).processor.template is TEMPLATES[template]
+    (line,) = capsys.readouterr().err.splitlines()
+    last = {None: name.split("/")[-1]}.get(own, re.split(r"[/\\]", own or "")[-1] or "llava-llama-2-13b")
+    assert line.startswith(f"{folder}: no template is stored; {template} is taken from the name {last!r}; --template")
+    assert f" {template}," not in line.partition("--template")[2]
 
 
 # Tokens that a text-only decoder lacks

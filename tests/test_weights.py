@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from minillava.checkpoint import load_decoder
 from minillava.errors import UserError
 from minillava.formats import json_object
 from minillava.formats import tensors as tensor_files
-from minillava.saving import write_decoder
+from minillava.model import lora
+from minillava.saving import write_adapter, write_decoder
 
 ROOT = Path(__file__).parents[1]
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
@@ -82,6 +84,19 @@ def assert_same(ours: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_every_kind_of_file_gives_the_same_model(tiny_model, folder, kind, shards):
     shard(folder, kind, shards)
     assert_same(load(folder), tiny_model)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pickles_of_torch_before_1_6_are_read(tiny_model, folder, monkeypatch, shards):
+    """Files that are no zip archives, such as OpenAI's CLIP on the hub."""
+    save_now = torch.save
+    monkeypatch.setattr(torch, "save", lambda part, path: save_now(part, path, _use_new_zipfile_serialization=False))
+    paths = shard(folder, BIN, shards)
+    assert not any(zipfile.is_zipfile(path) for path in paths)
+    model = load(folder)
+    for path in paths:
+        path.unlink()
+    assert_same(model, tiny_model)
 
 
 def test_shards_that_transformers_writes_are_read(tiny_model, folder):
@@ -162,6 +177,22 @@ def test_a_large_model_is_written_in_shards_that_transformers_opens(tiny_model, 
     assert_same(ours, tiny_model.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_says(tiny_model, tmp_path, monkeypatch, umask):
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 30_000)
+    before = os.umask(umask)
+    try:
+        save(tiny_model, tmp_path / "model", torch.bfloat16)
+        lora.add_lora(tiny_model.language_model, 2, 4)
+        (tmp_path / "adapter").mkdir()
+        write_adapter(tiny_model, tmp_path / "model", tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "model").iterdir(), *(tmp_path / "adapter").iterdir()]
+    assert sum(path.suffix == ".safetensors" for path in files) > 3
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o666 & ~umask for path in files}
+
+
 def test_a_decoder_in_shards_goes_to_transformers_and_back(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_files, "SHARD_BYTES", 30_000)
     write_decoder(tiny_model.language_model, tiny_model.processor.tokenizer, tmp_path)
@@ -188,9 +219,11 @@ def test_a_missing_shard_is_named(folder, kind):
 
 
 @pytest.mark.parametrize("keep", [0, 50, 0.5, 0.99])
-@pytest.mark.parametrize("kind", [SAFE, BIN])
+@pytest.mark.parametrize("kind", [SAFE, BIN, "old " + BIN])
 def test_a_shard_cut_short_is_named(folder, kind, keep):
-    path = shard(folder, kind)[2]
+    path = shard(folder, kind.removeprefix("old "))[2]
+    if kind.startswith("old"):
+        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
     assert_refused(folder, str(path), "not a")
@@ -280,10 +313,12 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_runs_none(folder, tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(folder, tmp_path, zipped):
     tensors = load_file(folder / SAFE)
     (folder / SAFE).unlink()
-    torch.save({**tensors, "trap": Trap(tmp_path / "sprung")}, folder / BIN)
+    trap = {**tensors, "trap": Trap(tmp_path / "sprung")}
+    torch.save(trap, folder / BIN, _use_new_zipfile_serialization=zipped)
     assert_refused(folder, f"{folder}/{BIN}")
     assert not (tmp_path / "sprung").exists()
     torch.load(folder / BIN, weights_only=False)  # the trap does work

@@ -48,7 +48,8 @@ def read_config(folder: Path) -> AdapterConfig:
     values = read_json_object(path)
     for name, only in FIXED.items():
         if values.get(name, only) != only:
-            raise UserError(f"{path}: {name} is {values[name]!r}; only {only!r} is supported")
+            what = f"{name} is {values[name]!r}; only {only!r} is supported"
+            raise UserError(f"{path}: {what}; merge the adapter into its base model with the code that made it")
     base, rank, alpha = (values.get(name) for name in ("base_model_name_or_path", "r", "lora_alpha"))
     if not isinstance(base, str):
         raise UserError(f"{path}: base_model_name_or_path is {base!r}, not a hub id or a folder")

@@ -91,6 +91,13 @@ def llava_to_json(vision: dict, decoder: dict, values: dict, num_image_tokens: i
     }
 
 
+def expect_parts(config: dict, *names: str) -> None:
+    """Raise ValueError unless ``config`` holds the configs of its parts, ``names``."""
+    for name in names:
+        if not isinstance(config.get(name), dict):
+            raise ValueError(f"there is no {name}, so this is not a LLaVA folder in transformers' format")
+
+
 def _given(config: dict) -> dict:
     """``config`` without the keys whose value is null."""
     return {name: value for name, value in config.items() if value is not None}

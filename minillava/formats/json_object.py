@@ -6,10 +6,11 @@ from pathlib import Path
 from minillava.errors import UserError
 
 JSON_BYTES = 1_000_000  # maximum size of a config or an index of shards
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git-LFS pointer begins
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A file's contents. Raises UserError if it cannot be read or has more than ``most`` bytes."""
+    """A file's contents. Raises UserError if it is unreadable, has more than ``most`` bytes or is a Git-LFS pointer."""
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
@@ -17,7 +18,14 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise UserError(f"{path}: {error.strerror}") from None
     if len(content) > most:
         raise UserError(f"{path}: more than {most} bytes, larger than a file of this kind can be")
+    refuse_pointer(path, content)
     return content
+
+
+def refuse_pointer(path: Path, begin: bytes) -> None:
+    """Raise UserError if ``begin``, the first bytes of a file, is a Git-LFS pointer: git cloned it without git-lfs."""
+    if begin.startswith(POINTER):
+        raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run 'git lfs pull' there, or download it")
 
 
 def read_json_object(path: Path) -> dict:

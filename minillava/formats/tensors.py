@@ -3,7 +3,8 @@
 - Tensors are read one at a time: the file is memory-mapped, one tensor is copied out of it in the requested dtype, and
   the file is closed. Memory holds the model and one more tensor, whatever the size of the files.
 - A .bin file is a pickle. It is read with ``weights_only``: no code in it runs, and a file with anything else than
-  tensors is refused.
+  tensors is refused. One in the format that torch wrote before 1.6 cannot be memory-mapped: its tensors are all read
+  when they are listed.
 - The files must hold every tensor of the model and no other. The error names the tensor that does not fit.
 """
 
@@ -11,6 +12,7 @@ import json
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillava.errors import UserError
-from minillava.formats.json_object import read_json_object
+from minillava.formats.json_object import read_json_object, refuse_pointer
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -43,18 +45,30 @@ class Unfilled(TorchFunctionMode):
 
 
 class Stored(NamedTuple):
-    """A tensor in ``file``, under the name ``name``."""
+    """A tensor in ``file``, under the name ``name``. ``value``: the tensor, if it is in memory already."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    value: Tensor | None = None
 
     def read(self) -> Tensor:
         """Read the tensor. Opens the file for each one, since a mapping's pages stay in memory while it is open."""
+        if self.value is not None:
+            return self.value
         if self.file.suffix == ".bin":
             return _open_bin(self.file)[self.name]
         with safe_open(self.file, framework="pt") as file:
             return file.get_tensor(self.name)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder has a file with tensors, or an index of shards."""
+    return any(path.exists() for path in _places(folder))
+
+
+def _places(folder: Path) -> list[Path]:
+    return [folder / f"{kind}{end}" for kind in KINDS for end in ("", ".index.json")]
 
 
 def find_weights(folder: Path) -> Path:
@@ -64,7 +78,7 @@ def find_weights(folder: Path) -> Path:
     """
     if folder.is_file():
         return folder
-    first, *others = (folder / f"{kind}{end}" for kind in KINDS for end in ("", ".index.json"))
+    first, *others = _places(folder)
     for path in (first, *others):
         if path.exists():
             return path
@@ -168,30 +182,43 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
     files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(files, shards):
         converted = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in shard.items()}
-        save_file(converted, folder / file, metadata={"format": "pt"})
+        write_file(folder / file, converted)
     if count > 1:
         places = {name: file for file, shard in zip(files, shards) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file. Its mode follows the umask: ``save_file`` makes files that only the owner reads."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def _list_file(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        refuse_pointer(path, file.read(100))
     if path.suffix == ".bin":
-        shapes = {name: tensor.shape for name, tensor in _open_bin(path).items()}
-    else:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a complete safetensors file ({error})") from None
+        mapped = is_zipfile(path)
+        return {
+            name: Stored(path, name, tuple(tensor.shape), None if mapped else tensor)
+            for name, tensor in _open_bin(path, mapped).items()
+        }
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a complete safetensors file ({error})") from None
     return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
-def _open_bin(path: Path) -> dict[str, Tensor]:
+def _open_bin(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
             raise TypeError
     except Exception as error:  # for a truncated or foreign file, torch, zipfile and pickle raise errors of many types

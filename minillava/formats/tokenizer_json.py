@@ -116,8 +116,11 @@ def _parts(part: dict | None, key: str) -> list[dict]:
 # --- Byte-level BPE's parts
 
 
-def split_patterns(stored: dict) -> tuple[list[str], bool]:
-    """The pre-tokenizer: (regular expressions that split the text, in order; whether GPT-2's split into words follows).
+def split_patterns(stored: dict) -> tuple[list[tuple[str, bool]], bool]:
+    """The pre-tokenizer: (how it splits the text, in order; whether GPT-2's split into words follows).
+
+    Each step is a regular expression and whether the text between its matches is kept; a pattern that matches
+    everything leaves none.
 
     Raises UserError if there is a normalizer, or if the pre-tokenizer is not a ByteLevel, by itself or after Split and
     Digits steps.
@@ -129,10 +132,11 @@ def split_patterns(stored: dict) -> tuple[list[str], bool]:
         raise _unsupported(last)
     patterns = []
     for step in steps:
-        if step["type"] == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
-            patterns.append(_expression("pre-tokenizer", step["pattern"]))
+        how = (step.get("behavior"), bool(step.get("invert")))
+        if step["type"] == "Split" and how in (("Isolated", False), ("Removed", True)):
+            patterns.append((_expression("pre-tokenizer", step["pattern"]), how[0] == "Isolated"))
         elif step["type"] == "Digits":
-            patterns.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
+            patterns.append((r"\p{N}" if step.get("individual_digits") else r"\p{N}+", True))
         else:
             raise _unsupported(step)
     return patterns, last.get("use_regex", True)

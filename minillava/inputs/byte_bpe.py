@@ -104,7 +104,8 @@ class ByteBPE:
         # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.
         self._whole = ids if files.ignore_merges else {}
         patterns, gpt2_split = split_patterns(files.stored)
-        self._patterns = [regex.compile(pattern) for pattern in patterns + ([SPLIT] if gpt2_split else [])]
+        patterns += [(SPLIT, True)] if gpt2_split else []
+        self._patterns = [(regex.compile(pattern), keep) for pattern, keep in patterns]
         self._encoding = _word_encoding(ranks, "")  # words are split here, with the patterns
         self._known: dict[str, list[int]] = {}
 
@@ -115,8 +116,8 @@ class ByteBPE:
     def encode(self, text: str, where: object) -> list[int]:
         """Ids of ``text``; ``where`` does not matter. A byte that the vocabulary lacks is left out before merging."""
         words = [text]
-        for pattern in self._patterns:  # each splits the results of the one before
-            words = [part for word in words for part in _cut(pattern, word)]
+        for pattern, keep in self._patterns:  # each splits the results of the one before
+            words = [part for word in words for part in _cut(pattern, word, keep)]
         ids = []
         for word in words:
             known = self._known.get(word)
@@ -138,11 +139,13 @@ def _word_encoding(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
     return tiktoken.Encoding("words", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
-def _cut(pattern: regex.Pattern, text: str) -> list[str]:
-    """Split ``text`` into the matches of ``pattern`` and the texts between them, in order."""
+def _cut(pattern: regex.Pattern, text: str, keep: bool) -> list[str]:
+    """Split ``text`` into the matches of ``pattern`` and, with ``keep``, the texts between them, in order."""
     known = text if text.isascii() else text.translate(_newer_characters())
-    places = [place for match in pattern.finditer(known) for place in match.span()]
-    return [text[start:end] for start, end in pairwise([0, *places, len(text)]) if start < end]
+    spans = [match.span() for match in pattern.finditer(known)]
+    if keep:
+        spans = pairwise([0, *(place for span in spans for place in span), len(text)])
+    return [text[start:end] for start, end in spans if start < end]
 
 
 @cache

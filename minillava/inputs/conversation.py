@@ -25,6 +25,7 @@ from minillava.inputs.tokenizer import IMAGE, MARK, STOP, Tokenizer
 
 IGNORE = -100
 IMAGE_MARK = re.compile(f"({IMAGE})")  # the only special token in a row's own text; the others stay ordinary text there
+WORDS = (STOP, "<|user|>", "<|assistant|>")  # marks that are ordinary text if the tokenizer lacks them, as LLaMA's does
 
 
 def image_goes_first(seed: int, epoch: int, row: int) -> bool:
@@ -104,7 +105,7 @@ def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> It
     text = ""
     for part, marks in parts:
         for index, piece in enumerate(marks.split(part)):  # text, mark, text, ..., mark, text
-            if index % 2 == 0 or (piece == STOP and STOP not in tokenizer.special):  # LLaMA has no token for ###
+            if index % 2 == 0 or (piece in WORDS and piece not in tokenizer.special):
                 text += piece
                 continue
             if piece not in tokenizer.special:

@@ -1,9 +1,8 @@
-"""Chat templates: how each model family writes a conversation as text. Also as jinja, for ``chat_template.jinja``."""
+"""Chat templates: how each model family writes a conversation as text."""
 
-import json
 from dataclasses import dataclass, replace
 
-from minillava.inputs.tokenizer import IMAGE, STOP
+from minillava.inputs.tokenizer import STOP
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -13,10 +12,8 @@ VISION_SYSTEM = (  # the LLaVA authors' system message for LLaMA 2 and 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 LLAMA_3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA_3_SYSTEM = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ TEMPLATES = {
         assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         stop="<|eot_id|>",
     ),
-    "chatml": Template(  # Qwen, SmolLM2
+    "chatml": Template(  # Qwen
         opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
         human="<|im_start|>user\n",
         after_question="<|im_end|>\n",
@@ -86,56 +83,13 @@ TEMPLATES = {
         stop="<|im_end|>",
         after_stop="\n",
     ),
-    "smollm2": Template(  # SmolLM2-Instruct: chatml with its own system message
-        opening=f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n<|im_start|>user\n",
-        human="<|im_start|>user\n",
-        after_question="<|im_end|>\n",
-        assistant="<|im_start|>assistant\n",
-        stop="<|im_end|>",
+    "zephyr": Template(  # TinyLlama-1.1B-Chat
+        opening="<|user|>\n",
+        human="<|user|>\n",
+        after_question="</s>\n",
+        assistant="<|assistant|>\n",
+        stop="</s>",
         after_stop="\n",
     ),
     "plain": Template(stop="\n", picture_only=True),  # LLaVA-1.5's stage 1: the picture, its caption, a newline
 }
-# Strings that every chat template of a family contains. v0, brief and plain need none: only this
-# package writes them, and recognise() finds their exact text.
-SIGNS = {
-    "smollm2": ("<|im_start|>", "<|im_end|>", SMOLLM2_SYSTEM),
-    "v1": ("ASSISTANT:",),
-    "llama-2": ("[INST]", "<<SYS>>"),
-    "llama-3": ("<|start_header_id|>", "<|eot_id|>"),
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-}
-
-
-def chat_template(style: Template) -> str:
-    """``style`` as a jinja template, which transformers reads from ``chat_template.jinja``.
-
-    A message's content is a string or a list of parts of type "text" and "image"; pictures are written before the text.
-    """
-
-    def say(text: str) -> str:
-        return "{{ " + json.dumps(text) + " }}" if text else ""
-
-    words = "{% for part in parts if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    picture = say(IMAGE if style.picture_only else f"{IMAGE}\n")
-    asked = "" if style.picture_only else words
-    before, after = say(style.assistant + style.before_answer), say(style.after_answer + style.stop + style.after_stop)
-    return (
-        "{% for message in messages %}"
-        "{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
-        "{{ raise_exception('the roles must be user, assistant, user, and so on') }}{% endif %}"
-        "{% set content = message['content'] %}"
-        "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}"
-        "{% if message['role'] == 'user' %}"
-        f"{{% if loop.first %}}{say(style.opening)}{{% else %}}{say(style.human)}{{% endif %}}"
-        f"{{% for part in parts if part['type'] == 'image' %}}{picture}{{% endfor %}}"
-        f"{asked}{say(style.after_question)}{{% else %}}{before}{words}{after}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{say(style.assistant)}{{% endif %}}"
-    )
-
-
-def recognise(text: str) -> Template | None:
-    """The Template that gives exactly this jinja ``text``, else the one of its family; None if it is unknown."""
-    ours = [template for template in TEMPLATES.values() if chat_template(template) == text]
-    others = [TEMPLATES[name] for name, signs in SIGNS.items() if all(sign in text for sign in signs)]
-    return next(iter(ours + others), None)
