@@ -25,7 +25,8 @@ from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 # Besides those of the same name.
-MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "chat_template": ("conversation",), "fast": ("talk",)}
+MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}
+MORE_TESTS["chat_template"] = MORE_TESTS["templates"]
 
 
 def mutants(part: str) -> Iterator[tuple[str, str]]:
