@@ -1,6 +1,7 @@
 """Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
 
-Without --image a fresh scene is drawn and shown. With --prompt the answer is printed, and nothing else.
+Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output. With
+--decoder there is no picture: it is a chat with a language model.
 """
 
 import argparse
@@ -16,24 +17,29 @@ from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.inputs.image import open_image
 from minillava.inputs.templates import TEMPLATES
+from minillava.language_model import load_text_model
+from minillava.talk import stream
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shipped = PRETRAINED / "llava"
     parser.add_argument("--model", default=shipped, help="LLaVA folder or hub id (default: the shipped one)")
+    parser.add_argument("--decoder", help="chat without a picture: a LLaMA folder, a .gguf file, or smollm2")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
-    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model learnt it)")
+    parser.add_argument("--template", choices=TEMPLATES, help="chat template (default: the model's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
-    parser.add_argument("--image", type=Path, help="picture to talk about (default: a fresh scene)")
-    parser.add_argument("--prompt", help="ask this, print the answer, and end")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--image", type=Path, help="picture to talk about (default: a new scene)")
+    parser.add_argument("--prompt", help="ask this question, print the answer and exit")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=160)
-    parser.add_argument("--seed", type=int, help="of the scene and of sampling (default: another each time)")
+    parser.add_argument("--seed", type=int, help="seed of the scene and of sampling (default: random)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     if arguments.temperature < 0 or arguments.max_new_tokens < 1:
         parser.error("--temperature must be at least 0 and --max-new-tokens at least 1")
+    if arguments.decoder and (arguments.image or arguments.vision or arguments.model != shipped):
+        parser.error("--decoder is a chat without a picture: it takes neither --model, --vision nor --image")
     return arguments
 
 
@@ -46,7 +52,7 @@ def fresh_scene(seed: int | None) -> Image.Image:
 
 
 def half_blocks(image: Image.Image, columns: int = 64) -> str:
-    """A picture for a terminal of 24-bit colour: each character is an upper pixel over a lower one."""
+    """A picture as text for a terminal with 24-bit colour: each character shows two pixels, one above the other."""
     rows = max(2, round(columns * image.height / image.width / 2) * 2)
     small = image.convert("RGB").resize((columns, rows))
     lines = []
@@ -61,19 +67,25 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 
 def main() -> None:
     a = parse()
-    image = open_image(a.image) if a.image else fresh_scene(a.seed)
-    model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
+    if a.decoder:
+        model, seen = load_text_model(a.decoder, a.device, getattr(torch, a.dtype)), None
+    else:
+        image = open_image(a.image) if a.image else fresh_scene(a.seed)
+        model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
+        if not a.image or a.prompt is None:
+            print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
+        seen = model.encode_image(image)  # once per conversation
     if a.template:
         model.processor.template = TEMPLATES[a.template]
     if a.seed is not None:
         torch.manual_seed(a.seed)
-    if not a.image or a.prompt is None:
-        print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
-    seen = model.encode_image(image)  # once, however long the conversation
     if a.prompt is not None:
         say(model, seen, a.prompt, [], a)
         return
-    print('Ask about the picture ("What is in the centre?", "Describe the image concisely."). An empty line ends.')
+    if a.decoder:
+        print("Talk with the language model. An empty line ends.")
+    else:
+        print('Ask about the picture ("What is in the centre?", "Describe the image concisely."). An empty line ends.')
     history: list[tuple[str, str]] = []
     while True:
         try:
@@ -89,14 +101,14 @@ def main() -> None:
         except UserError as error:
             if not history:
                 raise
-            print(f"({error}; the conversation starts anew)")
+            print(f"({error}; a new conversation starts)")
             history = []
 
 
-def say(model, seen: torch.Tensor, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
+def say(model, seen: torch.Tensor | None, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
     """Print the answer piece by piece, and return it."""
     pieces = []
-    for piece in model.stream(seen, question, history, max_new_tokens=a.max_new_tokens, temperature=a.temperature):
+    for piece in stream(model, seen, question, history, a.max_new_tokens, a.temperature):
         pieces.append(piece)
         print(piece, end="", flush=True)
     print()

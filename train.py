@@ -1,10 +1,10 @@
-"""Train a LLaVA: ``python train.py --stage 0|1|2``. Each stage first runs what it lacks, and says so.
+"""Train a LLaVA: ``python train.py --stage 0|1|2``. Each stage first runs those it needs, if they are missing.
 
-stage 0   the two towers from zero: the vision tower by contrast, the decoder by next token
-stage 1   the projection alone, on captions
+stage 0   the vision tower (contrastive) and the decoder (next token), from scratch
+stage 1   only the projection, on captions
 stage 2   the projection and the decoder, on instructions
 
-Several processes share the work of stages 1 and 2: ``torchrun --nproc_per_node=N train.py --stage 1``.
+Several processes can share the work of stages 1 and 2: ``torchrun --nproc_per_node=N train.py --stage 1``.
 """
 
 import argparse
@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 
 from data.picturebook.write import write_world
-from minillava.checkpoint import join, load, read_decoder, read_llava, read_vision
+from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, LlavaConfig
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.templates import TEMPLATES
+from minillava.outline import read_decoder, read_llava, read_vision
 from minillava.saving import recover_folder
 from minillava.training import from_zero
-from minillava.training.distributed import ALONE, own_device, started
+from minillava.training.distributed import SINGLE, own_device, started
 from minillava.training.loop import Run, train
 from minillava.training.machine import has_fast_bfloat16
 from minillava.training.plan import Setting, describe
@@ -31,7 +32,7 @@ from minillava.training.recipes import PRESETS, TOY, Recipe
 from minillava.training.resume import is_finished
 from minillava.training.tasks import Task, llava_task
 
-# Arguments of the stage that is asked for; what it needs first is trained without them.
+# Arguments that apply only to the requested stage, not to the stages that it needs first.
 OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]
 
 
@@ -39,32 +40,32 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--stage", type=int, choices=(0, 1, 2), required=True)
-    add("--preset", choices=PRESETS, default="toy", help="towers and recipe, as README lists them (default toy)")
+    add("--preset", choices=PRESETS, default="toy", help="towers and recipe, see README (default toy)")
     add("--out", type=Path, help="folder for all results (default out/PRESET)")
-    add("--from-scratch", action="store_true", help="train the towers too, instead of the shipped ones")
+    add("--from-scratch", action="store_true", help="train the towers too, instead of using the shipped ones")
     add("--vision", help="CLIP folder or hub id to take the vision tower from")
-    add("--decoder", help="LLaMA folder or hub id to take the decoder and tokenizer from")
+    add("--decoder", help="LLaMA folder, hub id, .gguf file or smollm2 to take the decoder from")
     add("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
-    add("--template", choices=TEMPLATES, help="how turns are written (default: as the decoder learnt it)")
+    add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
     add("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
-    add("--image-folder", type=Path, help="folder that the rows' images are in (default: beside --data)")
+    add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
     add("--projector", choices=("linear", "mlp"), default="linear")
-    add("--vision-feature-layer", type=int, default=-2, help="layer that W reads (default %(default)s)")
-    add("--image-place", choices=("random", "first", "last"), default="random", help="eq. 1's choice")
-    add("--max-steps", type=positive, help="stop each training after so many steps")
+    add("--vision-feature-layer", type=int, default=-2, help="vision layer that W reads (default %(default)s)")
+    add("--image-place", choices=("random", "first", "last"), default="random", help="place of <image> (eq. 2)")
+    add("--max-steps", type=positive, help="stop each training after this many steps")
     add("--batch-size", type=positive)
-    add("--accumulation", type=positive, help="micro-batches that a batch is cut into")
-    add("--pack", action="store_true", help="several conversations in a row, to compute less padding")
-    add("--checkpointing", action="store_true", default=None, help="compute activations again, to keep fewer")
-    add("--lora", type=positive, metavar="RANK", help="stage 2 by low-rank matrices; leaves an adapter")
+    add("--accumulation", type=positive, help="number of micro-batches in a batch")
+    add("--pack", action="store_true", help="put several conversations in one row, to reduce padding")
+    add("--checkpointing", action="store_true", default=None, help="recompute activations, to save memory")
+    add("--lora", type=positive, metavar="RANK", help="train low-rank matrices in stage 2; writes an adapter")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)
-    add("--pictures", type=positive, default=20000, help="size of the picture-book, where it is drawn")
-    add("--resume", action="store_true", help="go on from the last checkpoint of this stage")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default: the faster)")
-    add("--device", help="default: cuda where there is one, else cpu")
-    add("--shard", action="store_true", help="under torchrun: each process holds a slice of the model")
-    add("--plan", action="store_true", help="train nothing: print the memory it takes")
+    add("--pictures", type=positive, default=20000, help="number of training pictures, if they are drawn")
+    add("--resume", action="store_true", help="continue from the last checkpoint of this stage")
+    add("--dtype", choices=("float32", "bfloat16"), help="dtype of matrix products (default: the faster)")
+    add("--device", help="default: cuda if there is a GPU, else cpu")
+    add("--shard", action="store_true", help="under torchrun: shard the model over the processes")
+    add("--plan", action="store_true", help="print the memory that training takes, and do not train")
     add("--memory", type=float, default=24.0, help="GiB to plan for (default %(default)g)")
     a = parser.parse_args()
     a.out = a.out or Path("out") / a.preset
@@ -80,7 +81,7 @@ def positive(text: str) -> int:
 
 
 def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
-    """The preset's recipe, with what the command line changes."""
+    """The preset's recipe, changed by the command line's arguments."""
     recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
     changes = {key: vars(a)[key] for key in ("learning_rate", "batch_size", "accumulation", "checkpointing", "lora")}
     changes["compact"] = False if a.dtype == "float32" else None
@@ -88,23 +89,23 @@ def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
 
 
 def world(a: argparse.Namespace) -> Path:
-    """The folder of the picture-book, which is drawn where it is missing."""
+    """The folder of the picture-book, which is drawn if it is missing."""
     folder = a.out / "data"
 
     def draw() -> None:
         if not folder.exists():
-            print(f"data: drawing {a.pictures} pictures, to {folder}, about 1 minute", flush=True)
+            print(f"data: drawing {a.pictures} pictures into {folder}, about 1 minute", flush=True)
             write_world(folder, a.pictures, a.seed)
 
-    a.team.first_alone(draw)
+    a.team.on_first(draw)
     return folder
 
 
 def stage_task(stage: int, a: argparse.Namespace) -> Task:
-    """Stage 1 or 2, on the rows that --data names or those of the picture-book."""
+    """Stage 1 or 2, on the rows of --data or else of the picture-book."""
     recipe, start = recipe_of(f"stage{stage}", a), a.model or a.out / "stage1"
     if recipe.lora and is_adapter(start):
-        raise UserError(f"{start}: an adapter; merge it first, for --lora to start from (python -m minillava.merge)")
+        raise UserError(f"{start}: --lora cannot start from an adapter; merge it first (python -m minillava.merge)")
     dtype = STORED if recipe.compact else None
     if stage == 1 and not a.model:
         vision, decoder = (towers_folder(a) / name for name in ("vision", "decoder"))
@@ -117,32 +118,32 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
     processor = model.processor.for_captions() if stage == 1 else model.processor
     path = a.data or world(a) / ("captions.json" if stage == 1 else "instruct.json")
     dataset = ConversationDataset(path, a.image_folder or path.parent, processor, a.image_place)
-    torch.manual_seed(a.seed)  # LoRA's matrices start random
+    torch.manual_seed(a.seed)  # LoRA's A starts random
     return llava_task(model, dataset, stage, recipe.lora, start, a.pack)
 
 
 def towers_folder(a: argparse.Namespace) -> Path:
-    """Where stage 1 finds its towers: the shipped ones, unless they are to be trained here, or have been."""
+    """The folder of stage 1's towers: ``a.out`` with --from-scratch or if trained there, else the shipped ones."""
     trained = any((a.out / name).exists() for name in ("vision", "decoder"))
     return a.out if a.from_scratch or trained else PRETRAINED
 
 
 def needs(name: str, a: argparse.Namespace) -> list[str]:
-    """What is trained before ``name``."""
+    """The trainings that ``name`` needs first. Raises UserError if stage 2 of a preset for real data lacks stage 1."""
     if name == "decoder":
         return ["notes"]
     if name == "stage1" and not a.model and not (a.vision and a.decoder):
         if towers_folder(a) == a.out:
             return ["vision", "decoder"]
-        print(f"towers: the shipped ones, in {PRETRAINED} (--from-scratch trains them here)")
+        print(f"towers: using the shipped ones in {PRETRAINED} (--from-scratch trains new ones)")
     if name == "stage2" and not a.model:
         if PRESETS[a.preset].vision_id and not is_finished(a.out / "stage1"):
-            raise UserError(f"{a.out / 'stage1'}: no finished stage 1; train it first, on captions that --data gives")
+            raise UserError(f"{a.out / 'stage1'}: no finished stage 1; train it first, on captions given by --data")
         return ["stage1"]
     return []
 
 
-# In order, how each training is set up.
+# How each training is set up, in order.
 STAGES = {
     "vision": lambda a: from_zero.vision_task(world(a), a.seed),
     "notes": lambda a: from_zero.notes_task(world(a), a.seed),
@@ -154,28 +155,28 @@ ASKED = {0: ("vision", "decoder"), 1: ("stage1",), 2: ("stage2",)}
 
 
 def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
-    """Train ``name``, and before it what it lacks. ``keep`` it as it is, if it is finished."""
-    if name in ("vision", "notes", "decoder") and a.team is not ALONE:  # small: the first trains, the others wait
-        a.team.first_alone(lambda: run_stage(name, argparse.Namespace(**vars(a) | {"team": ALONE}), keep))
+    """Train ``name``, and before it what it needs. With ``keep``, a finished training is not run again."""
+    if name in ("vision", "notes", "decoder") and a.team is not SINGLE:  # small: rank 0 trains
+        a.team.on_first(lambda: run_stage(name, argparse.Namespace(**vars(a) | {"team": SINGLE}), keep))
         return
     out = a.out / name
     if keep and is_finished(out):
-        print(f"{name}: there already, in {out}")
+        print(f"{name}: already trained, in {out}")
         return
     for other in needs(name, a):
         changed = {**dict.fromkeys(OWN), "resume": (a.out / other).exists()}
         run_stage(other, argparse.Namespace(**vars(a) | changed), keep=True)
     task, recipe = STAGES[name](a), recipe_of(name, a)
     estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
-    print(f"{name}: training, to {out}{estimate}", flush=True)
+    print(f"{name}: training into {out}{estimate}", flush=True)
     bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
     train(task, recipe, Run(out, a.seed, a.resume, a.max_steps, a.device, bfloat16, a.team))
 
 
 def plan(a: argparse.Namespace) -> None:
-    """Print what the stage takes in memory, from sizes alone: the preset's, or those in the folders that are given."""
+    """Print the memory that the stage takes, computed from sizes only: the preset's, or those in the given folders."""
     if a.stage == 0:
-        raise UserError("--plan: stage 0 trains the picture-book's small towers; plan stage 1 or 2")
+        raise UserError("--plan: stage 0 trains only small towers and is not planned; use --stage 1 or 2")
     preset, trained = PRESETS[a.preset], a.out / "stage1"
     if a.model or (a.stage == 2 and trained.exists()):
         config = read_llava(a.model or trained)
@@ -191,9 +192,9 @@ def plan(a: argparse.Namespace) -> None:
 def main() -> None:
     a = parse()
     if a.lora and a.stage != 2:
-        raise UserError(f"--lora: stage {a.stage} does not train the decoder of a LLaVA; stage 2 does")
+        raise UserError(f"--lora: stage {a.stage} does not train the decoder of a LLaVA; use --stage 2")
     if a.pack and not a.stage:
-        raise UserError("--pack: stage 0 has rows of its own; stages 1 and 2 have conversations")
+        raise UserError("--pack: stage 0 does not pack rows; stages 1 and 2 do")
     if a.plan:
         plan(a)
         return
@@ -205,7 +206,7 @@ def main() -> None:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
         for name in STAGES:
-            team.first_alone(lambda out=a.out / name: recover_folder(out))
+            team.on_first(lambda out=a.out / name: recover_folder(out))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)
     print(f"done: {', '.join(str(a.out / name) for name in ASKED[a.stage])}")

@@ -1,4 +1,4 @@
-"""Pictures with one caption each: how files hold them, and the stage-1 rows that they become."""
+"""Pictures with one caption each: reading them from files, and making stage-1 rows of them."""
 
 import os
 import random
@@ -15,31 +15,31 @@ LONGEST_LINE = 1 << 20  # bytes
 
 
 def read_captions(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """(image, caption) after (image, caption), one in memory at a time, from either of
+    """Yield (image, caption) pairs, with one in memory at a time, from either of
 
     - NAME.json: a list of objects with "image" and "caption", or with "image" and "conversations", where the caption is
       the first answer (LLaVA-CC3M-Pretrain-595K's metadata.json and chat.json);
     - NAME.tsv: lines of image, tab, caption.
 
-    Raises UserError, naming row or line, for a file that is neither or has none, and for a caption that is empty or
-    holds <image>.
+    Raises UserError, naming the row or line, for another kind of file, a file without captions, and a caption that is
+    empty or contains <image>.
     """
     path = Path(path)
     if path.suffix not in (".json", ".tsv"):
-        raise UserError(f"{path}: neither .json nor .tsv")
+        raise UserError(f"{path}: not a .json or .tsv file")
     place = None
     for place, image, caption in _of_json(path) if path.suffix == ".json" else _of_lines(path):
         if not isinstance(image, str) or not isinstance(caption, str) or not image or not caption.strip():
             raise UserError(f"{path}: {place}: no image with a caption")
         if IMAGE in caption:
-            raise UserError(f"{path}: {place}: the caption holds {IMAGE}, which stands for the picture")
+            raise UserError(f"{path}: {place}: the caption contains {IMAGE}, the placeholder of the picture")
         yield image, caption.strip()
     if place is None:
-        raise UserError(f"{path}: empty")
+        raise UserError(f"{path}: empty, no captions")
 
 
 def caption_row(name: str, image: str, caption: str, rng: random.Random) -> dict:
-    """A pair as a row of stage 1: one of the paper's eleven requests, drawn by ``rng``, and the caption as answer."""
+    """A stage-1 row: one of the paper's eleven requests, drawn by ``rng``, with the caption as the answer."""
     turns = conversation([(rng.choice(BRIEF_REQUESTS), caption)])
     return {"id": name, "image": image, "type": "caption", "conversations": turns}
 

@@ -1,8 +1,8 @@
-"""``python -m data.check FILE --image-folder DIR``: what is in a LLaVA JSON file, and what is wrong with it.
+"""``python -m data.check FILE --image-folder DIR``: report what a LLaVA JSON file contains and what is wrong with it.
 
-Every row is encoded and every picture opened as in training, so what passes here is what trains. Then one row is shown
-as the model reads it, with the text that bears loss (eq. 2) in green, or between [[ and ]] where there is no colour.
-The exit code is 0 where all is well and 2 where something is not.
+Every row is encoded and every picture opened as in training, so a file that passes can be trained on. One row is then
+shown as the model reads it, with the text that has loss (paper, eq. 3) in green, or between [[ and ]] without colour.
+The exit code is 0 if nothing is wrong, else 2.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minillava.checkpoint import read_outline
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.formats.llava_json import scan
@@ -28,31 +27,40 @@ from minillava.inputs.image import open_image, safe_join
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
+from minillava.outline import read_outline
 
-SHOWN = 20  # faults of a kind that are listed
-WIDEST = 300  # characters of a line: a row may hold a "name" of megabytes
+SHOWN = 20  # faults of a kind to list
+WIDEST = 300  # maximum characters of a printed line: a name in a row may have megabytes
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
 @dataclass
 class Report:
-    """What a file holds. ``turns`` (a question and its answer) and ``tokens`` count each good row's; ``images`` has the
-    first row that shows each picture, and ``uses`` how many do; a fault is a line that names its row."""
+    """What a file contains. A fault is a line of text that names its row.
+
+    types: the number of rows of each type
+    turns, tokens: for each good row, its number of turns (a question and its answer) and of tokens
+    images: for each picture, the first row that shows it; uses: how many rows show it
+    """
 
     rows: int = 0
     types: Counter = field(default_factory=Counter)
     turns: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    learnt: int = 0  # tokens that bear loss, in all rows
+    learnt: int = 0  # tokens with loss, in all rows
+    unknown: int = 0  # characters that the tokenizer leaves out
     images: dict[str, int] = field(default_factory=dict)
     uses: Counter = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # faults of pictures
-    example: tuple[int, list[int], list[int]] | None = None  # row, ids, labels
+    example: tuple[int, list[int], list[int]] | None = None  # index of the row, ids, labels
 
 
 def read_file(path: Path, processor: Processor) -> Report:
-    """Encode every row. What is no JSON ends the reading, and is a fault like others."""
+    """Encode every row. Invalid JSON ends the reading and is a fault like others.
+
+    Raises UserError if no row can be read.
+    """
     report = Report()
     try:
         for index, (_, _, row) in enumerate(tqdm(scan(path), desc="reading", unit="row", disable=None)):
@@ -67,6 +75,8 @@ def read_file(path: Path, processor: Processor) -> Report:
             report.types[kind if isinstance(kind, str) else "(no text)"] += 1
             report.turns.append(len(row["conversations"]) // 2)
             report.tokens.append(len(ids))
+            texts = [turn["value"] for turn in row["conversations"]]
+            report.unknown += sum(map(processor.tokenizer.count_unknown, texts))
             report.learnt += sum(label != IGNORE for label in labels)
             if "image" in row:
                 report.images.setdefault(row["image"], index)
@@ -81,7 +91,7 @@ def read_file(path: Path, processor: Processor) -> Report:
 
 
 def open_pictures(report: Report, folder: Path) -> None:
-    """Open each picture once, and note in ``report.pictures`` those that are missing or broken."""
+    """Open each picture once, and add a line to ``report.pictures`` for each that is missing or broken."""
 
     def fault(name: str) -> str | None:
         try:
@@ -92,7 +102,7 @@ def open_pictures(report: Report, folder: Path) -> None:
 
     names = list(report.images)
     with (
-        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,  # Pillow decodes outside Python's lock
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,  # Pillow releases the GIL while decoding
         tqdm(total=len(names), desc="opening", unit="picture", disable=None) as bar,
     ):
         for start in range(0, len(names), 1000):
@@ -102,7 +112,7 @@ def open_pictures(report: Report, folder: Path) -> None:
 
 
 def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
-    """The report as lines of text. ``most_tokens`` is what the model reads at most."""
+    """The report as lines of text. ``most_tokens``: the model's maximum; ``in_full``: list more than SHOWN faults."""
 
     def line(name: str, count: int, more: str = "") -> str:
         return f"{name[:26]:28}{count:>12,}{more}"
@@ -117,13 +127,14 @@ def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
     lines.append(line("pictures", len(report.images)))
     if report.tokens:
         lines += [
-            line("turns", sum(report.turns), f"   in a row {_spread(report.turns)}"),
-            line("tokens", sum(report.tokens), f"   in a row {_spread(report.tokens)}"),
-            line("  that bear loss", report.learnt),
+            line("turns", sum(report.turns), f"   per row: {_spread(report.turns)}"),
+            line("tokens", sum(report.tokens), f"   per row: {_spread(report.tokens)}"),
+            line("  with loss", report.learnt),
+            *([line("unknown characters", report.unknown, "   left out")] if report.unknown else []),
             line(
                 "rows too long",
                 sum(n > most_tokens for n in report.tokens),
-                f"   the model reads {most_tokens:,} tokens",
+                f"   the model reads at most {most_tokens:,} tokens",
             ),
         ]
     for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
@@ -133,13 +144,13 @@ def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
 
 
 def _spread(values: list[int]) -> str:
-    """Of a number that each row has: the least, the median, what 95 % do not exceed, the largest."""
+    """The minimum, median, 95th percentile and maximum of ``values``, as text."""
     found = (f"{value:,.1f}".removesuffix(".0") for value in np.percentile(values, (0, 50, 95, 100)))
     return ", ".join(f"{name} {value}" for name, value in zip(("min", "median", "95 %", "max"), found))
 
 
 def render(ids: list[int], labels: list[int], tokenizer: Tokenizer, colour: bool) -> str:
-    """A row as the model reads it: what bears loss is green, or stands between [[ and ]]."""
+    """A row as the model reads it. The text with loss is green if ``colour``, else between [[ and ]]."""
     begin, end = (GREEN, PLAIN) if colour else ("[[", "]]")
     text = ""
     for learn, run in groupby(zip(ids, labels), key=lambda pair: pair[1] != IGNORE):
@@ -150,22 +161,22 @@ def render(ids: list[int], labels: list[int], tokenizer: Tokenizer, colour: bool
 
 
 def printable(text: str) -> str:
-    """Text out of a file, harmless to a terminal: what controls one is written as an escape."""
+    """Text from a file, made safe for a terminal: unprintable characters become escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="LLaVA JSON file")
-    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside FILE)")
+    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: the folder of FILE)")
     parser.add_argument(
         "--model",
         default=PRETRAINED / "llava",
-        help="LLaVA folder or hub id that reads the rows (default: the shipped one)",
+        help="LLaVA folder or hub id whose tokenizer encodes the rows (default: the shipped model)",
     )
-    parser.add_argument("--template", choices=TEMPLATES, help="how turns are written (default: as the model has them)")
+    parser.add_argument("--template", choices=TEMPLATES, help="template of the turns (default: the model's)")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
-    parser.add_argument("--colour", action="store_true", help="colour the example even where the output is no terminal")
+    parser.add_argument("--colour", action="store_true", help="colour the example even if the output is not a terminal")
     arguments = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")
     folder = arguments.image_folder or arguments.file.parent

@@ -1,7 +1,7 @@
-"""A picture as text: its captions and its boxes, which is all that a text-only teacher sees (paper, section 3).
+"""A picture as text: its captions and boxes, which are all that a text-only teacher gets (paper, section 3).
 
-An image folder and a language model meet only here: whatever can say what is in a picture (the picture-book world,
-COCO's annotators, a detector) becomes a :class:`Context`. :func:`read_contexts` reads all of them.
+Every source of captions or boxes (the picture-book, COCO's annotations, a detector) is read into the same class,
+:class:`Context`. :func:`read_contexts` reads all of them.
 """
 
 import json
@@ -13,18 +13,18 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from minillava.errors import UserError
 
-LINE_BYTES = 1_000_000  # a longer line of JSONL is refused
-FILE_BYTES = 2_000_000_000  # a larger COCO file is refused; instances_train2017.json has 470 MB
+LINE_BYTES = 1_000_000  # maximum length of a line of JSONL
+FILE_BYTES = 2_000_000_000  # maximum size of a COCO file; instances_train2017.json has 470 MB
 MOST_BOXES = 1000  # of one picture
 MOST_CHARACTERS = 2000  # of one caption, category, id or path
-OVERSHOOT = 0.02  # of a side: boxes that leave the picture by less are cut off at its edge, others refused
+OVERSHOOT = 0.02  # fraction of a side: a box that exceeds the picture by less is clipped, others are refused
 
 
 @dataclass(frozen=True)
 class Box:
-    """One thing: its category and where it is, ``x1, y1, x2, y2`` as fractions of the width and height.
+    """One thing: its category and its box, ``x1, y1, x2, y2`` as fractions of the width and height.
 
-    ``crowd`` says that it holds many things of the category, as COCO's ``iscrowd`` does.
+    ``crowd``: the box contains many things of the category (COCO's ``iscrowd``).
     """
 
     category: str
@@ -42,8 +42,11 @@ class Context:
     boxes: tuple[Box, ...]
 
     def text(self) -> str:
-        """The context as the teacher reads it: a caption a line, an empty line, then ``category: [x1, y1, x2, y2]``
-        a line with three decimals (paper, appendix); a crowd's category is "crowd of person"."""
+        """The context as the teacher reads it (paper, appendix).
+
+        One caption per line, an empty line, then one ``category: [x1, y1, x2, y2]`` per line, with three decimals. A
+        crowd's category is "crowd of person".
+        """
         boxes = [
             f"{'crowd of ' if b.crowd else ''}{b.category}: [{', '.join(f'{value:.3f}' for value in b.bbox)}]"
             for b in self.boxes
@@ -52,15 +55,16 @@ class Context:
 
 
 def read_contexts(path: str | os.PathLike) -> Iterator[Context]:
-    """The pictures that a file or folder tells of, one at a time, in its order.
+    """Yield the pictures of a file or folder, one at a time, in its order.
 
-    - ``NAME.jsonl``: a line ``{"id", "image", "captions": [...], "instances": [{"category", "bbox"}]}`` a picture,
-      bbox as in :class:`Box`; a detector's output in this form may leave captions empty. Other keys pass unread,
-      except an instance's ``"iscrowd"``.
-    - ``captions_NAME.json``: COCO's captions, with the boxes of ``instances_NAME.json`` beside it.
-    - a folder: the ``contexts.jsonl`` in it (a picture-book world), or else its only ``captions_*.json``.
+    - ``NAME.jsonl``: one line ``{"id", "image", "captions": [...], "instances": [{"category", "bbox"}]}`` per picture,
+      bbox as in :class:`Box`. ``captions`` may be empty, as in a detector's output. An instance may have ``"iscrowd"``;
+      other keys are ignored.
+    - ``captions_NAME.json``: COCO's captions, with the boxes of ``instances_NAME.json`` in the same folder.
+    - a folder: its ``contexts.jsonl`` (a picture-book world), or else its only ``captions_*.json``.
 
-    Empty captions are left out and spaces made single. Raises UserError, naming file and row, for anything else.
+    Empty captions are left out, and white space is reduced to single spaces. Raises UserError, naming file and row, for
+    anything else.
     """
     path = Path(path)
     if path.is_dir():
@@ -74,7 +78,7 @@ def read_contexts(path: str | os.PathLike) -> Iterator[Context]:
     seen: set[str] = set()
     for where, context in contexts:
         if context.id in seen:
-            raise UserError(f"{where}: id {context.id!r} is there twice")
+            raise UserError(f"{where}: id {context.id!r} occurs twice")
         seen.add(context.id)
         yield context
     if not seen:
@@ -86,7 +90,7 @@ def _inside(folder: Path) -> Path:
     found = [world] if world.is_file() else sorted(folder.glob("captions_*.json"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise UserError(f"{folder}: wanted contexts.jsonl or one captions_NAME.json in it, found {names}")
+        raise UserError(f"{folder}: must contain contexts.jsonl or one captions_NAME.json, found {names}")
     return found[0]
 
 
@@ -141,7 +145,7 @@ def _load(path: Path) -> dict:
 
 
 def _without_outline(value: dict) -> dict:
-    """COCO's outlines are most of its 470 MB, and nothing here reads them."""
+    """Drop COCO's outlines, which are most of its 470 MB and are not used here."""
     value.pop("segmentation", None)
     return value
 
@@ -203,21 +207,21 @@ def _numbers(value, where: str) -> list[float]:
 
 
 def _is_number(value) -> bool:
-    """Also refuses NaN and what no picture's size could be."""
+    """Whether ``value`` is a number. False for NaN and for numbers too large for a picture."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _id(row: dict, key: str, where: str) -> int | str:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str) or not 0 < len(str(value)) <= MOST_CHARACTERS:
-        raise UserError(f"{where}: '{key}' must be a number or a text")
+        raise UserError(f"{where}: '{key}' must be a whole number or a string")
     return value
 
 
 def _known(row: dict, key: str, known: dict, where: str) -> int | str:
     value = _id(row, key, where)
     if value not in known:
-        raise UserError(f"{where}: '{key}' {value!r} is not in the file's list")
+        raise UserError(f"{where}: '{key}' {value!r} is not listed in the file")
     return value
 
 
@@ -229,9 +233,9 @@ def _text(row: dict, key: str, where: str) -> str:
 
 
 def _clean(text, where: str) -> str:
-    """Each run of spaces and line ends made one space: a context's lines are its form."""
+    """``text`` with white space reduced to single spaces, because line ends separate the parts of a context."""
     if not isinstance(text, str):
-        raise UserError(f"{where} is not a text")
+        raise UserError(f"{where} is not a string")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{where} is longer than {MOST_CHARACTERS} characters")
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""What a build would ask and cost, from its prompts alone: nothing is sent."""
+"""Estimate the number of tokens of a build from its prompts. Nothing is sent."""
 
 import re
 from collections.abc import Iterable
@@ -9,13 +9,16 @@ PIECE = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]|_")
 
 
 def count_tokens(text: str) -> int:
-    """About how many tokens a language model cuts the text into: words, up to three digits at a time, and marks, as
-    most models' tokenizers first cut it. The vocabularies themselves are a download."""
+    """About how many tokens the text has for a language model.
+
+    Counts words, groups of up to three digits, and punctuation marks, as most tokenizers split a text first. An exact
+    count needs the model's vocabulary, which would have to be downloaded.
+    """
     return len(PIECE.findall(text))
 
 
 def estimate(requests: Iterable[Request]) -> tuple[int, int]:
-    """Tokens of all prompts and of all replies; a reply is taken to be as long as the examples' answers are."""
+    """Tokens of all prompts, and of all replies if each is as long as the mean answer in its prompt's examples."""
     fixed: dict[tuple, tuple[int, float]] = {}  # all but the last message is the same for one kind and question
     prompts = replies = 0.0
     for request in requests:

@@ -1,15 +1,15 @@
-"""``python -m data.filter_captions CAPTIONS --out FILE``: fewer captions that speak of as many things.
+"""``python -m data.filter_captions CAPTIONS --out FILE``: select fewer captions that cover the same concepts.
 
 The paper's selection of 595,000 pairs from CC3M's three million (section 4.2 and appendix). Noun phrases are counted
-over all captions; those in fewer than 3 are skipped; each of the others, from the rarest up, puts all its captions into
-the pool, or 100 drawn at random where it has more. So every concept stays, and the commonest no longer drown the rest.
+over all captions. Those in fewer than 3 are skipped. Each of the others, from the rarest up, adds its captions to the
+pool: all of them, or a random 100 if it has more. So every concept is kept, and the commonest no longer dominate.
 
-A phrase draws from all its captions, whatever the pool holds already. So the order in which phrases come changes
-nothing in the pool, and two passes over the file suffice: one counts, the other draws and writes. In memory are the
-distinct phrases (about 200 bytes each) and the numbers of each caption's phrases (4 bytes each), and no caption.
+A phrase draws from all its captions, whatever is in the pool already. So the order of the phrases does not matter, and
+two passes over the file are enough: one counts, the other draws and writes. Memory holds the distinct phrases (about
+200 bytes each) and the numbers of each caption's phrases (4 bytes each), but no captions.
 
-Written are stage 1's rows, ready for ``train.py --stage 1``, and beside them FILE.png, a picture of the concepts before
-and after.
+The output is stage 1's rows, ready for ``train.py --stage 1``, and next to it a chart (the same name with .png) of how
+many captions each concept is in, before and after.
 """
 
 import argparse
@@ -30,22 +30,26 @@ from data.rows import write_rows
 from minillava.errors import UserError, run_program
 from minillava.training.plot import BLUE, GREY, chart
 
-FEWEST = 3  # captions that a phrase must be in to count
-MOST = 100  # captions that a phrase contributes
-COMMONEST = 10  # phrases that the table names
+FEWEST = 3  # minimum number of captions with a phrase, else it is skipped
+MOST = 100  # maximum number of captions that a phrase adds
+COMMONEST = 10  # phrases that the table lists
 
 
 @dataclass
 class Phrases:
-    """The noun phrases of a corpus: ``numbers`` has each, with its number; ``held`` the numbers of the first caption's
-    phrases, then the second's, and so on; ``sizes`` how many each caption has."""
+    """The noun phrases of a corpus.
+
+    numbers: each distinct phrase and its number
+    held: the numbers of the phrases of the first caption, then of the second, and so on
+    sizes: how many phrases each caption has
+    """
 
     numbers: dict[str, int] = field(default_factory=dict)
     held: array = field(default_factory=lambda: array("I"))
     sizes: array = field(default_factory=lambda: array("I"))
 
     def add(self, phrases: list[str]) -> None:
-        """The next caption's phrases, no phrase twice."""
+        """Add the next caption's phrases, which must be distinct."""
         self.held.extend(self.numbers.setdefault(phrase, len(self.numbers)) for phrase in phrases)
         self.sizes.append(len(phrases))
 
@@ -56,7 +60,7 @@ class Phrases:
             start += size
 
     def count(self, taken: Iterable[bool] | None = None) -> array:
-        """How many captions hold each phrase: of all captions, or of those that are taken."""
+        """How many captions contain each phrase, by its number: of all captions, or of those in ``taken``."""
         counts = array("I", bytes(4 * len(self.numbers)))
         for phrases in self.by_caption() if taken is None else compress(self.by_caption(), taken):
             for phrase in phrases:
@@ -65,7 +69,7 @@ class Phrases:
 
 
 def read_phrases(captions: Iterable[str], chunk: Chunker) -> Phrases:
-    """Chunk each caption and number what is found."""
+    """Find and number the noun phrases of each caption."""
     phrases = Phrases()
     for found, _ in chunk((caption, None) for caption in captions):
         phrases.add(found)
@@ -73,11 +77,11 @@ def read_phrases(captions: Iterable[str], chunk: Chunker) -> Phrases:
 
 
 def select(phrases: Phrases, counts: array, rng: random.Random) -> bytearray:
-    """The paper's rule: 1 for each caption that is taken, 0 for each that is not.
+    """The paper's rule. Returns 1 for each caption that is taken, else 0.
 
-    Of the ``to_come`` captions that hold a phrase and lie ahead it wants ``wanted`` more, and takes the next with
-    probability wanted / to_come. That draws every set of 100 with the same chance (Knuth, volume 2, 3.4.2, algorithm
-    S), and all captions where there are no more than 100.
+    If ``wanted`` more captions are to be drawn for a phrase, and ``to_come`` of the captions ahead contain it, the next
+    one is taken with probability wanted / to_come. That draws every set of 100 with the same probability (selection
+    sampling: Knuth, volume 2, 3.4.2, algorithm S), and all captions if there are no more than 100.
     """
     wanted = [min(count, MOST) if count >= FEWEST else 0 for count in counts]
     to_come = array("I", counts)
@@ -92,7 +96,7 @@ def select(phrases: Phrases, counts: array, rng: random.Random) -> bytearray:
 
 
 def table(phrases: Phrases, before: array, after: array, taken: bytearray) -> str:
-    """What the selection did, to the captions and to the concepts, by how many captions a concept is in."""
+    """The numbers of captions and of concepts before and after the selection, by how many captions a concept is in."""
     concepts = [number for number, count in enumerate(before) if count >= FEWEST]
     kept = sum(after[number] >= FEWEST for number in concepts)
     lines = [
@@ -104,7 +108,7 @@ def table(phrases: Phrases, before: array, after: array, taken: bytearray) -> st
     for size in sorted(digits[0] | digits[1]):
         low, high = max(FEWEST, 10 ** (size - 1)), 10**size - 1
         lines.append(f"{f'  in {low:,} to {high:,} captions':28}{digits[0][size]:>12,}{digits[1][size]:>12,}")
-    lines.append(f"captions with the commonest, of {len(before) - len(concepts):,} phrases skipped as rarer")
+    lines.append(f"captions with the commonest ({len(before) - len(concepts):,} phrases skipped as too rare)")
     names = list(phrases.numbers)
     for number in sorted(concepts, key=before.__getitem__, reverse=True)[:COMMONEST]:
         lines.append(f"  {names[number][:24]:26}{before[number]:>12,}{after[number]:>12,}")
@@ -112,7 +116,7 @@ def table(phrases: Phrases, before: array, after: array, taken: bytearray) -> st
 
 
 def draw_concepts(path: Path, before: array, after: array) -> None:
-    """How many captions the commonest concept is in, the second, and so on, before and after: the paper's figure 7."""
+    """Chart how many captions the commonest concept is in, the second, and so on, before and after (figure 7)."""
     lines = []
     for name, counts, colour in (("before", before, GREY), ("after", after, BLUE)):
         found = sorted((count for count, all_of_it in zip(counts, before) if all_of_it >= FEWEST), reverse=True)
@@ -121,12 +125,12 @@ def draw_concepts(path: Path, before: array, after: array) -> None:
 
 
 def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
-    """Write the selection from ``path`` to ``out``, and its picture; returns the table. Raises UserError."""
+    """Write the selection from ``path`` to ``out``, and its chart; return the table. Raises UserError."""
     if out.exists():
-        raise UserError(f"{out}: is there already")
+        raise UserError(f"{out}: already exists")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder")
-    next(read_captions(path))  # the wrong file is told before spaCy is loaded
+    next(read_captions(path))  # refuse a wrong file before spaCy is loaded
     name, chunk = find_chunker()
     print(f"noun phrases are found by {name}", file=sys.stderr)
     captions = (caption for _, caption in read_captions(path))
@@ -147,7 +151,7 @@ def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.filter_captions", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "captions", type=Path, help=".json (LLaVA's metadata.json or chat.json) or .tsv (image, caption)"
+        "captions", type=Path, help=".json (such as LLaVA's metadata.json or chat.json) or .tsv (image, tab, caption)"
     )
     parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
     parser.add_argument("--seed", type=int, default=0)

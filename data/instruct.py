@@ -1,15 +1,15 @@
 """``python -m data.instruct --contexts FILE --teacher scripted|openai --out FILE``: write instruction data.
 
 A teacher that reads pictures as text (``data/contexts.py``) is asked for conversations, detailed descriptions and
-complex reasoning; its replies become rows of LLaVA JSON (paper, section 3). The mix says how often: with the paper's
-58:23:77 every picture gets complex reasoning, 58 of 77 a conversation and 23 of 77 a description, drawn by lot, so
-that 77,000 pictures give the paper's 158,000 rows.
+complex reasoning; its replies become rows of LLaVA JSON (paper, section 3). The mix sets their proportion: with the
+paper's 58:23:77 every picture gets complex reasoning, 58 of 77 (drawn at random) a conversation and 23 of 77 a
+description, so that 77,000 pictures give the paper's 158,000 rows.
 
-The teacher of any picture is a language model, ``--teacher openai``. ``--teacher scripted`` is a program that writes
-about the picture-book only, and refuses every other picture before anything is written.
+``--teacher openai`` is a language model and writes about any picture. ``--teacher scripted`` is a program that writes
+about the picture-book only, and refuses any other picture before anything is written.
 
-Replies are kept in FILE.journal.jsonl: the same command goes on where a build was interrupted, and the finished file
-is the same, whatever happened on the way.
+Replies are kept in FILE.journal.jsonl. If a build is interrupted, the same command continues it, and the finished file
+is the same as without the interruption.
 """
 
 import argparse
@@ -40,12 +40,12 @@ from minillava.errors import UserError, run_program
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be written: what the teacher is asked for."""
+    """One row to write, and what to ask the teacher for it."""
 
     id: str
     context: Context
     kind: str
-    question: str | None  # of a detailed description
+    question: str | None  # the request for a detailed description
 
     def request(self, seed: int, attempt: int) -> Request:
         digest = hashlib.sha256(f"{seed} {self.id!a} {attempt}".encode()).digest()
@@ -53,8 +53,11 @@ class Job:
 
 
 def list_jobs(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
-    """The rows to write, in order: of the kind with the largest share one for every context; of the others as many as
-    keep the proportion, rounded to the nearest, for contexts drawn by lot."""
+    """The rows to write, in order. ``mix``: the shares of KINDS.
+
+    The kind with the largest share gets one row for every context. The others get their proportion, rounded to the
+    nearest whole number, for contexts drawn at random.
+    """
     chosen = {}
     for kind, share in zip(KINDS, mix):
         count = (2 * len(contexts) * share + max(mix)) // (2 * max(mix))
@@ -70,7 +73,10 @@ def list_jobs(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[
 
 
 def judge(job: Job, entries: list[dict]) -> tuple[list[tuple[str, str]] | None, str]:
-    """The turns of the first well-formed reply in the journal, or None and what was wrong with the last."""
+    """(turns of the first well-formed reply in ``entries``, ""), or (None, what is wrong with the last reply).
+
+    ``entries`` are those of the journal for this job.
+    """
     reason = ""
     for entry in entries:
         try:
@@ -83,10 +89,10 @@ def judge(job: Job, entries: list[dict]) -> tuple[list[tuple[str, str]] | None, 
 
 
 def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int, threads: int) -> None:
-    """Ask for what the journal lacks, each row up to ``attempts`` times, with so many requests under way at once.
+    """Ask for the rows that the journal lacks, each up to ``attempts`` times, with ``threads`` requests at once.
 
-    What ends the asking early, a teacher's UserError or Ctrl-C, is raised when the replies under way have arrived and
-    are written down.
+    A teacher's UserError or Ctrl-C ends this early. It is raised when the pending replies have arrived and are in the
+    journal.
     """
     waiting: SimpleQueue[Job] = SimpleQueue()
     stop, failures = threading.Event(), []
@@ -120,7 +126,7 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
 
     for job in filter(unanswered, jobs):
         waiting.put(job)
-    # Daemons, so that a second Ctrl-C ends the program without waiting for them.
+    # Daemon threads: a second Ctrl-C ends the program without waiting for them.
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     with tqdm(total=waiting.qsize(), desc="asking", unit="reply", disable=None) as bar:
         try:
@@ -130,9 +136,9 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
                 worker.join()
         except KeyboardInterrupt:
             stop.set()
-            print("stopping when the replies under way are here; Ctrl-C again to leave them", file=sys.stderr)
+            print("stopping when the pending replies have arrived; Ctrl-C again to stop at once", file=sys.stderr)
             for worker in workers:
-                if worker.ident:  # else it has not begun, and finds that it is to stop
+                if worker.ident:  # else it has not started, and will find stop set
                     worker.join()
             raise
     if failures:
@@ -140,9 +146,9 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
 
 
 def write(jobs: list[Job], journal: Journal, out: Path) -> None:
-    """Write the rows that the journal's replies give, and print what came of them.
+    """Write the rows from the journal's replies, and print how many there are and which were refused or dropped.
 
-    Raises UserError where that is none.
+    Raises UserError if no reply can be used.
     """
     rows, refused, dropped = [], [], 0
     for job in jobs:
@@ -156,12 +162,12 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
             row = {"id": job.id, "image": job.context.image, "type": job.kind, "conversations": conversation(kept)}
             rows.append(row)
     if refused:
-        print(f"refused: {len(refused)} of {len(jobs)} rows, without a usable reply", *refused, sep="\n")
+        print(f"refused: {len(refused)} of {len(jobs)} rows have no usable reply", *refused, sep="\n")
     if dropped:
         empty = len(jobs) - len(refused) - len(rows)
-        print(f"dropped: {dropped} answers that name captions or boxes as their source; so {empty} of {len(jobs)} rows")
+        print(f"dropped: {dropped} answers that mention captions or boxes, and with them {empty} of {len(jobs)} rows")
     if not rows:
-        raise UserError(f"{out}: not written, for no reply can be used")
+        raise UserError(f"{out}: not written, because no reply can be used")
     try:
         write_rows(out, rows)
     except OSError as error:
@@ -176,7 +182,7 @@ def price(prompts: int, replies: int, a: argparse.Namespace) -> str:
 
 
 def dry_run(jobs: list[Job], a: argparse.Namespace) -> None:
-    """Print the first prompt of each kind as it would be sent, and what the whole build would take."""
+    """Print the first prompt of each kind as it would be sent, and an estimate of the whole build's tokens and cost."""
     first = {job.kind: job for job in reversed(jobs)}
     for kind in KINDS:
         if kind in first:
@@ -188,7 +194,7 @@ def dry_run(jobs: list[Job], a: argparse.Namespace) -> None:
 
 
 def set_up(contexts: list[Context], mix: tuple[int, ...], a: argparse.Namespace) -> dict:
-    """What decides the finished file: builds that agree in it may share a journal."""
+    """The values that determine the finished file: only builds that agree in all of them may share a journal."""
     seen = hashlib.sha256()
     for context in contexts:
         seen.update(ascii(context).encode())
@@ -204,7 +210,7 @@ def set_up(contexts: list[Context], mix: tuple[int, ...], a: argparse.Namespace)
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.instruct", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--contexts", required=True, help="captions and boxes: see data/contexts.py for the forms")
+    parser.add_argument("--contexts", required=True, help="captions and boxes (formats: data/contexts.py)")
     parser.add_argument(
         "--teacher",
         choices=("scripted", "openai"),
@@ -213,22 +219,22 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
     parser.add_argument("--mix", default="58:23:77", help="conversation:detail:reasoning (default %(default)s)")
-    parser.add_argument("--limit", type=int, help="use the first so many pictures only")
+    parser.add_argument("--limit", type=int, help="use only the first LIMIT pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attempts", type=int, default=3, help="times to ask for one row (default %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print prompts and an estimate; ask nothing")
+    parser.add_argument("--attempts", type=int, default=3, help="how often to ask for one row (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print prompts and an estimate; send nothing")
     group = parser.add_argument_group("openai", "any OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY")
     group.add_argument("--model")
     group.add_argument("--base-url", help="where the endpoint is, such as http://localhost:8000/v1 (default OpenAI's)")
     group.add_argument("--concurrency", type=int, default=8, help="requests at once (default %(default)s)")
     group.add_argument("--timeout", type=float, default=300.0, help="seconds for one reply (default %(default)g)")
-    group.add_argument("--price-in", type=float, default=0.0, help="of a million tokens of prompts, to count the cost")
-    group.add_argument("--price-out", type=float, default=0.0, help="of a million tokens of replies")
+    group.add_argument("--price-in", type=float, default=0.0, help="price of a million prompt tokens")
+    group.add_argument("--price-out", type=float, default=0.0, help="price of a million reply tokens")
     a = parser.parse_args()
     for name in ("limit", "attempts", "concurrency", "timeout"):
         value = getattr(a, name)
         if value is not None and not value > 0:
-            raise UserError(f"--{name} must be more than nothing")
+            raise UserError(f"--{name} must be greater than 0")
     if a.teacher == "openai" and not a.model:
         raise UserError("--teacher openai needs --model")
     return a
@@ -237,7 +243,7 @@ def parse_arguments() -> argparse.Namespace:
 def parse_mix(text: str) -> tuple[int, ...]:
     mix = tuple(int(share) if share.isdecimal() else -1 for share in text.split(":"))
     if len(mix) != len(KINDS) or min(mix) < 0 or not any(mix):
-        raise UserError(f"--mix {text}: three whole numbers are wanted, such as 58:23:77")
+        raise UserError(f"--mix {text}: must be three whole numbers, such as 58:23:77")
     return mix
 
 
@@ -247,7 +253,7 @@ def main() -> None:
     contexts = list(itertools.islice(read_contexts(a.contexts), a.limit))
     told = [context for context in contexts if context.text()]
     if len(told) < len(contexts):
-        print(f"left out: {len(contexts) - len(told)} of {len(contexts)} pictures, with neither captions nor boxes")
+        print(f"left out: {len(contexts) - len(told)} of {len(contexts)} pictures have neither captions nor boxes")
     if not told:
         raise UserError(f"{a.contexts}: no picture has captions or boxes")
     jobs = list_jobs(told, mix, a.seed)
@@ -255,12 +261,12 @@ def main() -> None:
         return dry_run(jobs, a)
     path = Path(f"{a.out}.journal.jsonl")
     if a.out.exists() and not path.exists():
-        raise UserError(f"{a.out}: is there already, and was not built by this program")
+        raise UserError(f"{a.out}: already exists and was not built by this program")
     if a.teacher == "openai":
         teacher, threads = OpenAITeacher(a.model, a.base_url, a.timeout), a.concurrency
     else:
         for context in told:
-            scene_told(context)  # or the program ends here, before anything is written
+            scene_told(context)  # raises UserError now, before anything is written
         teacher, threads = Scripted(), 1
     journal = Journal(path, set_up(told, mix, a))
     ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)

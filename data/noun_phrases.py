@@ -1,7 +1,7 @@
-"""The noun phrases of captions: "A man riding the brown horse." holds "man" and "brown horse".
+"""The noun phrases of captions: "A man riding the brown horse." contains "man" and "brown horse".
 
-The paper takes spaCy's. So does this, where spaCy and its small English model are installed; otherwise phrases are
-found by the rules below, which know no grammar: a phrase is a run of words between words that cannot belong to one.
+The paper uses spaCy. So does this module if spaCy and its small English model are installed. Otherwise it uses the
+rules below, which know no grammar: a phrase is a run of words between words that cannot belong to one.
 Both give phrases in lower case, without "a", "the", "two", "his".
 """
 
@@ -40,11 +40,11 @@ BREAKS = words(
     stands stare stares take taken takes talk talks taught tell tells throw throws try tries turn turns use uses
     wait waits walk walks wear wears worn sat stood ran rode held wore lay hung flew ate drank took"""
 )
-ADJECTIVES = words(  # of no use at a phrase's end: "the ball is red" holds no "red"
+ADJECTIVES = words(  # a phrase cannot end with one: in "the ball is red", "red" is not a phrase
     """red blue green yellow white black brown grey gray pink purple golden dark bright big small large little tiny
     huge long short tall high low old young new wooden full empty open closed beautiful happy different same own"""
 )
-NOUNS = words(  # that look like something else
+NOUNS = words(  # nouns that end like a participle or an adverb
     """building buildings ceiling clothing morning evening wedding painting drawing railing ring king wing string
     spring swing sling thing feeling meeting parking crossing landing opening lighting bedding frosting pudding
     stocking bed bread shed seed speed breed weed steed feed family butterfly dragonfly belly jelly lily assembly
@@ -68,9 +68,9 @@ def _kind(word: str) -> int:
 
 
 def by_rule(caption: str) -> list[str]:
-    """The caption's distinct noun phrases, in their order.
+    """The caption's distinct noun phrases, in order.
 
-    "running" and "dressed" are taken for verbs, which end a phrase, unless a determiner stands before them.
+    Words like "running" and "dressed" count as verbs, which end a phrase, unless a determiner comes before them.
     """
     phrases: dict[str, None] = {}
     phrase: list[str] = []
@@ -90,13 +90,13 @@ def by_rule(caption: str) -> list[str]:
 
 
 def find_chunker() -> tuple[str, Chunker]:
-    """What finds noun phrases here: its name, and a function from (caption, anything) pairs to (phrases, anything)."""
+    """The noun phrase finder to use: its name, and a function from (caption, anything) pairs to (phrases, anything)."""
     try:
         import spacy
 
         nlp = spacy.load(MODEL, exclude=["ner", "lemmatizer"])
     except (ImportError, OSError):  # no spaCy, or no model
-        return f"this program's own rules, as spaCy's {MODEL} is not there", _chunk_by_rule
+        return f"this program's own rules, because spaCy's {MODEL} is not installed", _chunk_by_rule
     return f"spaCy's {MODEL}", lambda pairs: _chunk_with_spacy(nlp, pairs)
 
 

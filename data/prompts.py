@@ -1,8 +1,8 @@
-"""What a language model is told before it writes instruction data: ``data/prompts/KIND/``, plain text to edit.
+"""The prompts with which a language model writes instruction data: text files in ``data/prompts/KIND/``, to be edited.
 
-``system.txt`` is the system message. ``01.context.txt`` and ``01.answer.txt``, ``02...`` and so on are examples: a
-context as :meth:`Context.text` writes it, and the reply that is wanted for it. They are sent as turns of the chat
-(paper, section 3 and appendix), so that the model answers the last context in the examples' form.
+``system.txt`` is the system message. ``01.context.txt`` and ``01.answer.txt``, ``02...`` and so on are few-shot
+examples: a context as :meth:`Context.text` writes it, and the desired reply. They are sent as turns of the chat
+(paper, section 3 and appendix), so that the model answers the last context in the form of the examples.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "prompts"
 def messages(kind: str, context: Context, question: str | None = None) -> list[dict[str, str]]:
     """The chat messages ``{"role", "content"}`` that ask for one reply: system, context, answer, ..., context.
 
-    ``question`` is the request for a detailed description; it stands below every context, the examples' too.
+    ``question`` is the request for a detailed description; it is put below every context, the examples' too.
     Raises UserError for a prompt file that is missing or empty.
     """
     system, examples = _prompt(kind)

@@ -1,7 +1,7 @@
-"""What a teacher wrote -> turns of a conversation; and which of them speak of the context as a text.
+"""A teacher's reply -> turns of a conversation; and which turns mention the captions or boxes.
 
-A reply is in the form that the prompts show: for a conversation blocks of "Question: ..." and "Answer: ..." with a line
-"===" between any two; for complex reasoning one such pair; for a detailed description the answer alone.
+A reply must have the form that the prompts show. For a conversation: blocks "Question: ..." and "Answer: ..." with a
+line "===" between any two. For complex reasoning: one such pair. For a detailed description: only the answer.
 """
 
 import re
@@ -9,10 +9,10 @@ import re
 SEPARATOR = re.compile(r"^[ \t]*={3,}[ \t]*$", re.MULTILINE)
 HEAD = re.compile(r"^[ \t]*(Question|Answer):", re.MULTILINE)
 BROKEN = re.compile("[\ud800-\udfff\ufffd]")
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # what reasoning models say to themselves first
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # the thinking of reasoning models
 
-# An answer must sound as if it saw the picture. Words that have a plain meaning too (a box of fruit, a description that
-# fits, the context of a wedding) count only where they are named as a source.
+# An answer must read as if the teacher saw the picture. Words that also have an ordinary meaning (a box of fruit, a
+# description that fits, the context of a wedding) match only if they are named as a source of information.
 _BY = "(?:according to|based on|judging by|judging from|as per)"
 _TEXTS = "(?:descriptions?|sentences?|annotations?|coordinates)"
 _SAY = "(?:say|mention|state|describe|indicate|suggest|specif|note|list|tell|show|imply|confirm)"
@@ -31,7 +31,7 @@ SOURCE = re.compile(
             rf"\b(?:{_GIVEN}|details) (?:provided|given)\b(?! (?:by|on|at|in)\b)",
             r"\b(?:the|its|their|these|box|normali[sz]ed) coordinates\b|\b[xy][ -]coordinates?\b",
             r"\bobject[ -](?:detections?|detectors?|lists?)\b|\blist of objects\b|\bdetected (?:objects|boxes)\b",
-            r"[\[(] ?[01]?\.\d+ ?,|\b[01]\.\d{3}\b",  # as boxes are written
+            r"[\[(] ?[01]?\.\d+ ?,|\b[01]\.\d{3}\b",  # numbers as in boxes
         )
     ),
     re.IGNORECASE,
@@ -39,34 +39,34 @@ SOURCE = re.compile(
 
 
 class Malformed(Exception):
-    """The reply is not in the form asked for. The text is the reason, in a few words."""
+    """The reply does not have the required form. The message is the reason, in a few words."""
 
 
 def parse(kind: str, question: str | None, reply: str) -> list[tuple[str, str]]:
-    """The (question, answer) turns of a reply to a request of ``kind``; ``question`` is a detailed description's.
+    """The (question, answer) turns of a reply to a request of ``kind``. Raises Malformed.
 
-    Raises Malformed.
+    ``question``: the request for a detailed description; not used for other kinds.
     """
     reply = THOUGHTS.sub("", reply.replace("\r\n", "\n")).strip()
     if not reply:
         raise Malformed("an empty reply")
     if BROKEN.search(reply):
-        raise Malformed("holds half a character")
+        raise Malformed("contains a broken character")
     if "<image>" in reply:
-        raise Malformed("holds <image>, the mark of a picture")
+        raise Malformed("contains <image>, the placeholder of a picture")
     if kind == "detail":
         if SEPARATOR.search(reply) or HEAD.search(reply):
-            raise Malformed("more than a description")
+            raise Malformed("has questions or separators, not only a description")
         return [(question, reply)]
     turns = _turns(reply)
     if kind == "reasoning" and len(turns) > 1:
-        raise Malformed(f"{len(turns)} questions in place of one")
+        raise Malformed(f"{len(turns)} questions instead of one")
     return turns
 
 
 def _turns(reply: str) -> list[tuple[str, str]]:
     blocks = [block.strip() for block in SEPARATOR.split(reply)]
-    said = [block for block in blocks if block]  # a separator may stand before the first block and after the last
+    said = [block for block in blocks if block]  # there may be a separator before the first block and after the last
     texts = []
     for index, block in enumerate(said):
         head = ("Question", "Answer")[index % 2]
@@ -74,12 +74,12 @@ def _turns(reply: str) -> list[tuple[str, str]]:
             raise Malformed(f"block {index + 1} is not one '{head}: ...'")
         texts.append(block.removeprefix(f"{head}:").strip())
     if not texts or len(texts) % 2:
-        raise Malformed("ends on a question" if texts else "no question")
+        raise Malformed("the last question has no answer" if texts else "no question")
     if not all(texts):
         raise Malformed("an empty question or answer")
     return list(zip(texts[::2], texts[1::2]))
 
 
 def names_its_source(turn: tuple[str, str]) -> bool:
-    """Whether a question or its answer speaks of captions, boxes or coordinates as where the knowledge is from."""
+    """Whether the question or the answer names captions, boxes or coordinates as its source of information."""
     return any(SOURCE.search(" ".join(text.split())) for text in turn)

@@ -1,13 +1,13 @@
-"""What people ask for: the eleven requests of stage 1, and those for a detailed description."""
+"""The paper's requests for a picture's description: eleven for a brief one (stage 1), five for a detailed one."""
 
-DETAIL_REQUESTS = (  # the paper's list of requests for a detailed description, as far as the note quotes it
+DETAIL_REQUESTS = (  # the first of the paper's requests for a detailed description (appendix)
     "Describe the following image in detail",
     "Provide a detailed description of the given image",
     "Give an elaborate explanation of the image you see",
     "Share a comprehensive rundown of the presented image",
     "Offer a thorough analysis of the image",
 )
-BRIEF_REQUESTS = (  # the eleven requests of stage 1, paper appendix and the note
+BRIEF_REQUESTS = (  # the eleven requests of stage 1 (appendix)
     "Describe the image concisely.",
     "Provide a brief description of the given image.",
     "Offer a succinct explanation of the picture presented.",

@@ -1,4 +1,4 @@
-"""LLaVA's JSON, as the programs of ``data/`` write it: a list with one row a line."""
+"""LLaVA JSON as the programs in ``data/`` write it: a list with one row per line."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """(question, answer) pairs -> ``conversations`` of a row; the picture's mark stands before the first question."""
+    """(question, answer) pairs -> ``conversations`` of a row, with <image> before the first question."""
     said = []
     for question, answer in turns:
         said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
@@ -16,9 +16,10 @@ def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> int:
-    """Write a JSON list with one row a line, and return how many rows it has.
+    """Write a JSON list with one row per line, and return the number of rows.
 
-    The file appears when it is complete: until then it is ``path``.new, which the next run overwrites.
+    The rows are written to ``path``.new, which is renamed when it is complete. The next run overwrites a ``path``.new
+    left by an interrupted one.
     """
     path = Path(path)
     new = path.with_name(f"{path.name}.new")

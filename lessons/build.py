@@ -1,10 +1,11 @@
-"""``python -m lessons.build``: bring what the lessons quote and print up to date.
+"""``python -m lessons.build``: bring the quotes and outputs in the lessons up to date.
 
-A lesson is Markdown. In it
+A lesson is a Markdown page:
 
-- ``<!-- quote minillava/model/decoder.py RMSNorm.forward -->`` over a ```python block makes it the source of that name;
-- every other ```python block is run, in order, in one namespace, from the folder of the repository;
-- the ```output block behind a ```python block holds what it printed. There is one where it printed anything.
+- ``<!-- quote minillava/model/decoder.py RMSNorm.forward -->`` above a ```python block: the block is the source of that
+  name.
+- All other ```python blocks are run in order, in one namespace, from the repository's folder.
+- The ```output block after a ```python block holds what the block printed. A block that prints nothing has none.
 """
 
 import ast
@@ -31,9 +32,10 @@ def lessons() -> list[Path]:
 
 
 def built(lesson: Path) -> str:
-    """A lesson's text with its quotes as the sources are now, and with what its blocks print now.
+    """The lesson's text with current quotes and outputs; the file is not changed.
 
-    Raises UserError, which names lesson and line, for a quote of what is not there and for a block that fails.
+    Raises UserError, which names the lesson and the line, for a quoted name or file that does not exist and for a block
+    that fails.
     """
     text, namespace = lesson.read_text(encoding="utf-8"), {"__name__": "__main__"}
 
@@ -42,7 +44,7 @@ def built(lesson: Path) -> str:
         try:
             if found["marker"]:
                 return f"{found['marker']}```python\n{quoted(found['file'], found['name'])}\n```\n"
-            # Empty lines before the code: a traceback gives the lesson's own lines.
+            # Empty lines before the code make the line numbers in a traceback those of the lesson.
             code = compile("\n" * line + found["code"], str(lesson), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(code, namespace)
@@ -55,7 +57,8 @@ def built(lesson: Path) -> str:
 
 
 def quoted(file: str, name: str) -> str:
-    """The source of a name in a file of the repository, decorators and comments included. Raises LookupError."""
+    """The source of a name in a file of the repository, with decorators and comments. Raises LookupError if the file
+    does not define the name."""
     source = (ROOT / file).read_text(encoding="utf-8")
     found = definitions(ast.parse(source))
     if name not in found:
@@ -64,7 +67,7 @@ def quoted(file: str, name: str) -> str:
 
 
 def dead_links(page: Path) -> list[str]:
-    """Relative links and pictures of a Markdown file that lead nowhere, headings within a page included."""
+    """The relative links and pictures of a Markdown file whose target, or heading in the target, does not exist."""
     dead = []
     for link in LINK.finditer(FENCED.sub("", page.read_text(encoding="utf-8"))):
         target = page.parent / link["file"] if link["file"] else page
@@ -74,7 +77,7 @@ def dead_links(page: Path) -> list[str]:
 
 
 def headings(page: Path) -> set[str]:
-    """The names by which links know a page's headings: as on GitHub, small letters, hyphens for spaces, no signs."""
+    """The anchors of a page's headings, made as GitHub does: lower case, hyphens for spaces, no punctuation."""
     found = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 

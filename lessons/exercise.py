@@ -1,7 +1,7 @@
-"""``python -m lessons.exercise decoder``: write ``exercises/decoder.py``, the decoder without what its lesson teaches.
+"""``python -m lessons.exercise decoder``: write ``exercises/decoder.py``, the decoder's source without some bodies.
 
-Fill in the bodies from the top of the list down, and have them judged: ``pytest tests/test_decoder.py --exercise``.
-``--solution`` prints the project's own.
+Write these bodies in the order given at the top of the file and test them: ``pytest tests/test_decoder.py --exercise``.
+``--solution`` prints the project's bodies.
 """
 
 import argparse
@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def skeleton(part: str) -> str:
-    """The source of a part; each body in the table is its docstring, a hint and NotImplementedError."""
+    """The source of a part, in which each function in PARTS has only its docstring, a hint and NotImplementedError."""
     source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     found, lines = definitions(ast.parse(source)), source.splitlines()
-    for name in sorted(PARTS[part], key=lambda name: -found[name].lineno):  # from below, so that numbers stay true
+    for name in sorted(PARTS[part], key=lambda name: -found[name].lineno):  # from the last, so line numbers stay valid
         function = found[name]
         body = function.body if ast.get_docstring(function) is None else function.body[1:]
         indent = " " * function.body[0].col_offset
@@ -32,10 +32,10 @@ def skeleton(part: str) -> str:
             *(f"{indent}# {line}" for line in hint),
             f'{indent}raise NotImplementedError("{name} {TO_WRITE}")',
         ]
-    head = textwrap.wrap(f"The order to write them in: {', '.join(PARTS[part])}.", 118, break_long_words=False)
+    head = textwrap.wrap(f"Write them in this order: {', '.join(PARTS[part])}.", 118, break_long_words=False)
     return "\n".join(
         [
-            f"# Your own {PATHS[part]}: write what raises NotImplementedError. What stands already?",
+            f"# Your own {PATHS[part]}: write the bodies that raise NotImplementedError, and test them:",
             f"#     pytest tests/test_{part}.py --exercise",
             *(f"# {line}" for line in head),
             *lines,
@@ -45,7 +45,7 @@ def skeleton(part: str) -> str:
 
 
 def solution(part: str) -> str:
-    """The project's own bodies, each headed by the place where it stands."""
+    """The project's functions that the exercise asks for, each after a comment that says where it is."""
     source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     found = definitions(ast.parse(source))
     return "\n\n".join(
@@ -57,23 +57,23 @@ def solution(part: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", metavar="PART", help=f"one of {', '.join(PARTS)}")
-    parser.add_argument("--solution", action="store_true", help="print the project's own bodies and write nothing")
-    parser.add_argument("--force", action="store_true", help="write the file anew, over what you wrote in it")
+    parser.add_argument("--solution", action="store_true", help="print the project's bodies and write no file")
+    parser.add_argument("--force", action="store_true", help="overwrite the file and what you wrote in it")
     arguments = parser.parse_args()
     if arguments.part not in PARTS:
-        raise UserError(f"{arguments.part!r} is none of the parts: {', '.join(PARTS)}")
+        raise UserError(f"no part {arguments.part!r}; the parts are {', '.join(PARTS)}")
     if arguments.solution:
         print(solution(arguments.part))
         return
     path = FOLDER / f"{arguments.part}.py"
     if path.exists() and not arguments.force:
-        raise UserError(f"{path} is there already, with your work in it: --force writes it anew")
+        raise UserError(f"{path} exists, with your work in it; --force overwrites it")
     try:
         path.parent.mkdir(exist_ok=True)
         path.write_text(skeleton(arguments.part), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    print(f"{path}: {len(PARTS[arguments.part])} bodies to write. Judge them: pytest tests/test_{path.name} --exercise")
+    print(f"{path}: {len(PARTS[arguments.part])} bodies to write. Test them: pytest tests/test_{path.name} --exercise")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m lessons.figures``: draw every picture that the README and the lessons show, into ``lessons/figures/``."""
+"""``python -m lessons.figures``: draw all figures of the README and the lessons into ``lessons/figures/``."""
 
 import random
 import textwrap
@@ -16,7 +16,7 @@ ZOOM, COLUMNS, ROWS, GAP = 3, 4, 2, 12
 
 
 def world() -> Image.Image:
-    """Eight scenes of the picture-book and a caption of each."""
+    """Eight scenes of the picture-book, each with one of its captions."""
     rng = random.Random(11)
     side = PICTURE_SIZE * ZOOM
     text_height = 66

@@ -1,4 +1,4 @@
-"""The figures of lessons 2, 12, 13 and 14: contexts, sizes, memory, and scores by type of question."""
+"""The figures of lessons 2, 12, 13 and 14: a context, parameters, memory, and what each layer of the tower tells."""
 
 import random
 import textwrap
@@ -27,7 +27,7 @@ RED = (200, 60, 60)
 
 
 def context() -> Image.Image:
-    """A picture with its boxes, its context, and the scripted teacher's three kinds of reply."""
+    """A picture with its boxes, its context, and a reply of each of the three kinds by the scripted teacher."""
     rng = random.Random(41)
     scene = sample_scene(rng)
     picture = draw_scene(scene, rng)
@@ -42,7 +42,7 @@ def context() -> Image.Image:
         sheet.text(x1 + 4, y1 + 10, box.category, 12, RED, anchor="lm")
     sheet.text(360, 20, "the context: all that the teacher gets (three of its five captions)", 15, anchor="lm")
     _paragraph(sheet, 360, 40, 980, known.text(), GREY, 95)
-    # All five captions tell the scene in full; the teacher rebuilds it from them.
+    # The teacher gets all five captions: together they describe the whole scene, which it rebuilds from them.
     whole = Context("1", "1.png", tuple(language.captions(scene)), boxes)
     for kind, colour, x, width, request in (
         ("conversation", BLUE, 20, 350, None),
@@ -59,7 +59,8 @@ def context() -> Image.Image:
 
 
 def _paragraph(sheet: Sheet, left: float, top: float, right: float, text: str, fill, columns: int) -> None:
-    """Text in a box that is as high as it needs; ``fill`` grey is an outline alone."""
+    """Text, wrapped at ``columns`` characters, in a box of the height that it needs. GREY as ``fill`` draws an outline
+    only."""
     lines = [line for part in text.split("\n") for line in (textwrap.wrap(part, columns) or [""])]
     sheet.box(left, top, right, top + 18 * len(lines) + 16, None if fill == GREY else fill)
     for number, line in enumerate(lines):
@@ -67,7 +68,7 @@ def _paragraph(sheet: Sheet, left: float, top: float, right: float, text: str, f
 
 
 def parameters() -> Image.Image:
-    """Three models, each as a bar that is cut into its parts in proportion to their parameters."""
+    """Three models, each as a bar divided into vision tower, projection and decoder by their numbers of parameters."""
     sheet, left = Sheet(1000, 240), 260
     models = {
         "the picture-book's": (VisionConfig(), replace(DecoderConfig(), vocab_size=589), "linear"),
@@ -93,7 +94,7 @@ def parameters() -> Image.Image:
 
 
 def memory() -> Image.Image:
-    """What the plan reckons for each preset and stage, by its use, in GiB."""
+    """The memory that plan() computes for each preset and stage, by use, in GiB."""
     uses = {
         "weights": (BLUE, "weights"),
         "optimizer": (GREEN, "optimiser"),
@@ -127,7 +128,7 @@ def memory() -> Image.Image:
 
 
 def layers() -> Image.Image:
-    """How much of the words for a patch the best matrix reads off each layer, on pictures that it has not seen."""
+    """For each layer of the tower, the share of the words' variance (R^2) that the best W explains on new pictures."""
     model, shares = load(PRETRAINED / "llava"), []
     learnt, tried = drawn_scenes(48, 2), drawn_scenes(16, 3)
     for layer in range(model.config.vision.num_hidden_layers + 1):

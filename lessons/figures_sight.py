@@ -1,4 +1,4 @@
-"""The figures of lessons 1, 3, 4, 5 and 7: from a picture and a text to the row of vectors that the decoder reads."""
+"""The figures of lessons 1, 3, 4, 5 and 7: from a picture and a text to the vectors that the decoder reads."""
 
 import json
 import random
@@ -24,14 +24,14 @@ from minillava.inputs.tokenizer import _join
 from minillava.model.contrastive import Clip
 from minillava.training.tasks import initialise
 
-SEVERAL = 41  # the seed of a scene of several things
+SEVERAL = 41  # the seed of a scene with several things
 FROZEN, RED = (232, 232, 236), (200, 60, 60)
-READ, SEEN = (60, 105, 185), (130, 85, 180)  # the ways of words and of visual tokens
-KINDS = {"words": BLUE, "picture": VIOLET, "answer": GREEN}  # of what stands in a row that the decoder reads
+READ, SEEN = (60, 105, 185), (130, 85, 180)  # arrows of words and of visual tokens
+KINDS = {"words": BLUE, "picture": VIOLET, "answer": GREEN}  # colours of the cells in the decoder's input
 
 
 def drawn(seed: int) -> tuple[Scene, Image.Image]:
-    """A scene and its picture; the same seed gives the same ones."""
+    """A scene and its picture; the seed decides both."""
     (scene,), (picture,) = drawn_scenes(1, seed)
     return scene, picture
 
@@ -42,7 +42,7 @@ def cut(picture: Image.Image) -> list[Image.Image]:
 
 
 def whole() -> Image.Image:
-    """Both stages: what is frozen, what learns, and the shapes on the way."""
+    """Both stages: which parts are frozen, which learn, and the shapes of what goes from part to part."""
     scene, picture = drawn(3)
     question, answer = colour(scene, random.Random(0))
     sheet = Sheet(1000, 640)
@@ -66,8 +66,8 @@ def whole() -> Image.Image:
 def _stage(
     sheet: Sheet, top: int, title: str, picture: Image.Image, row: list[tuple[str, str]], decoder_learns: bool
 ) -> None:
-    """One panel. ``row`` is what the decoder reads, from first to last: (kind, text)."""
-    see, read, middle = top + 125, top + 245, top + 180  # heights: the picture's way, the words' way, the decoder
+    """One panel, ``top`` pixels from the top. ``row`` is the decoder's input in order: (a key of KINDS, text)."""
+    see, read, middle = top + 125, top + 245, top + 180  # y of the picture's arrows, the words', the decoder's
     sheet.text(20, top + 24, title, 17, anchor="lm")
     sheet.picture(20, see - 40, picture, 80, 80)
     for line, text in enumerate(textwrap.wrap(" ".join(text for _, text in row), 32)):
@@ -87,7 +87,7 @@ def _stage(
     for place, (kind, follows) in enumerate(zip(cells, [*cells[1:], "words"])):
         y = start + height * place
         sheet.box(530, y, 550, y + height, KINDS[kind])
-        sheet.box(780, y, 800, y + height, GREEN if follows == "answer" else None)  # what is predicted comes next
+        sheet.box(780, y, 800, y + height, GREEN if follows == "answer" else None)  # the target is the next token
     y = start
     for kind, text in row:
         half = height * _cells(kind, text) / 2
@@ -108,7 +108,7 @@ def _stage(
 
 
 def _cells(kind: str, text: str) -> int:
-    """How many cells of the figure's row stand for a part of it."""
+    """How many cells of the drawn row represent a part."""
     return 8 if kind == "picture" else 2 + len(text) // 14
 
 
@@ -126,7 +126,7 @@ def _flow(sheet: Sheet, x1: float, x2: float, y: float, name: str = "", shape: s
 
 
 def merges() -> Image.Image:
-    """A sentence in pieces, after more and more merges of the shipped tokenizer."""
+    """One sentence cut into tokens after 0, 20, 60, 150 and all merges of the shipped tokenizer."""
     text = "Is the small orange bird on the left of the boat? No, above it."
     stored = json.loads((PRETRAINED / "decoder" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
     learnt = [(to_bytes(left), to_bytes(right)) for left, right in stored]
@@ -151,7 +151,7 @@ def merges() -> Image.Image:
 
 
 def patches() -> Image.Image:
-    """A picture, its 64 patches, and the 65 vectors that the first block of the vision tower reads."""
+    """A picture, its 64 patches, and the tower's 65 embeddings: the class token and one for each patch."""
     _, picture = drawn(3)
     model = load(PRETRAINED / "llava")
     with torch.no_grad():
@@ -172,7 +172,7 @@ def patches() -> Image.Image:
 
 
 def positions() -> Image.Image:
-    """For each of the 64 places, how much its position embedding is like those of all places."""
+    """For each of the 64 patches, the cosine similarity of its position embedding with those of all patches."""
     clip, _ = load_clip(PRETRAINED / "vision")
     places = F.normalize(clip.vision_model.embeddings.position_embedding.weight[1:], dim=-1)  # without the class token
     like = places @ places.T
@@ -185,7 +185,7 @@ def positions() -> Image.Image:
 
 
 def contrast() -> Image.Image:
-    """Pictures against captions: similarities of fresh towers and of trained ones."""
+    """Cosine similarities of eight pictures and eight captions, with untrained towers and with trained ones."""
     pairs = [drawn(seed) for seed in range(8)]
     trained, tokenizer = load_clip(PRETRAINED / "vision")
     torch.manual_seed(0)
@@ -214,14 +214,14 @@ def contrast() -> Image.Image:
 
 
 def _scale(sheet: Sheet, x: float, y: float, name: str) -> None:
-    """The colours of a table from -1 to 1."""
+    """A bar with the colours of a table's values from -1 to 1."""
     sheet.table(x, y - 6, [[step / 20 for step in range(-20, 21)]], 160, 12, 1.0)
     sheet.text(x - 8, y, f"{name}  -1", 12, anchor="rm")
     sheet.text(x + 168, y, "1", 12, anchor="lm")
 
 
 def regions() -> Image.Image:
-    """Which patches of a picture fit which phrase."""
+    """The cosine similarity of each patch of a picture with the phrase for each thing in it."""
     scene, picture = drawn(SEVERAL)
     clip, tokenizer = load_clip(PRETRAINED / "vision")
     pixel_values = ImageProcessor.for_size(64)(picture)[None]
@@ -244,7 +244,7 @@ def regions() -> Image.Image:
 
 
 def splice() -> Image.Image:
-    """A question as the decoder reads it, token by token: the picture's 64 stand among the words, shown as patches."""
+    """The decoder's input for a question, token by token; each of the 64 visual tokens is shown as its patch."""
     scene, picture = drawn(3)
     question, _ = colour(scene, random.Random(0))
     model = load(PRETRAINED / "llava")
@@ -267,7 +267,7 @@ def splice() -> Image.Image:
 
 
 def nearest_words() -> Image.Image:
-    """A picture, and for each of its visual tokens H_v the word whose embedding points most nearly the same way."""
+    """A picture, and for each of its visual tokens H_v the word whose embedding has the highest cosine with it."""
     _, picture = drawn(SEVERAL)
     model = load(PRETRAINED / "llava")
     texts = [model.processor.tokenizer.decode([index]) for index in range(model.processor.tokenizer.vocab_size)]

@@ -1,4 +1,4 @@
-"""The figures of lessons 6 and 8 to 11: positions, the cache, the mask, what is learnt, and where the model looks."""
+"""The figures of lessons 6 and 8 to 11: RoPE, the KV cache, loss and causal mask, the stages' losses, attention."""
 
 import random
 import time
@@ -39,7 +39,7 @@ TALK = [
 
 
 def rope_rotations() -> Image.Image:
-    """Three pairs of one query at positions 0 to 7, and a query times a key like it at growing distance."""
+    """Three pairs of a query at positions 0 to 7, and the product of a query with an equal key against the distance."""
     config = DecoderConfig()
     frequencies = rope_frequencies(config)
     sheet = Sheet(1000, 300)
@@ -54,7 +54,7 @@ def rope_rotations() -> Image.Image:
             a, b = turned[position, pair].item(), turned[position, pair + config.head_dim // 2].item()
             colour = tuple(round(225 + (c - 225) * (position + 2) / 9) for c in DEEP_BLUE)
             sheet.line((x, y), (x + radius * a, y - radius * b), colour=colour, width=2)
-            if position in (0, 7) or frequencies[pair] > 0.1:  # else the numbers would lie on one another
+            if position in (0, 7) or frequencies[pair] > 0.1:  # else the numbers would overlap
                 sheet.text(x + (radius + 12) * a, y - (radius + 12) * b, str(position), 11)
     query, distances = torch.ones(1, 1, 1, config.head_dim), torch.arange(201)
     moved = rotate(query.expand(1, 1, 201, -1), *rope_tables(distances[None], frequencies))
@@ -66,7 +66,7 @@ def rope_rotations() -> Image.Image:
 
 @torch.no_grad()
 def kv_cache() -> Image.Image:
-    """What one more token costs: in time, with the cache and without, and in memory."""
+    """What one more token costs: milliseconds with the cache and without, measured here, and the cache's memory."""
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig()).eval()
     lengths = list(range(64, 1025, 96))
@@ -74,7 +74,7 @@ def kv_cache() -> Image.Image:
     cache = KVCache(decoder.config, 1, lengths[-1], torch.float32, torch.device("cpu"))
 
     def milliseconds(length: int, kept: KVCache | None) -> float:
-        """Of the token after ``length - 1`` others; the fastest of five."""
+        """The time of the token after ``length - 1`` others: the shortest of five measurements."""
         took = []
         for _ in range(5):
             start = time.perf_counter()
@@ -89,7 +89,7 @@ def kv_cache() -> Image.Image:
     size, sheet = (490, 340), Sheet(1000, 340)
     times = [
         ("without the cache: all tokens again", RED, lengths, [milliseconds(n, None) for n in lengths]),
-        ("with it: the new one alone", DEEP_BLUE, lengths, [milliseconds(n, cache) for n in lengths]),
+        ("with it: the new token only", DEEP_BLUE, lengths, [milliseconds(n, cache) for n in lengths]),
     ]
     took = chart("Milliseconds for one more token, the shipped sizes", "tokens so far", times, size)
     sheet.picture(0, 0, took, *size)
@@ -105,7 +105,7 @@ def kv_cache() -> Image.Image:
 
 
 def loss_tokens() -> Image.Image:
-    """A conversation as tokens: what bears loss is green, the picture violet, what is only read blue."""
+    """A conversation as tokens: those that are targets of the loss in green, the picture violet, the others blue."""
     tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     ids, labels = encode_conversation(TALK, tokenizer, num_image_tokens=6)
     sheet, x, y = Sheet(1000, 330), 20.0, 20.0
@@ -120,7 +120,7 @@ def loss_tokens() -> Image.Image:
         x += width + 4
         if text.endswith("\n"):
             x, y = 20.0, y + 30
-    for place, (colour, name) in enumerate(((GREEN, "bears loss"), (VIOLET, "picture"), (BLUE, "read only"))):
+    for place, (colour, name) in enumerate(((GREEN, "has loss"), (VIOLET, "picture"), (BLUE, "read only"))):
         sheet.box(20 + 150 * place, 295, 44 + 150 * place, 315, colour, None)
         sheet.text(52 + 150 * place, 305, name, anchor="lm")
     return sheet.finished()
@@ -133,7 +133,7 @@ def _colour(index: int, label: int, tokenizer: Tokenizer) -> Colour:
 
 
 def mask_of_a_row() -> Image.Image:
-    """Who sees whom in a row with a picture, and which positions predict a token that bears loss."""
+    """The causal mask of a row with a picture, and the targets of the positions that have loss."""
     tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     ids, labels = encode_conversation(TALK[:2], tokenizer, TEMPLATES["brief"], num_image_tokens=9)
     is_open = (causal_mask(len(ids)) > CLOSED).tolist()
@@ -159,7 +159,7 @@ def mask_of_a_row() -> Image.Image:
 
 
 def stage_1() -> Image.Image:
-    """The loss of W alone over sixty steps, at three learning rates."""
+    """The loss of stage 1, in which only W learns, over sixty steps at three learning rates."""
     towers = joined_towers()
     batches = [captions(towers, 16, seed) for seed in range(60)]
     lines = []
@@ -172,7 +172,7 @@ def stage_1() -> Image.Image:
 
 
 def stage_2() -> Image.Image:
-    """The loss of W and the decoder over forty steps, with a W that fits and with a fresh one."""
+    """The loss of stage 2, in which W and the decoder learn, over forty steps from a fitted W and from a random one."""
     towers = joined_towers()
     batches = [conversations(towers, 8, seed) for seed in range(40)]
     lines = []
@@ -192,7 +192,7 @@ def _chart_alone(title: str, across: str, lines: list[Line]) -> Image.Image:
 
 
 def looking() -> Image.Image:
-    """Two pictures, a question about each, and where the decoder looks while it chooses each token of the answer."""
+    """Two pictures, a question about each, and the mean attention to each patch when an answer's token is chosen."""
     model = load(PRETRAINED / "llava")
     tokenizer, side = model.processor.tokenizer, 90
     sheet = Sheet(880, 300)
@@ -219,7 +219,7 @@ def looking() -> Image.Image:
 
 
 def _shown(tokenizer: Tokenizer, index: int) -> str:
-    """A token with its spaces and new lines to be seen."""
+    """A token's text with visible spaces and new lines."""
     return tokenizer.decode([index]).replace(" ", "·").replace("\n", "\\n")
 
 

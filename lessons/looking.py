@@ -1,4 +1,4 @@
-"""Which tokens a decoder looks at: the attention weights of every layer and head."""
+"""The attention weights of every layer and head of a decoder: which tokens it looks at."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from minillava.model.decoder import Decoder, rope_frequencies, rope_tables, rota
 
 @torch.no_grad()
 def attention_weights(decoder: Decoder, embeddings: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) while the decoder reads embeddings (1, T, hidden): (layers, query heads, T, T).
+    """softmax(Q K^T / sqrt(d)) for embeddings (1, T, hidden): (layers, query heads, T, T).
 
-    The decoder keeps no weights. What its q_proj and k_proj give is caught on the way, and the rest is done anew.
+    The decoder does not return its weights. Hooks keep the outputs of q_proj and k_proj in a forward pass; rotation,
+    mask and softmax are computed again from them.
     """
     caught: dict[nn.Module, Tensor] = {}
     parts = [part for block in decoder.layers for part in (block.self_attn.q_proj, block.self_attn.k_proj)]
@@ -29,7 +30,7 @@ def attention_weights(decoder: Decoder, embeddings: Tensor) -> Tensor:
     weights = []
     for block in decoder.layers:
         q, k = turned(block.self_attn.q_proj), turned(block.self_attn.k_proj)
-        q = q.unflatten(0, (config.num_key_value_heads, -1))  # (key heads, query heads that share one, T, head_dim)
+        q = q.unflatten(0, (config.num_key_value_heads, -1))  # (key heads, query heads of each, T, head_dim)
         scores = q @ k[:, None].transpose(-1, -2) * config.head_dim**-0.5
         weights.append((scores + causal_mask(length)).softmax(dim=-1).flatten(0, 1))
     return torch.stack(weights)

@@ -1,4 +1,4 @@
-"""A page to draw figures on with Pillow alone: text, boxes, arrows, pictures and tables of colour."""
+"""A page for drawing figures with Pillow: text, boxes, arrows, pictures and tables of colours."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ Colour = tuple[int, int, int]
 
 INK, GREY = (40, 40, 48), (150, 150, 158)
 BLUE, VIOLET, GREEN, ORANGE = (205, 222, 247), (224, 208, 243), (203, 234, 203), (253, 222, 178)
-COLD, WARM = (35, 80, 170), (190, 40, 45)  # of the lowest and the highest value in a table
-SCALE = 2  # drawn so much larger and then shrunk, which smooths every line
+COLD, WARM = (35, 80, 170), (190, 40, 45)  # colours of the lowest and the highest value in a table
+SCALE = 2  # figures are drawn this much larger and then reduced, which smooths lines
 
 
 class Sheet:
-    """A white page of ``width`` x ``height`` pixels."""
+    """A white page of ``width`` x ``height`` pixels. Coordinates are in pixels from the top left corner."""
 
     def __init__(self, width: int, height: int):
         self.size = width, height
@@ -21,7 +21,7 @@ class Sheet:
         self.pen = ImageDraw.Draw(self.image)
 
     def text(self, x: float, y: float, text: str, size: int = 14, colour: Colour = INK, anchor: str = "mm") -> None:
-        """``anchor`` is Pillow's: "mm" has (x, y) in the middle of the text, "lm" at its left."""
+        """Write at (x, y). ``anchor`` is Pillow's: "mm" for the text's centre, "lm" for its left end, half-way up."""
         self.pen.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
 
     def box(
@@ -34,7 +34,7 @@ class Sheet:
         self.pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE))
 
     def arrow(self, *points: tuple[float, float], colour: Colour = INK, width: float = 1.5) -> None:
-        """A line through ``points``; its last stretch is level or upright, and ends in a head."""
+        """A line through ``points`` with a head at the end. Its last segment must be horizontal or vertical."""
         (x1, y1), (x2, y2) = points[-2:]
         dx, dy = ((x2 > x1) - (x2 < x1)) * 8, ((y2 > y1) - (y2 < y1)) * 8
         self.line(*points[:-1], (x2 - dx, y2 - dy), colour=colour, width=width)
@@ -42,20 +42,20 @@ class Sheet:
         self.pen.polygon([(x * SCALE, y * SCALE) for x, y in head], colour)
 
     def picture(self, x: float, y: float, image: Image.Image, width: int, height: int) -> None:
-        """``image`` with its left upper corner at (x, y), its pixels as squares."""
+        """``image`` enlarged to ``width`` x ``height`` without smoothing, its top left corner at (x, y)."""
         image = image.convert("RGB").resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
         self.image.paste(image, (round(x * SCALE), round(y * SCALE)))
 
     def table(self, x: float, y: float, values: Sequence[Sequence[float]], width: int, height: int, top: float) -> None:
-        """Rows of numbers as colours: -top blue, 0 white, top red, beyond them no further."""
+        """Rows of numbers as colours: blue for -top and below, white for 0, red for top and above."""
         image = Image.new("RGB", (len(values[0]), len(values)))
         image.putdata([shade(value / top) for row in values for value in row])
         self.picture(x, y, image, width, height)
 
     def finished(self) -> Image.Image:
-        """The page, with a palette of 256 colours: its file is a third of what it would be."""
+        """The page with a palette of 256 colours, which makes its file a third as large."""
         page = self.image.resize(self.size, Image.Resampling.LANCZOS)
-        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # rare colours count as much as common ones
+        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # keeps rare colours
 
 
 def shade(value: float) -> Colour:
@@ -65,7 +65,7 @@ def shade(value: float) -> Colour:
 
 
 def text_width(text: str, size: int = 14) -> float:
-    """How many pixels wide ``Sheet.text`` writes ``text``."""
+    """The width in pixels of ``text`` as ``Sheet.text`` writes it."""
     return _font(size).getlength(text) / SCALE
 
 

@@ -1,4 +1,4 @@
-"""A world small enough for a lesson: a few scenes with pictures, rows about them, and a training of seconds."""
+"""Data and training on the scale of a lesson: a few scenes and pictures, batches about them, trainings of seconds."""
 
 import random
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from minillava.training.tasks import mean_of_words
 
 
 def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:
-    """``count`` scenes and a picture of each; the same seed gives the same ones."""
+    """``count`` scenes and a picture of each; the seed decides all of them."""
     rng = random.Random(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     return scenes, [draw_scene(scene, rng) for scene in scenes]
@@ -32,7 +32,7 @@ def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]
 def small_batch(
     processor: Processor, pictures: list[Image.Image], talks: list[list[tuple[str, str]]]
 ) -> dict[str, Tensor]:
-    """Questions and answers about each picture -> input_ids and labels (B, T), pixel_values (B, 3, H, W)."""
+    """Pictures, and a list of (question, answer) for each -> input_ids and labels (B, T), pixel_values (B, 3, H, W)."""
     rows = []
     for index, talk in enumerate(talks):
         turns = [{"from": speaker, "value": text} for pair in talk for speaker, text in zip(("human", "gpt"), pair)]
@@ -43,7 +43,7 @@ def small_batch(
 
 
 def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
-    """A batch as stage 1 has them: a brief request and a caption for each of ``count`` pictures."""
+    """A batch as in stage 1: for each of ``count`` pictures a brief request and a caption."""
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
     talks = [[(rng.choice(BRIEF_REQUESTS), rng.choice(language.captions(scene)))] for scene in scenes]
@@ -51,14 +51,14 @@ def captions(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
 
 
 def conversations(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
-    """A batch as stage 2 has them, with conversations of a few turns."""
+    """A batch as in stage 2: a conversation of a few turns about each of ``count`` pictures."""
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
     return small_batch(model.processor, pictures, [language.conversation(scene, rng, 120) for scene in scenes])
 
 
 def joined_towers() -> Llava:
-    """The shipped towers, with a projection between them that has learnt nothing; the same one each time."""
+    """The shipped vision tower and decoder with an untrained projection, the same in every call."""
     torch.manual_seed(0)
     return join(PRETRAINED / "vision", PRETRAINED / "decoder")
 
@@ -66,7 +66,7 @@ def joined_towers() -> Llava:
 def short_training(
     model: Llava, parts: list[nn.Module], batches: Iterable[dict[str, Tensor]], recipe: Recipe, steps: int
 ) -> list[float]:
-    """Train ``parts`` of a model, one step a batch; the loss of each step, in nats."""
+    """Train only ``parts`` of the model, with one batch in each of ``steps`` steps. Returns the losses, in nats."""
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
@@ -87,8 +87,8 @@ def short_training(
 
 
 def features_and_words(model: Llava, scenes: list[Scene], pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
-    """For every patch of every picture, what the tower gives W, (patches, vision hidden), and the mean embedding of the
-    words for what is there, (patches, decoder hidden)."""
+    """For every patch of all pictures: the features that W reads, (patches, vision hidden), and the mean embedding of
+    the words for what the patch shows, (patches, decoder hidden)."""
     config, tokenizer = model.config, model.processor.tokenizer
     pixel_values = torch.stack([model.processor.image(picture) for picture in pictures])
     grid = config.vision.image_size // config.vision.patch_size
@@ -100,7 +100,7 @@ def features_and_words(model: Llava, scenes: list[Scene], pictures: list[Image.I
 
 
 def fitted_projection(model: Llava, scenes: list[Scene], pictures: list[Image.Image]) -> nn.Linear:
-    """The W and b that bring the tower's features closest to the words for what each patch shows (least squares)."""
+    """The W and b that map the tower's features to the words for what each patch shows with the least squared error."""
     features, words = features_and_words(model, scenes, pictures)
     ones = torch.ones(len(features), 1)
     solution = torch.linalg.lstsq(torch.cat([features, ones], dim=1), words).solution  # (vision hidden + 1, hidden)

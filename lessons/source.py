@@ -1,10 +1,10 @@
-"""A module's source text, and where in it each name is defined. Nothing is run or imported."""
+"""Where a module's source defines each name, and the source of it. The module is not imported."""
 
 import ast
 
 
 def definitions(module: ast.Module) -> dict[str, ast.stmt]:
-    """Functions, classes, methods ("RMSNorm.forward"), constants and fields -> the statements that make them."""
+    """The statement that defines each function, class, method ("RMSNorm.forward"), constant and field, by name."""
     found: dict[str, ast.stmt] = {}
 
     def look(statements: list[ast.stmt], prefix: str) -> None:
@@ -21,10 +21,10 @@ def definitions(module: ast.Module) -> dict[str, ast.stmt]:
 
 
 def first_line(statement: ast.stmt) -> int:
-    """The number of the line on which a statement begins, with its decorators."""
+    """The number of a statement's first line, which may be a decorator's."""
     return min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", ()))])
 
 
 def text_of(source: str, statement: ast.stmt) -> str:
-    """The lines of a statement, decorators and the comments between them included."""
+    """The source lines of a statement, with its decorators and comments."""
     return "\n".join(source.splitlines()[first_line(statement) - 1 : statement.end_lineno])

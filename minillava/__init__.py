@@ -1,4 +1,4 @@
-"""LLaVA from scratch: a vision tower, a projection, a decoder, and what joins and trains them."""
+"""LLaVA from scratch: a vision tower, a projection and a decoder, and the code that joins and trains them."""
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED

@@ -18,10 +18,11 @@ from minillava.errors import UserError
 from minillava.formats import adapter_config, chat_template
 from minillava.formats.model_folder import read_config, refuse_lora
 from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
-from minillava.hub import Folder, resolve_folder
+from minillava.hub import Folder, resolve_decoder, resolve_folder
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES, Template
 from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
+from minillava.language_model import load_decoder
 from minillava.model import lora
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
@@ -32,7 +33,6 @@ from minillava.outline import (
     building,
     end_ids,
     image_processor,
-    read_decoder,
     read_llava,
     read_outline,
     read_template,
@@ -56,7 +56,6 @@ ORIGINAL_NAMES = (
 )
 VISION_NAMES = ((r"^vision_model\.", ""),)
 CLIP_OTHERS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # other tensors of a CLIP folder
-DECODER_NAMES = ((r"^model\.", ""),)
 ADAPTER_NAMES = ((rf"^{re.escape(adapter_config.PREFIX)}", ""),)
 
 
@@ -187,11 +186,11 @@ def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) ->
 def join(
     vision: Folder, decoder: Folder, projector: str = "linear", vision_feature_layer: int = -2, dtype: Dtype = None
 ) -> Llava:
-    """A CLIP folder and a LLaMA folder -> a LLaVA with an untrained projection. Raises UserError.
+    """A CLIP folder and a LLaMA (a folder or a GGUF file) -> a LLaVA with an untrained projection. Raises UserError.
 
     The decoder's tokenizer and embedding gain an <image> and a padding token if they lack them.
     """
-    vision, decoder = resolve_folder(vision), resolve_folder(decoder)
+    vision, decoder = resolve_folder(vision), resolve_decoder(decoder)
     tower = load_vision(vision, dtype=dtype)
     language_model, tokenizer = load_decoder(decoder, dtype=dtype)
     add_image_token(language_model, tokenizer)
@@ -226,15 +225,6 @@ def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> Vis
     tensors = {name: tensor for name, tensor in list_tensors(folder).items() if not name.startswith(CLIP_OTHERS)}
     fill(tower, rename(tensors, VISION_NAMES), folder, device, dtype)
     return tower
-
-
-def load_decoder(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
-    """Read a LLaMA decoder and its tokenizer. Raises UserError."""
-    folder = resolve_folder(folder)
-    with building(folder):
-        decoder = Decoder(read_decoder(folder))
-    fill(decoder, rename(list_tensors(folder), DECODER_NAMES), folder, device, dtype)
-    return decoder, Tokenizer.from_pretrained(folder)
 
 
 def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:

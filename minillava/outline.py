@@ -1,4 +1,4 @@
-"""What a folder in Hugging Face's format says apart from its weights: its config and its processor."""
+"""Config and processor of a model's folder in Hugging Face's format, or of a GGUF file, without its weights."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import torch
 
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import chat_template
+from minillava.formats import chat_template, gguf_llama
+from minillava.formats.gguf import read_gguf
 from minillava.formats.json_object import JSON_BYTES, read_bytes, read_json_object
 from minillava.formats.model_folder import read_config
 from minillava.formats.tensors import Unfilled
@@ -44,30 +45,35 @@ def read_vision(folder: Folder) -> VisionConfig:
         return VisionConfig.from_dict(config.get("vision_config", {}) if config["model_type"] == "clip" else config)
 
 
-def read_decoder(folder: Folder) -> DecoderConfig:
-    """The config of a LLaMA folder."""
-    with building(folder) as config:
+def read_decoder(source: Folder) -> DecoderConfig:
+    """The config of a LLaMA folder or a GGUF file."""
+    with building(source) as config:
         return DecoderConfig.from_dict(config)
 
 
-def end_ids(folder: Folder, config: DecoderConfig) -> tuple[int, ...]:
-    """The end tokens in generation_config.json and in config.json. Each has one id, a list of ids, or none."""
-    path, ids = Path(folder, "generation_config.json"), []
+def end_ids(source: Folder, config: DecoderConfig) -> tuple[int, ...]:
+    """The end tokens in generation_config.json and in ``config``. Each has one id, a list of ids, or none."""
+    path, ids = Path(source, "generation_config.json"), []
     more = read_json_object(path).get("eos_token_id") if path.exists() else None
     for value in (more, config.eos_token_id):
         ids += value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(index) is int for index in ids):
-        raise UserError(f"{folder}: eos_token_id must be one id or a list of ids, not {ids}")
+        raise UserError(f"{source}: eos_token_id must be one id or a list of ids, not {ids}")
     return tuple(dict.fromkeys(ids))
 
 
 @contextmanager
-def building(folder: Folder, *types: str) -> Iterator[dict]:
-    """Context that gives the contents of the folder's config.json. Its model_type must be one of ``types``, if any.
+def building(source: Folder, *types: str) -> Iterator[dict]:
+    """Context that gives the contents of a folder's config.json, or the same from a GGUF file.
 
-    Modules built in this context take no memory. An error raised in it becomes a UserError that names config.json.
+    Its model_type must be one of ``types``, if any. Modules built in this context take no memory. An error raised in it
+    becomes a UserError that names the file.
     """
-    config = read_config(Path(folder))
+    path = Path(source)
+    if path.is_file():
+        config = gguf_llama.config(path, read_gguf(path))
+    else:
+        config, path = read_config(path), path / "config.json"
     try:
         if types and config.get("model_type") not in types:
             hint = "; a language model by itself is given with --decoder" if config.get("model_type") == "llama" else ""
@@ -76,7 +82,7 @@ def building(folder: Folder, *types: str) -> Iterator[dict]:
             yield config
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ValueErrors need no type
-        raise UserError(f"{folder}/config.json: {kind}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {kind}{str(error).splitlines()[0]}") from None
 
 
 def image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
@@ -94,17 +100,19 @@ def image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     return image
 
 
-def read_template(folder: Path, tokenizer: Tokenizer) -> Template:
-    """The folder's chat template; "v0" (the paper's) if it has none."""
-    path, text = folder / chat_template.FILE, None
-    if path.exists():
+def read_template(source: Path, tokenizer: Tokenizer) -> Template:
+    """The chat template of a folder or a GGUF file; "v0" (the paper's) if it has none."""
+    path, text = source / chat_template.FILE, None
+    if source.is_file():
+        text = read_gguf(source).values.get("tokenizer.chat_template")
+    elif path.exists():
         text = read_bytes(path, JSON_BYTES).decode("utf-8", errors="replace")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if text is None and (folder / name).exists():
-            text = read_json_object(folder / name).get("chat_template")
+        if text is None and (source / name).exists():
+            text = read_json_object(source / name).get("chat_template")
     if isinstance(text, list):  # several, by name
         text = next((one["template"] for one in text if one.get("name") == "default" and "template" in one), text)
-    return TEMPLATES["v0"] if text is None else find_template(text, tokenizer, folder)
+    return TEMPLATES["v0"] if text is None else find_template(text, tokenizer, source)
 
 
 def find_template(text: object, tokenizer: Tokenizer, source: Path) -> Template:

@@ -7,29 +7,30 @@ from torch import Tensor
 
 from minillava.errors import UserError
 from minillava.inputs.tokenizer import IMAGE
+from minillava.language_model import TextModel
 from minillava.model import fast, generation
 from minillava.model.llava import History, Llava, Picture
 
 
 def stream(
-    model: Llava,
+    model: Llava | TextModel,
     image: Picture | None,
     prompt: str,
     history: History | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
 ) -> Iterator[str]:
-    """Answer ``prompt`` about a picture (a path, what encode_image() made of it, or none), piece by piece.
+    """Answer ``prompt`` about a picture (an image, a path, the result of encode_image(), or None), piece by piece.
 
     ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first. Raises UserError for a
-    question that holds <image>, and for a conversation longer than the model reads.
+    question that contains <image>, and if the conversation with ``max_new_tokens`` more exceeds the model's context.
     """
     if model.processor is None:
-        raise ValueError("a model without a processor cannot chat: load() one that has its tokenizer beside it")
+        raise ValueError("a model without a processor cannot chat: load() a folder that holds a tokenizer")
     ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
-    limit = model.config.decoder.max_position_embeddings
+    limit = model.language_model.config.max_position_embeddings
     if len(ids) + max_new_tokens > limit:
-        raise UserError(f"the conversation has grown to {len(ids)} tokens; the model reads {limit} at most")
+        raise UserError(f"the conversation has {len(ids)} tokens; with the answer it may have at most {limit}")
     if image is not None and not isinstance(image, Tensor):
         image = model.encode_image(image)
     with torch.inference_mode():
@@ -50,11 +51,11 @@ def stream(
 
 
 def make_turns(prompt: str, history: History, has_image: bool) -> list[dict]:
-    """A conversation that ends on the question ``prompt``, as a row of LLaVA JSON has it."""
+    """The turns of a LLaVA JSON row that ends with ``prompt``. Raises UserError if a question contains <image>."""
     turns = []
     for question, answer in [*history, (prompt, None)]:
         if IMAGE in question:
-            raise UserError(f"a question must not hold {IMAGE}: the picture's place is chosen for you")
+            raise UserError(f"a question must not contain {IMAGE}: it is added automatically")
         turns.append({"from": "human", "value": question})
         if answer is not None:
             turns.append({"from": "gpt", "value": answer})

@@ -1,10 +1,10 @@
-"""What the tests share: a quiet, offline transformers, one small tokenizer, and tiny models with random weights."""
+"""Shared fixtures: transformers quiet and offline, one small tokenizer, and tiny models with random weights."""
 
 import os
 import random
 from typing import TYPE_CHECKING
 
-# Before anything imports transformers: no warnings by the thousand, no look-ups on the hub, no progress bars.
+# Set before transformers is imported: it logs errors only, looks nothing up on the hub, shows no progress bars.
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -13,11 +13,11 @@ import judge
 import pytest
 import torch
 
-if TYPE_CHECKING:  # with --exercise, nothing of minillava may be imported before the stand-in: fixtures import it
+if TYPE_CHECKING:  # with --exercise, minillava may only be imported after judge.StandIn is installed: fixtures do it
     from minillava import Llava, Tokenizer
     from minillava.config import LlavaConfig
 
-torch.set_num_threads(1)  # the models are so small that threads only cost
+torch.set_num_threads(1)  # the models are so small that threads only add overhead
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--exercise"):
         config.pluginmanager.register(judge.Judge(judge.named_parts(config.args)))
-        config.option.reportchars = ""  # what stands is the last to be told, not a list of the tests that failed
+        config.option.reportchars = ""  # the output ends with the verdicts, not with a list of failed tests
         if config.option.tbstyle == "auto":
             config.option.tbstyle = "short"
 
@@ -38,7 +38,7 @@ def seed():
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
-    """Random weights everywhere. Norms and biases too: at ones and zeros, two that are swapped would go unnoticed."""
+    """Give every parameter random values, norms and biases too: at ones and zeros, swapping two would go unnoticed."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
@@ -49,16 +49,16 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def batch_of(dataset, rows: list[int], epoch: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What training with this seed sees of these rows in this epoch."""
+    """The batch of ``rows`` that training with ``seed`` makes in ``epoch``."""
     return dataset.collate([dataset[seed, epoch, row] for row in rows])
 
 
 def cut_up(task, recipe) -> tuple[list[dict[str, torch.Tensor]], list[list[int]]]:
-    """The first batch of a training as the loop cuts it up: its micro-batches, and the rows in each."""
-    from minillava.training.distributed import ALONE
+    """The first batch as the training loop splits it: its micro-batches, and the row numbers in each."""
+    from minillava.training.distributed import SINGLE
     from minillava.training.order import Order
 
-    order = Order(len(task.dataset), task.size, recipe, 0, ALONE)
+    order = Order(len(task.dataset), task.size, recipe, 0, SINGLE)
     order.steps = range(1)
     return [task.collate([task.dataset[key] for key in keys]) for keys in order], order.micro_batches(0)
 
@@ -88,7 +88,7 @@ def tokenizer(tmp_path_factory) -> "Tokenizer":
 
 @pytest.fixture
 def tiny_config(tokenizer) -> "LlavaConfig":
-    """Nine patches; sizes unlike one another, so that none can stand in for another."""
+    """Nine patches. Hidden, intermediate and projection sizes all differ, so that a mix-up is an error."""
     from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 
     vision = VisionConfig(
@@ -128,7 +128,7 @@ def tiny_model(tiny_config, tokenizer) -> "Llava":
 
 @pytest.fixture
 def lively_model(tiny_model) -> "Llava":
-    """Weights large enough that greedy text does not settle on one token."""
+    """tiny_model with o_proj and down_proj times 4, so that greedy decoding does not repeat one token."""
     with torch.no_grad():
         for block in tiny_model.language_model.layers:
             for part in (block.self_attn.o_proj, block.mlp.down_proj):
@@ -138,7 +138,7 @@ def lively_model(tiny_model) -> "Llava":
 
 @pytest.fixture
 def cut_power():
-    """Has a training's data fail at the sixth batch, with a RuntimeError that says "power cut"."""
+    """``cut_power(task)`` makes the sixth call of ``task.collate`` raise RuntimeError("power cut")."""
 
     def cut(task) -> None:
         collate, calls = task.collate, []

@@ -1,4 +1,4 @@
-"""A chat-completions endpoint on this machine that can misbehave, for the tests of programs that talk to one."""
+"""A local chat-completions endpoint that fails on request, for tests of programs that use one."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from data.contexts import Context
 
 
 def written(kind: str, prompt: str) -> str:
-    """A well-formed reply that the prompt alone decides."""
+    """A well-formed reply that depends only on ``kind`` and ``prompt``."""
     word = hashlib.sha256(prompt.encode()).hexdigest()[:6]
     if kind == "detail":
         return f"A picture of {word}."
@@ -27,10 +27,10 @@ def written(kind: str, prompt: str) -> str:
 class Endpoint:
     """``with Endpoint(behave) as endpoint``: serves at ``endpoint.url``.
 
-    ``behave(prompt, times)`` says what becomes of a request, where ``prompt`` is the last message and ``times`` is how
-    often it came before: "ok", "late" (ok when the test sets ``release``), the name of a method of Handler, an HTTP
-    status, or the text to reply. ``answered`` counts the replies of "ok" and "late" by (kind, prompt); ``asked`` lists
-    (seconds, kind, prompt, messages).
+    ``behave(prompt, times)`` decides how a request is answered: ``prompt`` is its last message, ``times`` how often it
+    was sent before for the same kind of row. It returns "ok", "late" ("ok", once the test sets ``release``), the name
+    of a method of Handler, an HTTP status, or the text to reply. ``answered`` counts the replies of "ok" and "late" by
+    (kind, prompt); ``asked`` lists (seconds, kind, prompt, messages).
     """
 
     def __init__(self, behave: Callable[[str, int], str | int] = lambda prompt, times: "ok"):
@@ -56,7 +56,7 @@ class Endpoint:
 class Handler(BaseHTTPRequestHandler):
     endpoint: Endpoint
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each reply takes 40 ms
+    disable_nagle_algorithm = True  # otherwise each reply takes 40 ms
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -128,12 +128,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, self.completion(None))
 
     def hold(self):
-        """No answer while the test lasts."""
+        """Do not answer before the test ends."""
         self.endpoint.release.wait(300)
         self.close_connection = True
 
     def handle(self):
-        with contextlib.suppress(OSError, ValueError):  # the client is gone, as in some tests it must be
+        with contextlib.suppress(OSError, ValueError):  # the client may be gone: some tests kill it
             super().handle()
 
     def log_message(self, *_):

@@ -1,4 +1,4 @@
-"""pytest in forks of one process that has imported what is slow to import: a run costs its tests and little more."""
+"""pytest in forks of one process that has imported the slow modules: a run takes little more time than its tests."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-import conftest  # noqa: F401  keeps transformers quiet, and offline
+import conftest  # noqa: F401  keeps transformers quiet and offline
 import pytest
 import sentencepiece  # noqa: F401
 import tokenizers  # noqa: F401
@@ -20,12 +20,12 @@ from transformers import (  # noqa: F401
     convert_slow_tokenizer,
 )
 
-SECONDS = 60  # of computing, after which a run is taken to have no end
+SECONDS = 60  # of CPU time, after which a run is killed
 
 
 def run_pytest(arguments: list[str], prepare: Callable[[], None]) -> tuple[int | None, str]:
-    """Call ``prepare``, then pytest, in a fork. Returns pytest's exit code and what it printed; (None, "") for a run
-    without an end."""
+    """Call ``prepare``, then pytest, in a fork. Returns pytest's exit code and output, or (None, "") if the fork is
+    killed, as it is after SECONDS."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(arguments, prepare, send))

@@ -1,10 +1,11 @@
-"""``pytest tests/test_decoder.py --exercise``: the reader's file for the project's, and which of its bodies stand.
+"""``pytest tests/test_decoder.py --exercise``: run a part's tests on the reader's file and say which bodies pass.
 
-The stand-in is what every import finds, in the tests and in the rest of minillava. A test speaks for one body: of those
-in the table that it reaches, the last. So a body is judged by tests that need it and what stands above it.
+Every import of the part finds the reader's file, in the tests and in the rest of minillava. Each test counts for one
+body: of the bodies in the table (lessons/parts.py) that it calls, the last one. So a body is judged by tests that need
+only it and the bodies above it.
 
-A test that comes to a body that is yet to be written fails, but is counted apart: what is shown at length are the
-failures of what has been written.
+A test that fails because it calls a body that is yet to be written is counted separately: only the failures of written
+bodies are shown in full.
 """
 
 import ast
@@ -25,19 +26,19 @@ from lessons.parts import FOLDER, PARTS, PATHS, TO_WRITE
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 60  # of computing, after which a test is taken to have no end; the slowest takes two
+SECONDS = 60  # of CPU time, after which a test is taken to run forever; the slowest takes two
 
 
 def module_of(part: str) -> str:
-    """The name under which a part is imported."""
+    """The module name of a part."""
     return PATHS[part].removesuffix(".py").replace("/", ".")
 
 
 class StandIn(MetaPathFinder):
-    """Has every import of a part find another file. ``loaded`` is told of each module once it has run."""
+    """Makes every import of a part find another file. ``loaded(part, module)`` is called once such a module has run."""
 
     def __init__(self, files: dict[str, Path], loaded: Callable[[str, ModuleType], None] | None = None):
-        assert "minillava" not in sys.modules, "whoever has imported a module keeps it: stand in before"
+        assert "minillava" not in sys.modules, "minillava is imported already: install StandIn before that"
         self.files, self.loaded = {module_of(part): file for part, file in files.items()}, loaded
         sys.meta_path.insert(0, self)
 
@@ -60,10 +61,10 @@ class _Loader(SourceFileLoader):
 
 
 class Judge:
-    """A pytest plugin: stands the reader's files in, and notes for each body how the tests that speak for it end."""
+    """A pytest plugin: puts the reader's files in place of the project's and records which tests of each body pass."""
 
     def __init__(self, parts: list[str]):
-        """Raises pytest.UsageError for a file that is missing, is no Python, lacks a name or does not run."""
+        """Raises pytest.UsageError for a file that is missing, is not Python, lacks a name or does not run."""
         self.files = {part: FOLDER / f"{part}.py" for part in parts}
         self.to_write = {(part, name) for part, file in self.files.items() for name in _check(part, file)}
         signal.signal(signal.SIGPROF, _ring)
@@ -80,7 +81,7 @@ class Judge:
                 raise pytest.UsageError(f"{file} does not run: {reason}") from None
 
     def watch(self, part: str, module: ModuleType) -> None:
-        """Have each body of a freshly loaded part note when it is called."""
+        """Make each body of a freshly loaded part record its calls in ``reached``."""
         for name in PARTS[part]:
             *path, last = name.split(".")
             owner = functools.reduce(getattr, path, module)
@@ -114,7 +115,7 @@ class Judge:
         error = call.excinfo and call.excinfo.value
         report.to_write = isinstance(error, NotImplementedError) and str(error).endswith(TO_WRITE)
         if isinstance(error, TimeoutError):
-            item.session.shouldstop = f"{item.name} has come to no end in {SECONDS} s"
+            item.session.shouldstop = f"{item.name} did not finish in {SECONDS} s"
         return report
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -124,35 +125,35 @@ class Judge:
         terminalreporter.section(", ".join(map(str, self.files.values())))
         for (part, name), tests in self.verdicts.items():
             failures = list(tests.values()).count(False)
-            counts = f" (tests that fail: {failures} of {len(tests)})" if tests else ""
+            counts = f" ({failures} of {len(tests)} tests fail)" if tests else ""
             if (part, name) in self.to_write:
                 verdict = TO_WRITE + counts
             elif not tests:
-                verdict = "no test has come to it yet"
+                verdict = "no test reaches it yet"
             elif failures:
-                verdict = "does not stand" + counts
+                verdict = "does not pass" + counts
             else:
-                verdict = f"stands (tests: {len(tests)})"
+                verdict = f"passes (tests: {len(tests)})"
             terminalreporter.write_line(f"{part} {name}".ljust(50) + verdict)
 
 
 def named_parts(arguments: list[str]) -> list[str]:
-    """The parts whose tests are asked for. Raises pytest.UsageError where there is none."""
+    """The parts whose tests the command line names. Raises pytest.UsageError if there are none."""
     files = [Path(argument.split("::")[0]).stem for argument in arguments]
     parts = [part for part in PARTS if f"test_{part}" in files]
     if not parts:
-        raise pytest.UsageError(f"--exercise needs the tests of a part: pytest tests/test_PART.py, {', '.join(PARTS)}")
+        raise pytest.UsageError(f"--exercise needs tests/test_PART.py; PART is one of {', '.join(PARTS)}")
     return parts
 
 
 def _ring(*_: object) -> None:
-    raise TimeoutError(f"no end in {SECONDS} s")
+    raise TimeoutError(f"not finished in {SECONDS} s")
 
 
 def _check(part: str, file: Path) -> set[str]:
     """The names of bodies in the table that are yet to be written."""
     if not file.exists():
-        raise pytest.UsageError(f"{file} is not there: python -m lessons.exercise {part} writes it")
+        raise pytest.UsageError(f"{file} is missing: python -m lessons.exercise {part} writes it")
     try:
         theirs = definitions(ast.parse(file.read_text(encoding="utf-8")))
     except SyntaxError as error:

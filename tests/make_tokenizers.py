@@ -1,4 +1,4 @@
-"""Strange texts, and tokenizers of every family that `tokenizers` and `sentencepiece` train on them."""
+"""Unusual texts, and tokenizers of every family, trained on them with `tokenizers` and `sentencepiece`."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from minillava.inputs.tokenizer import SPECIAL_TOKENS
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "that", "others", "then", "it's", "we'll", "they've", "42", "1999"]
 MARKS = [".", ",", "?!", "##", "  ", "\n", "\n\n", "\t", " - ", "... "]
-# What fuzzed strings are made of, besides single characters.
+# Fuzzed strings are made of these and of single characters.
 PIECES = [
     *WORDS, *MARKS, *SPECIAL_TOKENS, "#", "####", "<", "<image", "image>", "<<image>>", "<pad", "</s", "/s>", " ",
     "   ", "\r\n", "\0", "\x0b\x0c", "\x1c\x1f", "\x7f\x85\xa0", "\u180e\u200b\u2028\u3000", "'s", "'S", "'ll",
@@ -30,7 +30,7 @@ FAMILY_PIECES = [
 
 
 def corpus(seed: int, words: int) -> str:
-    """Made-up text with no special token's name in it."""
+    """Made-up text that contains no special token."""
     rng = random.Random(seed)
     text = "".join(rng.choice(WORDS) + (" " if rng.random() < 0.7 else rng.choice(MARKS)) for _ in range(words))
     return without_special(text)
@@ -41,7 +41,7 @@ def without_special(text: str) -> str:
 
 
 def fuzzed(count: int, seed: int, pieces: list[str] = PIECES) -> list[str]:
-    """Strings of pieces and of characters from every plane; surrogates are no characters."""
+    """Strings of ``pieces`` and of characters from every plane, without surrogates, which are not characters."""
     rng = random.Random(seed)
 
     def character() -> str:
@@ -59,7 +59,7 @@ def family_texts(count: int, seed: int) -> list[str]:
 
 
 def training_texts() -> list[str]:
-    """Without names of special tokens and bytes, which would become words, and without the single characters."""
+    """Texts without special tokens and byte tokens, which would be merged as words, and without single characters."""
     rng = random.Random(0)
     texts = [corpus(0, 600), *("".join(rng.choices(FAMILY_PIECES, k=12)) for _ in range(400))]
     return [re.sub(r"\0|###|<(/?s|unk|image|pad|0x..|\|.*?\|)>", " ", text) for text in texts]
@@ -81,9 +81,9 @@ BYTE_LEVEL = {
 
 
 def train_byte_level(family: str) -> dict:
-    """A tokenizer.json's contents, trained by `tokenizers`."""
+    """The contents of a tokenizer.json, trained by `tokenizers`."""
     theirs = tokenizers.Tokenizer(models.BPE())
-    # Trained with words that hold several digits, so that it shows whether they are cut apart afterwards.
+    # SmolLM2 trains with GPT-2's splitting: merges of several digits show whether digits are split afterwards.
     theirs.pre_tokenizer, theirs.decoder = BYTE_LEVEL["GPT-2" if family == "SmolLM2" else family], decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=1200,
@@ -99,7 +99,7 @@ def train_byte_level(family: str) -> dict:
 
 
 def tiktoken_file() -> bytes:
-    """A tokenizer.model as Llama-3's: a line of base64 and rank for each token, the 256 bytes first."""
+    """A tokenizer.model like Llama-3's: per token a line of base64 and rank, the 256 single bytes first."""
     model = train_byte_level("Llama-3")["model"]
     to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
     merged = [bytes(to_byte[character] for character in left + right) for left, right in model["merges"]]
@@ -108,7 +108,7 @@ def tiktoken_file() -> bytes:
 
 
 def sentencepiece_file(**options) -> bytes:
-    """A tokenizer.model trained by `sentencepiece` with LLaMA's settings, but for ``options``."""
+    """A tokenizer.model trained by `sentencepiece` with LLaMA's settings, overridden by ``options``."""
     settings = {
         "model_type": "bpe",
         "vocab_size": 900,
@@ -155,7 +155,7 @@ def train_llama(normalizer: dict | None, pre_tokenizer: dict | None) -> dict:
 
 
 def write(folder: Path, **files: dict | bytes) -> Path:
-    """Write ``tokenizer``, ``tokenizer_config`` (JSON), ``model`` (tokenizer.model) and so on into a folder."""
+    """Write each of ``files`` into ``folder``: ``model`` as tokenizer.model, any other NAME as NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / ("tokenizer.model" if name == "model" else f"{name}.json")

@@ -1,8 +1,9 @@
-"""``python tests/mutations.py [PART ...]``: break each part on purpose, one fault at a time, and see its tests go red.
+"""``python tests/mutations.py [PART ...]``: break each part on purpose, one fault at a time; its tests should fail.
 
-``faults/PART.txt`` lists them: what goes wrong, then the text of the part (``lessons/parts.py`` says where it is) to
-take out, each line after "- ", and what to put in, each line after "+ ". The changed copy stands in for the module
-while the part's own tests run, up to the first that fails. Prints a table; exit code 1 if a fault goes unnoticed.
+``faults/PART.txt`` lists the faults of a part, whose source file is in ``lessons/parts.py``. Each fault has a name, the
+text to remove from the source (lines after "- ") and the text to insert there (lines after "+ "). The changed copy
+replaces the module while the part's tests run, up to the first failure. Prints a table; the exit code is 1 if the
+tests miss a fault.
 """
 
 import argparse
@@ -24,29 +25,34 @@ from judge import StandIn  # noqa: E402
 from lessons.parts import PATHS  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
-# Besides those of the same name.
-MORE_TESTS = {"llava": ("generation",), "templates": ("conversation",), "fast": ("talk",)}
-MORE_TESTS["chat_template"] = MORE_TESTS["templates"]
+# Tests that run in addition to tests/test_PART.py.
+MORE_TESTS = {
+    "llava": ("generation",),
+    "templates": ("conversation",),
+    "chat_template": ("conversation",),
+    "fast": ("talk",),
+    "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
+}
 
 
 def mutants(part: str) -> Iterator[tuple[str, str]]:
-    """What goes wrong, and the whole source with it, fault by fault.
+    """Yields (name of the fault, the part's whole source with that fault).
 
-    Raises ValueError for a stale fault, whose text the source does not hold, or holds more than once.
+    Raises ValueError for a stale fault: the text to remove must be in the source exactly once.
     """
     source = (ROOT / PATHS[part]).read_text(encoding="utf-8")
     for block in (ROOT / "tests" / "faults" / f"{part}.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         fault, *lines = block.split("\n")
         old, new = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
         if (count := source.count(old)) != 1:
-            raise ValueError(f"stale fault in {part}.txt: {fault!r}: the source holds its text {count} times, not once")
+            raise ValueError(f"stale fault in {part}.txt: {fault!r}: its text is in the source {count} times, not once")
         changed = source.replace(old, new)
         ast.parse(changed)
         yield fault, changed
 
 
 def caught_by(part: str, source: str) -> str | None:
-    """The first of the part's tests that fails with this source; None if all pass."""
+    """The name of the first of the part's tests that fails with this source; None if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{part}.py"
         file.write_text(source, encoding="utf-8")
@@ -56,7 +62,7 @@ def caught_by(part: str, source: str) -> str | None:
     if code == 0:
         return None
     if code is None:
-        return "a test that does not come to an end"
+        return "a test that does not end"
     found = re.search(r"^(?:FAILED|ERROR) \S+?::(.*?)(?: - |$)", printed, re.MULTILINE)
     if code != 1 or not found:
         raise RuntimeError(f"the tests of {part} do not run: {printed[-1000:]}")
@@ -65,10 +71,10 @@ def caught_by(part: str, source: str) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(PARTS)} (default: all)")
     parts = parser.parse_args().parts or PARTS
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"no faults for {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+        parser.error(f"no faults for {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     work = [(part, *mutant) for part in parts for mutant in mutants(part)]
     survivors, start = 0, time.monotonic()
     print("| part | fault | caught by |\n|---|---|---|")

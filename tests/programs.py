@@ -1,5 +1,5 @@
-"""The programs as ``python PROGRAM ...`` runs them, in forks of one process that has imported PyTorch: a run costs its
-work and not seconds of imports. Nothing of this repository is imported before the fork."""
+"""Runs programs as ``python PROGRAM ...`` does, but in forks of one process that has imported PyTorch, which saves
+seconds of imports per run. Modules of this repository are imported only after the fork."""
 
 import atexit
 import functools
@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 300  # after which a run is taken to have no end
+SECONDS = 300  # after which a run is killed
 SERVER = """
 import json, os, runpy, signal, sys
 import numpy, PIL.Image, regex, safetensors.torch, tiktoken, torch, tqdm
@@ -44,7 +44,7 @@ def _server() -> subprocess.Popen:
 
 
 def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
-    """What ``python ARGUMENTS`` prints, and its exit code; ``arguments`` begin with a file or with "-m", a module."""
+    """Output and exit code of ``python ARGUMENTS``; ``arguments`` begin with a file, or with "-m" and a module."""
     with TemporaryDirectory() as folder:
         Path(folder, "in").write_text(stdin, encoding="utf-8")
         print(json.dumps([list(map(os.fspath, arguments)), folder, SECONDS]), file=_server().stdin, flush=True)

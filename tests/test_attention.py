@@ -1,4 +1,4 @@
-"""Attention against a sum over the keys, one query at a time, and against PyTorch's own; the mask, place by place."""
+"""Attention, compared with a sum over the keys for each query and with PyTorch's; the mask, entry by entry."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_causal_mask_is_closed_to_what_comes_later(length, past):
 
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_each_query_takes_the_values_in_proportion_to_its_scores(shared):
-    """``shared`` query heads in a row have one key head."""
+    """``shared`` consecutive query heads read one key head."""
     q, k, v = torch.randn(2, 4, 4, 6), *torch.randn(2, 2, 4 // shared, 5, 6)
     sees = torch.rand(2, 1, 4, 5) < 0.6
     sees[..., 0] = True
@@ -43,7 +43,7 @@ def test_causal_is_the_causal_mask(dtype):
 
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_the_fused_kernel_is_the_formula_written_out(shared):
-    """float32 goes to the kernel, float64 does not; the ways back agree too."""
+    """float32 uses the fused kernel, float64 the formula; outputs and gradients agree."""
     q, k, v = torch.randn(2, 4, 5, 6), *torch.randn(2, 2, 4 // shared, 5, 6)
     grads = []
     for dtype in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""The benchmarks run, at their smallest, and print JSON; operations counted by formula are what PyTorch counts."""
+"""The benchmarks run at their smallest sizes and print JSON; flops.py counts the same operations as PyTorch."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from minillava.training.plan import Setting
 from minillava.training.recipes import Recipe
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-# What ``python PATH --help`` does, for each path.
+# Runs ``python PATH --help`` for each path, each in a fork of one process.
 START = """
 import os, runpy, sys
 import torch
@@ -41,7 +41,7 @@ def benchmark(monkeypatch):
 
 @pytest.fixture
 def printed(benchmark, monkeypatch, capsys):
-    """Runs a benchmark in this process; gives what its line of JSON says."""
+    """A function that runs a benchmark in this process and returns its line of JSON."""
 
     def run(name: str, *arguments: str) -> list | dict:
         monkeypatch.setattr(sys, "argv", [name, *arguments, "--json"])
@@ -98,7 +98,7 @@ def test_without_a_gpu_one_line_says_so(benchmark, monkeypatch):
 
 
 def test_they_start_from_anywhere(tmp_path):
-    """Each in a fork of a process that has torch, and finds nothing of the repository where it stands."""
+    """Each in a fork of a process that has imported torch, in a folder outside the repository."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", START, *sorted(BENCHMARKS.glob("*.py"))]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Byte-level BPE against `tokenizers` and `tiktoken`, on tokenizers trained here and on merges drawn at random."""
+"""Byte-level BPE, compared with `tokenizers` and `tiktoken` on tokenizers trained here and on random merges."""
 
 import json
 import random
@@ -64,8 +64,8 @@ STRINGS = ["".join(letters) for length in range(1, 8) for letters in product("ab
 
 
 def test_any_list_of_merges_gives_the_ids_of_tokenizers(tmp_path):
-    """Merges that nothing reaches, several for one token, some before those that make their parts; ids in no order;
-    tokens that no merge makes, which ignore_merges finds all the same."""
+    """The lists hold merges that are never applied, several merges for one token, and merges listed before those that
+    make their parts. Ids are unordered, and some tokens have no merge: only ignore_merges finds them."""
     rng = random.Random(0)
     unreached = whole_words = 0
     for number in range(120):
@@ -91,11 +91,11 @@ def test_any_list_of_merges_gives_the_ids_of_tokenizers(tmp_path):
 
 @pytest.mark.parametrize("family", ["GPT-2", "Llama-3"])
 def test_a_character_newer_than_the_unicode_of_tokenizers_is_no_letter_here_either(tmp_path, family):
-    """`regex` may know letters that `tokenizers` does not: what is joined with them shows what they are taken for."""
+    """`regex` may know newer letters than `tokenizers`: whether a word is joined with one shows if it is a letter."""
     stored = train_byte_level(family)
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
     theirs = tokenizers.Tokenizer.from_str(json.dumps(stored))
-    for code in range(0x18C00, 0x19200):  # Tangut, which grows from one Unicode to the next
+    for code in range(0x18C00, 0x19200):  # Tangut, to which new Unicode versions add letters
         text = f"'ll{chr(code)}'ll the{chr(code)}the"
         assert mine.encode(text) == theirs.encode(text, add_special_tokens=False).ids, hex(code)
 
@@ -129,8 +129,32 @@ def test_llama_3_file_gives_tiktokens_ids(llama3):
         assert mine.decode(mine.encode(text)) == text
 
 
+def test_llama_3_saved_as_json_gives_the_same_ids(llama3, tmp_path):
+    """The saved file lists every pair that makes a token, as the tokenizer.json of Llama 3 on the hub does."""
+    first = Tokenizer.from_pretrained(llama3)
+    first.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    again = Tokenizer.from_pretrained(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(first._read.merges) > 1.2 * len({"".join(pair) for pair in first._read.merges})
+    for text in family_texts(2000, 3):
+        ids = first.encode(text)
+        assert again.encode(text) == ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_adding_a_token_keeps_the_bpe_unless_text_could_become_it(llama3):
+    """Reading Llama 3's merges takes a second, so they are read once."""
+    mine = Tokenizer.from_pretrained(llama3)
+    model = mine._model
+    mine.add_special_tokens(["<image>", "<pad>"])
+    assert mine._model is model and mine.encode("<image>") == [mine.image_id]
+    mine.add_special_tokens(["the"])
+    assert mine._model is not model and mine.special["the"] in mine.encode("the")
+    assert mine.special["the"] not in mine.encode("the", special=False)
+
+
 def test_llama_3_names_in_the_configuration_count(llama3, tmp_path):
-    """Llama-3.1 gives names to tokens that Llama-3 keeps in reserve."""
+    """Llama-3.1 names some of Llama-3's reserved tokens."""
     first = Tokenizer.from_pretrained(llama3).special["<|begin_of_text|>"]
     token = {"content": "<|finetune_right_pad_id|>", "special": True}
     config = {"added_tokens_decoder": {str(first + 4): token}}
@@ -143,15 +167,20 @@ def test_llama_3_names_in_the_configuration_count(llama3, tmp_path):
 # --- Faults
 
 
-def test_a_byte_without_a_token_is_named(stored, tmp_path):
-    """0xF0 begins every character beyond U+FFFF."""
-    vocab = {token: index for token, index in stored["model"]["vocab"].items() if "ð" not in token}
-    merges = [merge for merge in stored["model"]["merges"] if "ð" not in "".join(merge)]
-    model = {**stored["model"], "vocab": vocab, "merges": merges}
-    mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer={**stored, "model": model}))
-    assert mine.decode(mine.encode("the cat")) == "the cat"
-    with pytest.raises(UserError, match=r"no token for the byte 0xf0 in ' ?🙂'"):
-        mine.encode("the cat 🙂")
+def test_a_byte_without_a_token_is_left_out_before_merging_as_by_tokenizers(stored, tmp_path):
+    """0xF0 begins every character beyond U+FFFF; 0xA9 is the second byte of é, so one byte of it is left."""
+    for ignore_merges in (False, True):
+        gone = ("ð", "©", "Ĩ")  # 0xF0, 0xA9, 0x06
+        vocab = {t: index for t, index in stored["model"]["vocab"].items() if not any(c in t for c in gone)}
+        merges = [merge for merge in stored["model"]["merges"] if not any(c in "".join(merge) for c in gone)]
+        model = {**stored["model"], "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges}
+        changed = {**stored, "model": model}
+        mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=changed))
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(changed))
+        texts = ["the cat 🙂", "\x06", "th\x06e", "théthe", "é", "🙂🙂", *family_texts(3000, 4)]
+        ids = [mine.encode(text) for text in texts]
+        assert ids == [theirs.encode(text, add_special_tokens=False).ids for text in texts]
+        assert sum(mine.decode(row) != text for row, text in zip(ids, texts)) > 100
 
 
 UNKNOWN = {

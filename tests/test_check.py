@@ -1,4 +1,4 @@
-"""What ``python -m data.check`` says of a file, against counts made by hand and by training's own encoder."""
+"""The report of ``python -m data.check``, compared with counts made by hand and by the encoder of training."""
 
 import json
 import random
@@ -15,10 +15,11 @@ from data.check import main, printable, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
+from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.templates import TEMPLATES
 
-PATCHES = 64  # of the shipped model
+PATCHES = 64  # per picture, in the shipped model
 
 
 def said(*values: str) -> list[dict]:
@@ -39,7 +40,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def check(folder, capsys, monkeypatch):
-    """``check(rows or bytes, *options)``: the program's exit code, its output, its errors."""
+    """``check(rows or bytes, *options)`` runs the program: its exit code, stdout and stderr."""
 
     def run(content, *options: str) -> tuple[int, str, str]:
         path = folder / "rows.json"
@@ -73,7 +74,7 @@ FINE = [
 
 
 def numbers(out: str) -> dict[str, int]:
-    """The report's lines of a name and a number."""
+    """The lines of the report that hold a name and a number."""
     found = re.findall(r"^ *(\S.*?) {2,}([\d,]+)(?:   .*)?$", out, re.MULTILINE)
     return {name: int(number.replace(",", "")) for name, number in found}
 
@@ -98,37 +99,56 @@ def test_file_without_fault_is_counted(check, tokenizer):
         "pictures": 3,
         "turns": 7,
         "tokens": sum(lengths),
-        "that bear loss": sum(label != -100 for _, labels in encoded for label in labels),
+        "with loss": sum(label != -100 for _, labels in encoded for label in labels),
         "rows too long": 0,
         "malformed rows": 0,
         "missing or broken pictures": 0,
     }
-    assert "in a row min 1, median 1, 95 % 2.6, max 3\n" in out
-    most = f"{lengths[3] + 0.8 * (lengths[4] - lengths[3]):.1f}".removesuffix(".0")  # 0.95 of the way along four gaps
+    assert "per row: min 1, median 1, 95 % 2.6, max 3\n" in out
+    most = f"{lengths[3] + 0.8 * (lengths[4] - lengths[3]):.1f}".removesuffix(".0")  # index 0.95 * (5 - 1) = 3.8
     median = statistics.median(lengths)
-    assert f"in a row min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
+    assert f"per row: min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
 
 
 def test_rows_longer_than_the_model_reads_are_counted(check):
     code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
-    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads 1,024 tokens" in out
+    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads at most 1,024 tokens" in out
 
 
-FAULTY = {  # row -> what is said of it
+def test_characters_that_the_tokenizer_leaves_out_are_counted(check, monkeypatch):
+    rows = [*FINE, {"conversations": said("What\x06?\x06", "A f\x06ish é.")}]
+    code, out, _ = check(rows)
+    assert code == 0 and "unknown characters" not in out
+    monkeypatch.setattr(ByteBPE, "__init__", without(ByteBPE.__init__, b"\x06\xa9"))
+    code, out, _ = check(rows)
+    assert code == 0 and numbers(out)["unknown characters"] == 4
+
+
+def without(init, missing: bytes):
+    """ByteBPE.__init__ for a vocabulary that lacks some bytes."""
+
+    def change(self, files):
+        init(self, files)
+        self.missing = missing
+
+    return change
+
+
+FAULTY = {  # row number -> the row, and what the report says of it
     1: ({"id": 1, "image": "a.png"}, "no 'conversations'"),
     2: ({"conversations": {"from": "human"}}, "no 'conversations'"),
     3: (pictured("a.png", "What?"), "no answer"),
     5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a string"),
     6: ({**FINE[0], "conversations": said("<image>\nWhat?", "A", "B", "C")[::-1]}, "turn 0 must be"),
-    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "1 pictures but 0 <image> marks"),
-    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "0 pictures but 1 <image> marks"),
-    10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 holds <image>"),
+    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "pictures in the row: 1, <image> in its text: 0"),
+    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "pictures in the row: 0, <image> in its text: 1"),
+    10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 contains <image>"),
 }
 MISSING = {
     0: ("none.png", "no such picture"),
     4: ("broken.png", "not a readable picture"),
     7: ("../outside.png", "leads out of"),
-    12: ("none.png", None),  # told at row 0
+    12: ("none.png", None),  # reported at row 0
     13: ("rows.json", "not a readable picture"),
 }
 
@@ -172,7 +192,7 @@ def test_broken_json_is_named_after_what_could_be_read(check):
     assert f"  not JSON at row 4, line {line}: " in out
 
 
-def test_example_marks_what_bears_loss(check, tokenizer):
+def test_example_marks_the_tokens_that_have_loss(check, tokenizer):
     _, plain, _ = check(FINE[1:])
     example = plain.split("row 0, as the model reads it:\n")[1]
     assert re.findall(r"\[\[(.*?)\]\]", example) == [" One.###", " Yes, there is one fish.###", " I see it.###"]
@@ -198,7 +218,7 @@ def test_text_in_a_file_does_not_reach_the_terminal_raw(check, tokenizer):
     assert printable("é 中 😀") == "é 中 😀"
 
 
-def test_toy_rows_told_in_words_pass(check):
+def test_toy_rows_with_pictures_given_as_words_pass(check):
     row = {"id": 1, "words": ["sea"] * PATCHES, "type": "notes", "conversations": said("<image>\nWhat?", "Sea.")}
     assert check([row])[0] == 0
     code, out, _ = check([{**row, "words": ["sea"]}])
@@ -240,7 +260,7 @@ GARBAGE = [
 
 
 def garbage(rng: random.Random, depth: int = 0):
-    """A row that is right but for a few values, of which nothing is known."""
+    """A valid row with a few values replaced by anything; rarely, no row at all."""
     row = pictured("a.png", "What?", "A fish.", "And?", "No.", type="detail")
     if rng.random() < 0.2:
         row["words"] = ["a"] * PATCHES
@@ -256,7 +276,7 @@ def garbage(rng: random.Random, depth: int = 0):
 
 
 def test_no_garbage_ends_in_a_traceback(check):
-    """A traceback would fail the call: every file ends in exit code 0 or 2, the latter with one line on its fault."""
+    """Each file ends in exit code 0, or in 2 with one line on stderr. A traceback would fail the call of check()."""
     rng = random.Random(0)
     codes = []
     for attempt in range(250):

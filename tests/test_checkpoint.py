@@ -1,4 +1,4 @@
-"""Folders: what is saved comes back bit for bit, transformers opens it, hub spellings load, and damage is named."""
+"""Checkpoints: saved and loaded bit for bit, opened by transformers, named as on the hub; errors name the damage."""
 
 import json
 import os
@@ -38,7 +38,7 @@ LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 def variant(
     model: Llava, randomise, projector: str = "linear", layer: int = -2, strategy: str = "default", **decoder
 ) -> Llava:
-    """Another tiny model: other projector, feature layer or strategy, or decoder sizes."""
+    """A tiny model like ``model``, with another projector, feature layer or strategy, or decoder settings."""
     config = replace(
         model.config, projector=projector, vision_feature_layer=layer, vision_feature_select_strategy=strategy
     )
@@ -47,7 +47,7 @@ def variant(
 
 
 VARIANTS = {
-    "as it is": {},
+    "unchanged": {},
     "mlp": {"projector": "mlp"},
     "untied": {"tie_word_embeddings": False},
     "rope_theta, epsilon": {"rope_theta": 77.0, "rms_norm_eps": 0.01},
@@ -71,7 +71,7 @@ def saved(tiny_model, tmp_path) -> Path:
 
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
-    """Of one row with a picture, by our model or by transformers'."""
+    """Logits of one row with a picture, from our model or from transformers'."""
     count = PATCHES + (model.config.vision_feature_select_strategy == "full")
     ids = torch.tensor([[40, *[model.config.image_token_id] * count, 41, 42, *range(60, 100)]])
     pixel_values = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(5))
@@ -79,7 +79,7 @@ def logits(model) -> torch.Tensor:
 
 
 def edit_tensors(folder: Path, change) -> None:
-    """Rewrite model.safetensors with what ``change`` makes of its dict of tensors."""
+    """Replace the dict of tensors in model.safetensors by ``change(tensors)``."""
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), folder / "model.safetensors")
 
@@ -195,7 +195,7 @@ def test_decoders_go_to_transformers_and_back(tiny_model, randomise, tmp_path, t
 
 
 @pytest.mark.parametrize("source", ["write_clip", "CLIPModel", "CLIPVisionModel", "hub"])
-def test_vision_towers_are_read_alone_or_out_of_both_towers(tiny_model, randomise, tmp_path, source):
+def test_vision_towers_are_read_from_a_tower_or_from_both_towers(tiny_model, randomise, tmp_path, source):
     tokenizer = tiny_model.processor.tokenizer
     clip = randomise(Clip(tiny_model.config.vision, TextConfig(tokenizer.vocab_size, projection_dim=20)))
     write_clip(clip, tokenizer, tmp_path)
@@ -204,7 +204,7 @@ def test_vision_towers_are_read_alone_or_out_of_both_towers(tiny_model, randomis
         folder = tmp_path / "theirs"
         theirs = CLIPVisionModel if source == "CLIPVisionModel" else CLIPModel
         theirs.from_pretrained(tmp_path).save_pretrained(folder)
-    if source == "hub":  # OpenAI's files carry these constants
+    if source == "hub":  # OpenAI's files hold these constants
         positions = {f"{part}_model.embeddings.position_ids": torch.arange(10)[None] for part in ("vision", "text")}
         edit_tensors(folder, lambda tensors: tensors | positions)
     tower = load_vision(folder)
@@ -248,7 +248,7 @@ def test_spellings_met_on_the_hub_load(tiny_model, randomise, tmp_path, spelling
 
 
 def test_processor_gives_our_pixels_and_our_ids(tiny_model, saved):
-    processor = AutoProcessor.from_pretrained(saved, backend="pil")  # torchvision shrinks pictures otherwise
+    processor = AutoProcessor.from_pretrained(saved, backend="pil")  # torchvision resizes pictures differently
     rng = np.random.default_rng(0)
     for width, height in ((24, 24), (40, 60), (61, 33), (55, 22), (10, 17)):
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -289,7 +289,7 @@ def test_transformers_stops_where_we_stop(tiny_model, saved):
 # Damage
 
 
-def test_no_such_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     for read in (load, load_vision, load_decoder):
         assert_refused(lambda read=read: read(tmp_path / "nowhere"), f"{tmp_path}/nowhere", "no such folder")
 
@@ -400,8 +400,8 @@ def test_a_config_that_we_cannot_compute_is_refused(saved, change):
     assert_refused(lambda: load(saved), str(path))
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes_it_to_be():
-    """Hub files leave much out: llava-1.5-7b-hf's text_config names neither its sizes nor its heads."""
+def test_values_that_a_config_omits_are_transformers_defaults():
+    """Configs on the hub omit values: text_config of llava-1.5-7b-hf gives no sizes and no numbers of heads."""
     config = LlavaConfig.from_dict({"vision_config": {"image_size": 336}, "text_config": {"vocab_size": 32064}})
     for ours, theirs in (
         (config.vision, CLIPVisionConfig(image_size=336)),
@@ -420,7 +420,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_it_to_be():
 
 
 class Killed(BaseException):
-    """Nothing in the code under test may catch it."""
+    """A BaseException, so that no ``except Exception`` in the code under test catches it."""
 
 
 FILES = {
@@ -441,7 +441,7 @@ def content(folder: Path) -> dict[str, str] | None:
 
 
 class Killer:
-    """Counts the calls that change the disk, and kills before, within or after one of them."""
+    """Counts the calls that change the disk, and raises Killed before, within or after one of them."""
 
     def __init__(self, monkeypatch, call: int | None, moment: str = ""):
         self.call, self.moment, self.calls = call, moment, 0
@@ -468,7 +468,7 @@ class Killer:
 @pytest.mark.parametrize("existed", [True, False])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder_whole(tmp_path, monkeypatch, existed, moment):
     def attempt(folder: Path, call: int | None) -> int:
-        """Put state B over state A, killed at ``call``; returns how many calls there were."""
+        """Replace state A by state B, killed at call number ``call``. Returns the number of calls."""
         if existed:
             replace_folder(folder, fill_with("A"))
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The programs as a person runs them: what they print, and one clear line with exit code 2 for each mistake."""
+"""The command-line programs: what they print, and one line with exit code 2 for each mistake."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def fails_with(line: str, *arguments: str | Path) -> None:
-    """The command ends with code 2 and one line on standard error that holds ``line``."""
+    """Check for exit code 2 and a single line on standard error that contains ``line``."""
     done = run(*arguments)
     assert done.returncode == 2, done.stderr
     assert line in done.stderr
@@ -20,7 +20,7 @@ def fails_with(line: str, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """All trainings in miniature: world, tokenizer, vision tower, notes, decoder, stage 1, stage 2."""
+    """A small run of all steps: picture-book world, tokenizer, vision tower, notes, decoder, stage 1, stage 2."""
     out = tmp_path_factory.mktemp("commands") / "out"
     done = run("train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "6", "--out", out)
     assert done.returncode == 0, done.stderr
@@ -58,12 +58,12 @@ def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):
 
 def test_finished_parts_are_used_again_and_a_finished_stage_is_kept(trained):
     done = run("train.py", "--stage", "0", "--out", trained)
-    assert done.returncode == 0 and done.stdout.count("there already") == 2
-    fails_with("stage2 is there already", "train.py", "--stage", "2", "--max-steps", "6", "--out", trained)
+    assert done.returncode == 0 and done.stdout.count("already trained") == 2
+    fails_with("stage2 already exists", "train.py", "--stage", "2", "--max-steps", "6", "--out", trained)
     assert run("train.py", "--stage", "2", "--max-steps", "6", "--resume", "--out", trained).returncode == 0
 
 
-def test_chat_prints_the_answer_alone(trained):
+def test_chat_prints_only_the_answer(trained):
     image = trained / "data" / "images" / "heldout" / "000000.png"
     done = run("chat.py", "--model", trained / "stage2", "--image", image, "--prompt", "Where is this?", "--seed", "1")
     assert done.returncode == 0 and done.stderr == ""
@@ -76,7 +76,7 @@ def test_chat_talks_over_several_turns_about_a_fresh_scene(trained):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Assistant:") == 2
-    assert done.stdout.count("▀") == 64 * 32  # the picture, two pixels a character
+    assert done.stdout.count("▀") == 64 * 32  # the picture, two pixels per character
 
 
 def test_a_drawn_scene_is_the_same_for_the_same_seed(trained):

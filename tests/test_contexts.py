@@ -1,4 +1,4 @@
-"""Contexts: every form is read to the same pictures, and whatever is malformed is named in one line."""
+"""Contexts: every file format is read, malformed input is named in one line; and the prompts made from them."""
 
 import json
 
@@ -25,7 +25,7 @@ def jsonl(path, *rows):
 
 
 def coco(folder, captions=None, instances=None):
-    """A pair of COCO files with two pictures; the arguments replace parts of them."""
+    """Write a pair of COCO files with two pictures; ``captions`` and ``instances`` replace keys in them."""
     images = [
         {"id": 9, "file_name": "000009.jpg", "width": 640, "height": 480},
         {"id": 4, "file_name": "000004.jpg", "width": 200, "height": 100},
@@ -100,12 +100,12 @@ def box(**changes):
         ({"image": "C:\\b.jpg"}, "leads out"),
         ({"image": "a\0b"}, "leads out"),
         ({"captions": "A dog."}, "must be lists"),
-        ({"captions": ["A dog.", 3]}, "captions[1] is not a text"),
+        ({"captions": ["A dog.", 3]}, "captions[1] is not a string"),
         ({"captions": ["x" * 2001]}, "longer than 2000"),
         ({"instances": None}, "must be lists"),
         ({"instances": [3]}, "instances[0]: not a JSON object"),
         ({"instances": box()["instances"] * 1001}, "more than 1000 boxes"),
-        (box(category=["dog"]), "instances[0]: 'category' is not a text"),
+        (box(category=["dog"]), "instances[0]: 'category' is not a string"),
         (box(category=" "), "'category' is empty"),
         (box(bbox=[0, 0, 1]), "four numbers"),
         (box(bbox=[0, 0, 1, "1"]), "four numbers"),
@@ -144,7 +144,7 @@ def test_malformed_line_is_named(tmp_path, line, named):
 
 
 def test_an_id_that_is_there_twice_is_named(tmp_path):
-    with pytest.raises(UserError, match="line 2: id '7' is there twice"):
+    with pytest.raises(UserError, match="line 2: id '7' occurs twice"):
         list(read_contexts(jsonl(tmp_path / "x.jsonl", ROW, ROW | {"id": "7"})))
 
 
@@ -156,12 +156,16 @@ IMAGE = {"id": 1, "file_name": "1.jpg", "width": 10, "height": 10}
     [
         ({"images": 3}, {}, "captions_val.json: no list 'images'"),
         ({"annotations": [3]}, {}, "captions_val.json: annotations[0]: not a JSON object"),
-        ({"annotations": [{"image_id": 5, "caption": "A"}]}, {}, "annotations[0]: 'image_id' 5 is not in"),
+        ({"annotations": [{"image_id": 5, "caption": "A"}]}, {}, "annotations[0]: 'image_id' 5 is not listed in"),
         ({"annotations": [{"image_id": [5], "caption": "A"}]}, {}, "annotations[0]: 'image_id' must be"),
-        ({"annotations": [{"image_id": 4}]}, {}, "captions[0] is not a text"),
+        ({"annotations": [{"image_id": 4}]}, {}, "captions[0] is not a string"),
         ({}, {"categories": None}, "instances_val.json: no list 'categories'"),
-        ({}, {"categories": [{"id": 1}]}, "categories[0]: 'name' is not a text"),
-        ({}, {"annotations": [{"image_id": 4, "category_id": 5, "bbox": [0, 0, 1, 1]}]}, "'category_id' 5 is not in"),
+        ({}, {"categories": [{"id": 1}]}, "categories[0]: 'name' is not a string"),
+        (
+            {},
+            {"annotations": [{"image_id": 4, "category_id": 5, "bbox": [0, 0, 1, 1]}]},
+            "'category_id' 5 is not listed in",
+        ),
         ({}, {"annotations": [{"image_id": 4, "category_id": 6}]}, "annotations[0]: 'bbox' must be four numbers"),
         ({}, {"annotations": [{"image_id": 4, "category_id": 6, "bbox": [0, 0, 900, 1]}]}, "inside the picture"),
         ({"images": [IMAGE | {"width": 0}]}, {"images": []}, "captions_val.json: images[0]: no 'width'"),
@@ -195,7 +199,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 
 def test_a_huge_coco_file_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "captions_x.json", "wb") as file:
-        file.truncate(2_000_000_001)  # a hole: takes no room
+        file.truncate(2_000_000_001)  # a sparse file takes no disk space
     with pytest.raises(UserError, match="larger than"):
         list(read_contexts(tmp_path / "captions_x.json"))
 

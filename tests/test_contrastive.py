@@ -1,4 +1,4 @@
-"""Both CLIP towers and their loss: transformers' CLIPModel where texts differ, and fair where pictures share one."""
+"""Both CLIP towers and their loss: equal to transformers' CLIPModel, and the case of pictures that share a text."""
 
 import math
 
@@ -41,7 +41,7 @@ def clip(tokenizer, randomise) -> Clip:
 
 
 def encoded(tokenizer, texts: list[str]) -> torch.Tensor:
-    """Each row ends in the end token, and is filled up with it."""
+    """Token ids (B, T); each row ends with the end token and is padded with it."""
     rows = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     longest = max(map(len, rows))
     return torch.tensor([row + [tokenizer.eos_id] * (longest - len(row)) for row in rows])
@@ -52,7 +52,7 @@ def units(*shape: int) -> torch.Tensor:
 
 
 def by_hand(image: torch.Tensor, text: torch.Tensor, match: list[int], scale: float) -> float:
-    """The loss as its docstring puts it, one pair after another."""
+    """contrastive_loss() as its docstring defines it, computed pair by pair."""
     similarity = [[math.exp(scale) * sum(a * b for a, b in zip(i, t)) for t in text.tolist()] for i in image.tolist()]
     to_text = to_image = 0.0
     for i, row in enumerate(similarity):
@@ -80,12 +80,12 @@ def test_loss_does_not_depend_on_the_order_of_pictures_or_texts():
 
 
 def test_pictures_that_share_a_text_are_not_pushed_apart():
-    """Where each text is told from the others, the loss is at its minimum though two pictures share one."""
+    """If the features separate all texts, gradients are zero although two pictures share a text."""
     corners = torch.eye(3)
     image, text = corners[[0, 0, 1, 2]].clone().requires_grad_(), corners.clone().requires_grad_()
     loss = contrastive_loss(image, text, torch.tensor([0, 0, 1, 2]), torch.tensor(math.log(100.0)))
     loss.backward()
-    assert loss.item() == pytest.approx(math.log(2) / 3 / 2, abs=1e-5)  # a text cannot know which of its two is meant
+    assert loss.item() == pytest.approx(math.log(2) / 3 / 2, abs=1e-5)  # text 0's target is 1/2 for two pictures
     assert image.grad.abs().max() < 1e-4 and text.grad.abs().max() < 1e-4
 
 
@@ -106,7 +106,7 @@ def test_text_tower_is_transformers_clip(clip, tokenizer):
 
 
 def test_temperature_begins_as_clips_does(clip):
-    """Radford et al. 2021, section 2.5: 0.07."""
+    """A temperature of 0.07: Radford et al. 2021, section 2.5."""
     fresh = Clip(clip.vision_model.config, clip.text_model.config)
     assert fresh.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
@@ -140,7 +140,7 @@ def test_what_follows_the_first_end_token_does_not_change_a_text(clip, tokenizer
     torch.testing.assert_close(clip.text_features(padded), clip.text_features(short), rtol=1e-4, atol=1e-5)
 
 
-def test_a_region_is_spoken_for_by_its_own_patch_of_its_own_picture(clip):
+def test_a_region_has_the_features_of_its_patch_in_its_picture(clip):
     pixel_values = torch.randn(2, 3, 24, 24)
     owner, patch = torch.tensor([1, 0, 1]), torch.tensor([4, 0, 8])
     _, regions = clip.image_features(pixel_values, owner, patch)
@@ -157,7 +157,7 @@ def test_features_are_unit_vectors(clip, tokenizer):
 
 
 def small_batch(tokenizer) -> dict[str, torch.Tensor]:
-    """Eight pictures of noise, two of which share a caption; a region in each, four phrases."""
+    """Eight pictures of noise, of which two share a caption, with one region each; four phrases."""
     captions = ["red fish", "blue boat", "green tree", "small fish", "big boat", "tiny tree", "blue fish"]
     return {
         "pixel_values": torch.randn(8, 3, 24, 24),

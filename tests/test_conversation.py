@@ -1,9 +1,10 @@
-"""The conversation format: its exact text, which tokens bear loss, where the picture stands, and what is refused."""
+"""The conversation format: its exact text, which tokens have loss, where the picture is, and what is refused."""
 
 import copy
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ LEARNT = {
     "zephyr": ("A red fish.</s>", "In the sea.</s>"),
     "plain": ("A red fish.\n",),
 }
-# The same by a search through the whole text: group 1 bears loss.
+# The same as patterns to search for in the whole text: group 1 has loss.
 ANSWERS = {
     "v0": rb"\nAssistant:( .*?###)(?=\n(Human: |$))",
     "brief": rb"\nAssistant:( .*?###)(?=\n$)",
@@ -132,7 +133,7 @@ assert WRITTEN.keys() == LEARNT.keys() == ANSWERS.keys() == TEMPLATES.keys()
 
 
 def fitting(turns: list[dict], template: str) -> list[dict]:
-    """As much of a conversation as the template takes."""
+    """A conversation cut down to what the template allows."""
     if template == "plain":
         turns = [{"from": "human", "value": f"<image>\n{turns[0]['value'].replace('<image>', '')}"}, *turns[1:]]
     return turns[:2] if template in ("brief", "plain") else turns
@@ -145,20 +146,20 @@ def test_two_turns_are_written_as_the_authors_write_them(tokenizer, template):
     assert tokenizer.decode(ids) == WRITTEN[template]
     assert tokenizer.decode([label for label in labels if label != -100]) == "".join(LEARNT[template])
     assert all(answer.endswith(TEMPLATES[template].stop) for answer in LEARNT[template])
-    # each special token is one token: none is spelt out
+    # each special token is one id, not spelt out
     marks = [mark for mark in tokenizer.special if mark in WRITTEN[template]]
     assert all(ids.count(tokenizer.special[mark]) == WRITTEN[template].count(mark) for mark in marks)
 
 
 @pytest.mark.parametrize("template", WRITTEN)
 def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
-    """So says another tokenizer that reads the text at once."""
+    """Compared with `tokenizers`, which encodes the whole text at once."""
     other = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     rng = random.Random(0)
     for _ in range(200):
         turns = random_talk(rng)
         for turn in turns:
-            turn["value"] = turn["value"].replace("#", "%")  # "#" before "###" reads otherwise from the left
+            turn["value"] = turn["value"].replace("#", "%")  # "#" and "###" would be read as "###" and "#"
         turns = fitting(turns, template)
         ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
         assert other.encode(tokenizer.decode(ids)).ids == ids
@@ -166,7 +167,7 @@ def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
 def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
-    """They were trained on pieces that were encoded one by one."""
+    """Those were trained on pieces that were encoded separately."""
     rng = random.Random(1)
     for _ in range(200):
         turns = random_talk(rng)
@@ -188,44 +189,57 @@ def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
         assert ids == expected
 
 
-class Recorder:
-    """A tokenizer that writes down what it is asked: texts, and the id before each."""
+class PieceTokenizer:
+    """Makes one token of every text, another one where another token comes before it. So the ids tell the pieces in
+    which a conversation was encoded, however often encode() was called."""
 
     bos_id, add_bos = 1, True
 
     def __init__(self, *special: str):
         self.special = {mark: 2 + index for index, mark in enumerate(special)}
-        self.asked: list[tuple[str, int | None]] = []
+        self.ids: dict[tuple[str, int | None], int] = {}
 
-    def encode(self, text: str, special: bool, after: list[int]) -> list[int]:
+    def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         assert not special
-        self.asked.append((text, after[-1] if after else None))
-        return [100 + len(self.asked)]
+        key = text, None if list(after) in ([], [self.bos_id]) else after[-1]  # the text begins after a bos too
+        return [self.ids.setdefault(key, 100 + len(self.ids))] if text else []
+
+    def pieces(self, ids: list[int]) -> list[str | int]:
+        """Each text, and the ids of special tokens. Each text must have been encoded after the token before it."""
+        keys = {index: key for key, index in self.ids.items()}
+        for index, before in zip(ids, [None, *ids]):
+            assert index not in keys or keys[index][1] == before
+        return [keys[index][0] if index in keys else index for index in ids]
 
 
 def test_pieces_go_from_one_special_token_to_the_next():
-    recorder = Recorder("</s>", "<image>")
-    ids, labels = encode_conversation(TWO_TURNS, recorder, TEMPLATES["v1"], num_image_tokens=2)
-    assert recorder.asked == [
-        (SYSTEM.replace("human", "user") + " USER: ", None),
-        ("\nWhat is this? ASSISTANT:", 3),
-        (" A red fish.", 102),
-        ("USER: Where is it? ASSISTANT:", 2),
-        (" In the sea.", 104),
+    stop, image = 2, 3
+    tokenizer = PieceTokenizer("</s>", "<image>")
+    [bos, *ids], labels = encode_conversation(TWO_TURNS, tokenizer, TEMPLATES["v1"], num_image_tokens=2)
+    assert bos == tokenizer.bos_id
+    assert tokenizer.pieces(ids) == [
+        SYSTEM.replace("human", "user") + " USER: ",
+        image,
+        image,
+        "\nWhat is this? ASSISTANT:",
+        " A red fish.",
+        stop,
+        "USER: Where is it? ASSISTANT:",
+        " In the sea.",
+        stop,
     ]
-    assert ids == [1, 101, 3, 3, 102, 103, 2, 104, 105, 2]
-    assert labels == [-100] * 5 + [103, 2, -100, 105, 2]
+    assert labels == [-100] * 5 + [ids[4], stop, -100, ids[7], stop]
 
 
 def test_stop_that_is_no_special_token_is_text():
     """As in LLaMA's vocabulary, which has no ###."""
-    recorder = Recorder()
-    encode_conversation(talk("What?", "A fish.", "Where?"), recorder, TEMPLATES["v0"])
-    assert recorder.asked == [
-        (f"{SYSTEM}###\nHuman: What?###\nAssistant:", None),
-        (" A fish.###", 101),
-        ("\n", 102),
-        ("Human: Where?###\nAssistant:", 103),
+    tokenizer = PieceTokenizer()
+    ids, _ = encode_conversation(talk("What?", "A fish.", "Where?"), tokenizer, TEMPLATES["v0"])
+    assert tokenizer.pieces(ids[1:]) == [
+        f"{SYSTEM}###\nHuman: What?###\nAssistant:",
+        " A fish.###",
+        "\n",
+        "Human: Where?###\nAssistant:",
     ]
 
 
@@ -244,7 +258,7 @@ def test_one_token_begins_the_text_where_the_tokenizer_wants_it(tokenizer, templ
     assert ids.count(eager.bos_id) == 1
 
 
-def test_stage_1_is_written_as_in_the_note(tokenizer):
+def test_stage_1_has_the_form_of_the_brief_template(tokenizer):
     note = "X_q, X_v <STOP> \n Assistant: X_a <STOP> \n"
     asked, caption = "Describe the image concisely.", "A red fish at sea."
     text = note.replace(", ", "\n").replace(" <STOP> ", "###").replace("\n A", "\nA")
@@ -264,7 +278,7 @@ def test_labels_are_the_answers_and_their_stops(tokenizer):
 
 @pytest.mark.parametrize("template", ANSWERS)
 def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
-    """Byte by byte: loss lies exactly on what stands between an answer's beginning and the end of the stop after it."""
+    """Byte by byte: the loss covers exactly the text from an answer's beginning to the end of its stop."""
     rng = random.Random(0)
     for _ in range(300):
         turns = fitting(random_talk(rng), template)
@@ -290,7 +304,7 @@ def test_picture_goes_before_or_behind_the_question(written):
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
 @pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
-def test_picture_stands_where_the_coin_says(tokenizer, template, written):
+def test_picture_is_where_the_coin_says(tokenizer, template, written):
     for number in (1, 7, 64):
         for first, text in ((True, "IMAGES\nWhat is this?###"), (False, "What is this?\nIMAGES###")):
             ids, _ = encode_conversation(talk(written, "A fish."), tokenizer, TEMPLATES[template], number, first)
@@ -369,7 +383,7 @@ def test_malformed_turns_are_refused_in_one_line(tokenizer, turns):
 
 
 def test_error_names_the_turn(tokenizer):
-    with pytest.raises(UserError, match="turn 2 "):
+    with pytest.raises(UserError, match=r"\b2\b"):
         encode_conversation([*talk("What?", "A fish."), {"from": "gpt", "value": "Yes."}], tokenizer)
 
 
@@ -378,18 +392,18 @@ LACKING = [("v1", "<image>"), ("llama-2", "<s>"), ("llama-3", "<|begin_of_text|>
 
 @pytest.mark.parametrize("template, mark", LACKING)
 def test_token_that_the_tokenizer_lacks_is_named(template, mark):
-    with pytest.raises(UserError, match=rf"needs the special token {re.escape(mark)}, which the tokenizer lacks"):
-        encode_conversation(TWO_TURNS, Recorder("</s>"), TEMPLATES[template])
+    with pytest.raises(UserError, match=re.escape(mark)):
+        encode_conversation(TWO_TURNS, PieceTokenizer("</s>"), TEMPLATES[template])
 
 
 def test_plain_is_for_one_picture_and_one_caption(tokenizer):
     for turns in (TWO_TURNS, talk("What is this?", "A fish.")):
-        with pytest.raises(UserError, match="one picture and one caption"):
+        with pytest.raises(UserError, match="picture"):
             encode_conversation(turns, tokenizer, TEMPLATES["plain"])
 
 
 def messages(turns: list[dict], as_parts: bool) -> list[dict]:
-    """Turns in transformers' form."""
+    """Turns as messages for transformers."""
     out = []
     for turn in turns:
         content = turn["value"].replace("<image>", "").strip()
@@ -425,8 +439,8 @@ def test_chat_template_refuses_what_we_cannot_write(folder, roles):
         AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=to_jinja(vars(TEMPLATES["v1"])))
 
 
-def test_coin_is_the_same_for_ever():
-    """What it showed when this was written: a run that goes on next year sees the same rows."""
+def test_coin_does_not_change_from_version_to_version():
+    """The values are stored here, because a run resumed with a later version must see the same rows."""
     assert "".join("qv"[image_goes_first(0, 0, row)] for row in range(16)) == "vqvqqvvvvqqqvqvq"
 
 

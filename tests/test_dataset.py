@@ -21,12 +21,12 @@ from minillava.inputs.processor import Processor
 from minillava.inputs.regions import RegionDataset, patches_of_boxes
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
-from minillava.training.distributed import ALONE
+from minillava.training.distributed import SINGLE
 from minillava.training.order import Order, batch_order
 from minillava.training.recipes import Recipe
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
-SIZE = 16  # pixels a side
+SIZE = 16  # pixels per side
 VISION = VisionConfig(image_size=SIZE, patch_size=4)
 
 
@@ -41,7 +41,7 @@ def test_an_epoch_shows_every_row_once(length, batch_size):
     assert sorted(map(len, batches)) == [rest] * (rest > 0) + [batch_size] * full
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     orders = {(seed, epoch): batch_order(200, 8, seed, epoch) for seed in range(3) for epoch in range(3)}
     assert all(order == batch_order(200, 8, *key) for key, order in orders.items())
     assert len({str(order) for order in orders.values()}) == 9
@@ -60,13 +60,13 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def processor(tokenizer) -> Processor:
-    """Four image tokens a picture."""
+    """Four image tokens per picture."""
     return Processor(tokenizer, ImageProcessor.for_size(SIZE), 4)
 
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """A folder of plain pictures, one a colour."""
+    """A folder of plain pictures, one per colour."""
     folder = tmp_path / "images"
     folder.mkdir()
     for colour in COLOURS:
@@ -90,7 +90,7 @@ TOLD_SHORT = {**TOLD, "words": ["sea", "sea", "red", "sea"]}
 
 @pytest.fixture
 def dataset(tmp_path, images, processor):
-    """``dataset(rows, **options)``: rows, or the bytes of a file of them, opened."""
+    """``dataset(rows, **options)`` opens a ConversationDataset of ``rows``, a list or the bytes of a file."""
 
     def make(rows, **options) -> ConversationDataset:
         path = tmp_path / "rows.json"
@@ -140,7 +140,7 @@ def test_rows_without_picture_make_a_batch_without_pixels(dataset, tokenizer):
     assert tokenizer.image_id not in batch["input_ids"]
 
 
-def test_pictures_told_in_words_become_word_ids(dataset, tokenizer):
+def test_pictures_given_as_words_become_word_ids(dataset, tokenizer):
     batch = batch_of(dataset([TOLD, WRITTEN, TOLD_SHORT, pictured("red")]), [2, 1, 0, 3])
     cells = [TOLD_SHORT["words"], TOLD["words"]]
     longest = max(len(tokenizer.encode(f" {text}")) for texts in cells for text in texts)
@@ -152,7 +152,7 @@ def test_pictures_told_in_words_become_word_ids(dataset, tokenizer):
     assert (batch["input_ids"] == tokenizer.image_id).sum(1).tolist() == [4, 0, 4, 4]
 
 
-def test_lines_of_text_become_rows_where_every_token_bears_loss(dataset, tmp_path, tokenizer):
+def test_lines_of_text_become_rows_where_every_token_has_loss(dataset, tmp_path, tokenizer):
     (tmp_path / "text.txt").write_text("It is red.\nA ### in <image> is text.\n")
     data = dataset([pictured("red")], text_path=tmp_path / "text.txt")
     assert len(data) == 3
@@ -186,14 +186,14 @@ def test_captions_take_the_brief_template(dataset, tokenizer):
     assert brief.startswith("<image><image><image><image>\nWhat") and whole.startswith("A chat between")
 
 
-def test_first_turns_alone_end_where_the_answer_begins(processor, tokenizer):
+def test_the_first_turn_ends_where_the_answer_begins(processor, tokenizer):
     (question, labels), (whole, _) = (encode_row(pictured("red"), processor, turns=turns) for turns in (1, None))
     assert whole[: len(question)] == question and set(labels) == {-100}
     assert tokenizer.decode(question).endswith("\nAssistant:")
 
 
 def test_extra_keys_pass_through(dataset, tokenizer):
-    """DESIGN: "Extra keys (such as "type") pass through"; none may change what is learnt."""
+    """Rows keep keys that are not part of the format, and those do not change ids and labels."""
     plain = ids_and_labels(dataset([pictured("red")])[0, 0, 0])
     for key, value in {"text": "red.", "plain": "red.", "label": 3, "captions": [], "url": None}.items():
         data = dataset([pictured("red", **{key: value})])
@@ -252,7 +252,7 @@ def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
 def test_faulty_file_is_named(dataset, tmp_path, content):
     with pytest.raises(UserError) as error:
         dataset(content)
-    assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: not ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: ") and "\n" not in str(error.value)
 
 
 def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer):
@@ -290,7 +290,7 @@ CONTEXTS = [
 
 @pytest.fixture
 def regions(tmp_path, images, tokenizer):
-    """``regions(rows)``: rows, or the text of a file of them, opened with 4 x 4 patches a picture."""
+    """``regions(rows)`` opens a RegionDataset of ``rows``, a list or the text of a file; 4 x 4 patches per picture."""
 
     def make(rows) -> RegionDataset:
         path = tmp_path / "contexts.jsonl"
@@ -306,7 +306,7 @@ def texts(ids: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
 
 
 def test_regions_point_to_their_texts_and_patches(regions, tokenizer):
-    """Every patch that a box covers bears that box's phrase, the smaller box's where two do, and no other does."""
+    """A patch has the phrase of the smallest box that covers its centre, and no phrase if no box does."""
     data, chosen = regions(CONTEXTS), [2, 0, 3, 1]
     batch = batch_of(data, chosen)
     assert batch["pixel_values"].shape == (4, 3, SIZE, SIZE)
@@ -342,7 +342,7 @@ def test_texts_of_a_batch_are_distinct_and_all_used(regions, tokenizer):
             assert set(batch[match].tolist()) == set(range(len(found)))
         shared += len(batch["captions"]) < 4
         assert len(batch["phrases"]) == 4
-    assert shared  # two pictures with one caption did meet, and pointed to one text
+    assert shared  # in some epochs two pictures drew the same caption and shared one text
 
 
 def test_captions_are_drawn_anew_each_epoch_and_alike_within_one(regions, tokenizer):
@@ -415,8 +415,8 @@ def test_empty_lines_are_passed_over_but_counted(regions, tmp_path):
         batch_of(regions(f"{whole}\n\n{json.dumps(context('purple', {}))}\n"), [1])
 
 
-def test_patches_of_boxes_tell_what_word_pictures_tell():
-    """Two programs that read the same boxes agree on what lies in each patch, overlaps included."""
+def test_patches_of_boxes_agree_with_pictures_given_as_words():
+    """patches_of_boxes() and words_by_patch() agree on what is in each patch, overlaps included."""
     rng = random.Random(0)
     for _ in range(500):
         scene = sample_scene(rng)
@@ -436,12 +436,12 @@ def test_workers_give_the_batches_that_one_process_gives(dataset, regions, kind)
     data = regions(CONTEXTS) if kind == "regions" else dataset(rows)
     collate = data.collate_packed if kind == "packed" else data.collate
     size = (lambda row: 0) if kind == "regions" else data.size
-    order = Order(len(data), size, Recipe(1e-3, batch_size=3, epochs=2, accumulation=2), 0, ALONE)
+    order = Order(len(data), size, Recipe(1e-3, batch_size=3, epochs=2, accumulation=2), 0, SINGLE)
     order.steps = range(2 * order.per_epoch)
-    alone, shared = (
+    plain, shared = (
         list(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers)) for workers in (0, 2)
     )
-    assert len(alone) == len(shared) > len(data)
-    for one, other in zip(alone, shared):
+    assert len(plain) == len(shared) > len(data)
+    for one, other in zip(plain, shared):
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

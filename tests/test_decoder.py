@@ -1,4 +1,4 @@
-"""The decoder computes what transformers' LlamaForCausalLM computes, whatever the padding and the cache."""
+"""The decoder computes what transformers' LlamaForCausalLM computes, with and without padding and cache."""
 
 import math
 
@@ -54,7 +54,7 @@ def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
         return decoder(decoder.embed_tokens(ids), *arguments)
 
 
-def test_conversations_that_share_a_row_are_as_they_are_apart(decoder):
+def test_conversations_that_share_a_row_do_not_affect_each_other(decoder):
     one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
     ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)
     mask = torch.tensor([[1] * 7 + [2] * 5 + [0] * 2])
@@ -123,7 +123,7 @@ def test_rope_turns_each_pair_by_its_angle():
                 torch.testing.assert_close(turned[0, head, t, [pair, pair + 4]], expected, **CLOSE)
 
 
-def test_rope_products_depend_on_the_distance_alone():
+def test_rope_products_depend_only_on_the_distance():
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     frequencies = rope_frequencies(DecoderConfig(head_dim=16, rope_theta=1e4))
 
@@ -144,7 +144,7 @@ def test_linear_scaling_reads_a_position_as_an_earlier_one():
 
 
 def test_llama3_scaling_keeps_fast_pairs_slows_slow_ones_and_fades_between():
-    """By wavelengths, as the Llama 3.1 model card's code has it: in positions, the length of one turn."""
+    """From wavelengths, as in Meta's code for Llama 3.1: the number of positions in which a pair turns once."""
     config = DecoderConfig(head_dim=32, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3})
     kinds = set()
     for pair, frequency in enumerate(rope_frequencies(config).tolist()):
@@ -169,7 +169,7 @@ def test_heads_that_cannot_be_shared_or_turned_raise(sizes):
 
 
 def test_cache_gives_each_layer_its_own_past_and_present():
-    """The decoder alone moves ``length`` on, once all layers have written."""
+    """append() leaves ``length`` as it is: the decoder increases it once all layers have written."""
     cache = KVCache(CONFIGS["GQA"], 2, 6, torch.float32, torch.device("cpu"))
     written = {layer: [] for layer in range(2)}
     for length in (3, 1, 2):
@@ -182,7 +182,7 @@ def test_cache_gives_each_layer_its_own_past_and_present():
 
 @pytest.mark.parametrize("part", ["mlp", "self_attn", ""])
 @torch.no_grad()
-def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
+def test_a_block_and_its_parts_are_transformers_llama(decoder, part):
     ours, theirs = decoder.layers[1].get_submodule(part), as_llama(decoder).model.layers[1].get_submodule(part)
     x = torch.randn(2, 7, 32)
     if part == "mlp":
@@ -190,7 +190,7 @@ def test_a_block_and_what_it_is_made_of_are_transformers_llama(decoder, part):
         return
     mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, CLOSED, 0.0)
     cos, sin = rope_tables(torch.arange(7)[None], rope_frequencies(decoder.config))
-    sine = torch.cat(2 * [sin.squeeze(1)[..., 6:]], dim=-1)  # theirs has no sign: the turned half has it
+    sine = torch.cat(2 * [sin.squeeze(1)[..., 6:]], dim=-1)  # theirs has no sign: rotate_half() negates instead
     expected = theirs(x, position_embeddings=(cos.squeeze(1), sine), attention_mask=mask)
     if part == "self_attn":
         expected = expected[0]
@@ -254,7 +254,7 @@ def test_left_padding_changes_nothing(decoder, dtype):
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_right_padding_does_not_change_what_stands_before_it(decoder, with_mask):
+def test_right_padding_does_not_change_the_tokens_before_it(decoder, with_mask):
     ids = torch.randint(50, (1, 6))
     padded, mask = torch.cat([ids, torch.full((1, 5), 7)], dim=1), torch.tensor([[1] * 6 + [0] * 5])
     out = run(decoder, padded, mask if with_mask else None)

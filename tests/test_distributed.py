@@ -1,4 +1,4 @@
-"""Two processes, with DDP and with FSDP2, train what one trains, and go on with one another's checkpoints."""
+"""Two ranks, with DDP or FSDP2, train the same weights as one process, and each resumes the other's checkpoints."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import ADAPTER, WEIGHTS
 from minillava.inputs.image import ImageProcessor
-from minillava.training.distributed import ALONE, Team
+from minillava.training.distributed import SINGLE, Team
 from minillava.training.resume import STATE
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 
 def row(index: int) -> dict:
-    """Questions of different lengths, some without a picture."""
+    """A row of LLaVA JSON; lengths differ, and some rows have no picture."""
     turns = [
         {"from": "human", "value": "What is it?" + " Tell me more." * (index % 4)},
         {"from": "gpt", "value": "The small red fish is at the top." * (1 + index % 3)},
@@ -53,14 +53,14 @@ def row(index: int) -> dict:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tokenizer) -> Path:
-    """A model and rows to train it on."""
+    """A folder with a model and the rows to train it on."""
     folder = tmp_path_factory.mktemp("together")
     vision = VisionConfig(24, 40, 3, 2, image_size=24, patch_size=8, projection_dim=20)
     decoder = DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 12, tie_word_embeddings=True)
     torch.manual_seed(1)
     processor = Processor(tokenizer, ImageProcessor.for_size(24), vision.num_patches)
     model = Llava(LlavaConfig(vision, decoder, image_token_id=tokenizer.image_id), processor)
-    model.language_model.embed_tokens.weight.data *= 0.2  # the head too: a loss of about six, not of thirty
+    model.language_model.embed_tokens.weight.data *= 0.2  # tied to the head: a loss of about 6 instead of 30
     save(model, folder / "model")
     (folder / "rows.json").write_text(json.dumps([row(index) for index in range(50)]))
     for index in range(5):
@@ -70,16 +70,16 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(inputs) -> Path:
-    """What one process trains, and then what two do: all the runs that are compared below."""
+    """All runs that are compared below: first with one process, then with two ranks."""
     folder = inputs
     for stage in (1, 2):
-        run(folder, f"alone{stage}", stage, RECIPE, ALONE)
-    run(folder, "alone-lora", 2, LORA, ALONE)
-    run(folder, "alone-muon", 2, MUON, ALONE)
-    run(folder, "alone-cut", 2, RECIPE, ALONE, cut=True)
+        run(folder, f"single{stage}", stage, RECIPE, SINGLE)
+    run(folder, "single-lora", 2, LORA, SINGLE)
+    run(folder, "single-muon", 2, MUON, SINGLE)
+    run(folder, "single-cut", 2, RECIPE, SINGLE, cut=True)
     for kind in KINDS:
-        shutil.copytree(folder / "alone-cut", folder / f"alone-cut-{kind}")
-        shutil.copy(folder / "alone-cut.metrics.jsonl", folder / f"alone-cut-{kind}.metrics.jsonl")
+        shutil.copytree(folder / "single-cut", folder / f"single-cut-{kind}")
+        shutil.copy(folder / "single-cut.metrics.jsonl", folder / f"single-cut-{kind}.metrics.jsonl")
     done = torchrun("tests/train_together.py", folder)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
@@ -97,7 +97,7 @@ def learnt(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_ends_alike(one: Path, other: Path) -> None:
-    """The same losses, weights, and checkpoint; one that a process alone wrote cannot be told from the rest."""
+    """The same losses and weights, and checkpoints with the same files, tensor shapes and dtypes."""
     torch.testing.assert_close(losses(one), losses(other), rtol=0, atol=1e-5)
     torch.testing.assert_close(learnt(one), learnt(other), rtol=0, atol=1e-4)
     assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
@@ -108,7 +108,7 @@ def assert_ends_alike(one: Path, other: Path) -> None:
 def test_every_row_of_a_batch_falls_to_one_process():
     for size, rows, most in ((2, 7, 2), (3, 1, 2), (4, 32, 4), (1, 5, 2)):
         shares = [Team(rank, size).share(list(range(rows)), most) for rank in range(size)]
-        assert len({len(share) for share in shares}) == 1  # each adds up as many gradients
+        assert len({len(share) for share in shares}) == 1  # every rank has the same number of micro-batches
         assert sorted(row for share in shares for micro in share for row in micro) == list(range(rows))
         assert max(len(micro) for share in shares for micro in share) <= most
 
@@ -116,38 +116,38 @@ def test_every_row_of_a_batch_falls_to_one_process():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_processes_train_what_one_does(folder, kind, stage):
-    alone = losses(folder / f"alone{stage}")
-    assert alone[-5:].mean() < alone[:5].mean()
-    assert_ends_alike(folder / f"{kind}{stage}", folder / f"alone{stage}")
+    single = losses(folder / f"single{stage}")
+    assert single[-5:].mean() < single[:5].mean()
+    assert_ends_alike(folder / f"{kind}{stage}", folder / f"single{stage}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_by_two_and_resumed_by_one_is_as_if_nothing_had_happened(folder, kind):
     out = folder / f"{kind}-cut"
     assert torch.load(out / STATE, weights_only=True)["step"] == 20
-    run(folder, out.name, 2, RECIPE, ALONE, resume=True)
-    assert_ends_alike(out, folder / "alone2")
+    run(folder, out.name, 2, RECIPE, SINGLE, resume=True)
+    assert_ends_alike(out, folder / "single2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_by_one_and_resumed_by_two_is_as_if_nothing_had_happened(folder, kind):
-    assert torch.load(folder / "alone-cut" / STATE, weights_only=True)["step"] == 20
-    assert_ends_alike(folder / f"alone-cut-{kind}", folder / "alone2")
+    assert torch.load(folder / "single-cut" / STATE, weights_only=True)["step"] == 20
+    assert_ends_alike(folder / f"single-cut-{kind}", folder / "single2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
-    """In bfloat16, which rounds at the third digit."""
-    out, alone = folder / f"{kind}-lora", folder / "alone-lora"
-    torch.testing.assert_close(losses(out, FEW), losses(alone, FEW), rtol=0, atol=0.02)
-    assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(alone / ADAPTER).keys()
+    """In bfloat16, which rounds in the third digit, so the tolerance is larger."""
+    out, single = folder / f"{kind}-lora", folder / "single-lora"
+    torch.testing.assert_close(losses(out, FEW), losses(single, FEW), rtol=0, atol=0.02)
+    assert is_adapter(out) and load_file(out / ADAPTER).keys() == load_file(single / ADAPTER).keys()
     assert any(tensor.any() for name, tensor in load_file(out / ADAPTER).items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_muon_turns_whole_matrices_not_slices(folder, kind):
-    """It multiplies in bfloat16, so what it makes of slices differs in the third digit."""
-    one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "alone-muon")
+    """Muon multiplies in bfloat16, so the tolerance is a few percent of the change."""
+    one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "single-muon")
     start = load(folder / "model").state_dict()
     for name, value in other.items():
         moved, apart = (value - start[name]).norm(), (one[name] - value).norm()
@@ -160,7 +160,7 @@ def test_only_the_first_process_writes(folder):
 
 
 def test_an_error_in_one_process_ends_both_with_one_line(inputs, tmp_path):
-    """One row's picture is missing, so only the process that meets it can tell."""
+    """One row's picture is missing, so only the rank that reads this row raises an error."""
     rows = [row(1), row(2), {**row(4), "image": "none.png"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = ("--model", inputs / "model", "--data", tmp_path / "rows.json", "--image-folder", inputs, "--device", "cpu")

@@ -1,4 +1,4 @@
-"""The exercises: made from the source as it is now, judged body by body, and no test passes on an untouched one."""
+"""The exercises: skeletons are the current source without bodies, bodies are judged one by one, faults are caught."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ from lessons.parts import PARTS, PATHS
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
-# One process for all runs, which imports once what is slow to import.
+# One process for all runs: it imports the slow modules once.
 WORKER = """
 import json, sys
 from pathlib import Path
@@ -39,7 +39,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def work() -> Iterator[Callable]:
-    """Calls one of the worker's functions: ("judged", part, folder, seconds) or ("caught_by", part, source)."""
+    """Calls a function in the worker: work("judged", part, folder, seconds) or work("caught_by", part, source)."""
     paths, pipe = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}, subprocess.PIPE
     command = [sys.executable, "-c", WORKER]
     with subprocess.Popen(command, cwd=ROOT, env=paths, stdin=pipe, stdout=pipe, text=True) as process:
@@ -53,12 +53,12 @@ def work() -> Iterator[Callable]:
 
 @pytest.fixture
 def judged(work) -> Callable[..., tuple[int, str]]:
-    """(folder, part) -> what ``pytest tests/test_PART.py --exercise`` ends with, and prints, for the file in there."""
+    """``judged(folder, part)``: exit code and output of ``pytest tests/test_PART.py --exercise`` on folder/PART.py."""
     return lambda folder, part, seconds=60: work("judged", part, str(folder), seconds)
 
 
 def verdicts(printed: str, part: str) -> dict[str, str]:
-    """What the last section says of each body."""
+    """What the last section of the output says of each body."""
     found = dict(re.findall(rf"^{part} (\S+) +(.+)$", printed, re.MULTILINE))
     assert found.keys() == PARTS[part].keys()
     return found
@@ -69,7 +69,7 @@ def source(part: str) -> str:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_skeleton_is_the_source_but_for_the_bodies_in_the_table(part):
+def test_a_skeleton_is_the_source_except_for_the_bodies_in_the_table(part):
     theirs, ours = ast.parse(exercise.skeleton(part)), ast.parse(source(part))
     for tree in (theirs, ours):
         for name in PARTS[part]:
@@ -91,25 +91,25 @@ def untouched(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_no_test_that_comes_to_a_body_passes_on_an_untouched_skeleton(judged, untouched, part):
+def test_no_test_that_reaches_a_body_passes_on_an_untouched_skeleton(judged, untouched, part):
     code, printed = judged(untouched, part)
     told = verdicts(printed, part).values()
-    counts = [re.fullmatch(r"is yet to be written \(tests that fail: (\d+) of (\d+)\)", text) for text in told]
+    counts = [re.fullmatch(r"is yet to be written \((\d+) of (\d+) tests fail\)", text) for text in told]
     assert code == 1 and any(counts)
     assert all(text == "is yet to be written" or count[1] == count[2] for text, count in zip(told, counts)), told
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_body_of_the_solution_is_judged_and_stands(judged, tmp_path, part):
+def test_every_body_of_the_solution_is_judged_and_passes(judged, tmp_path, part):
     (tmp_path / f"{part}.py").write_text(source(part), encoding="utf-8")
     code, printed = judged(tmp_path, part)
     assert code == 0, printed
-    assert all(re.fullmatch(r"stands \(tests: [1-9]\d*\)", text) for text in verdicts(printed, part).values()), printed
+    assert all(re.fullmatch(r"passes \(tests: [1-9]\d*\)", text) for text in verdicts(printed, part).values()), printed
 
 
-def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
-    wrong = "does not stand (tests that fail: 1 of 1)"
-    for name, line, verdict in (("right", "* self.weight", "stands (tests: 1)"), ("wrong", "+ self.weight", wrong)):
+def test_a_body_passes_as_soon_as_it_is_written(judged, untouched, tmp_path):
+    wrong = "does not pass (1 of 1 tests fail)"
+    for name, line, verdict in (("right", "* self.weight", "passes (tests: 1)"), ("wrong", "+ self.weight", wrong)):
         written = (
             (untouched / "decoder.py")
             .read_text(encoding="utf-8")
@@ -124,21 +124,21 @@ def test_a_body_stands_as_soon_as_it_is_written(judged, untouched, tmp_path):
         told = verdicts(printed, "decoder")
         assert code == 1 and told.pop("RMSNorm.forward") == verdict
         assert all(text.startswith("is yet to be written") for text in told.values())
-        assert printed.count("Traceback") == (name == "wrong")  # none for what is not there yet
+        assert printed.count("Traceback") == (name == "wrong")  # none for bodies that are not written yet
         counts = printed.splitlines()[-1]
         assert re.search(r" \d\d to be written in ", counts) and ("1 failed, " in counts) == (name == "wrong")
 
 
-def test_a_body_without_an_end_ends_the_run(judged, tmp_path):
+def test_a_body_that_never_returns_ends_the_run(judged, tmp_path):
     loop = source("projector").replace("return self.linear_2", "while True:\n            self.linear_2")
     (tmp_path / "projector.py").write_text(loop, encoding="utf-8")
     code, printed = judged(tmp_path, "projector", seconds=1)
-    assert code != 0 and re.search(r"test_\S+ has come to no end in 1 s", printed)
-    assert verdicts(printed, "projector")["MLPProjector.forward"].startswith("does not stand")
+    assert code != 0 and re.search(r"test_\S+ did not finish in 1 s", printed)
+    assert verdicts(printed, "projector")["MLPProjector.forward"].startswith("does not pass")
 
 
 FAULTS = {
-    "is not there: python -m lessons.exercise projector writes it": None,
+    "is missing: python -m lessons.exercise projector writes it": None,
     "line 2: ": "import torch\nclass MLPProjector(:\n",
     "cannot be read: 'utf-8' codec": "\xff",
     "lacks LinearProjector, MLPProjector.__init__, MLPProjector.forward": "PROJECTORS = {}\nclass MLPProjector: pass\n",
@@ -171,15 +171,15 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
         run_exercise(monkeypatch, "decoder")
     assert end.value.code == 2 and file.read_text() == "my work"
     [line] = capsys.readouterr().err.splitlines()
-    assert line == f"error: {file} is there already, with your work in it: --force writes it anew"
+    assert line == f"error: {file} exists, with your work in it; --force overwrites it"
     run_exercise(monkeypatch, "decoder", "--force")
     assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
 
 
-def test_a_part_that_is_none_and_a_place_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
+def test_an_unknown_part_and_a_folder_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("exercises").write_text("a file")
-    for part, words in (("optimiser", "'optimiser' is none of the parts: attention, "), ("lora", "lora.py cannot be")):
+    for part, words in (("optimiser", "no part 'optimiser'; the parts are attention, "), ("lora", "lora.py cannot be")):
         with pytest.raises(SystemExit) as end:
             run_exercise(monkeypatch, part)
         [line] = capsys.readouterr().err.splitlines()
@@ -192,7 +192,7 @@ def test_solution_shows_every_body_as_it_is_in_the_source(tmp_path, monkeypatch,
         run_exercise(monkeypatch, "--solution", part)
         shown, found = ast.parse(capsys.readouterr().out).body, definitions(ast.parse(source(part)))
         shown, ours = ([ast.unparse(f).split() for f in fs] for fs in (shown, (found[name] for name in PARTS[part])))
-        assert shown == ours  # but for the docstrings' indentation
+        assert shown == ours  # except for the docstrings' indentation
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""One token at a time, a lone row is read as the decoder reads it all at once."""
+"""The fast pass of one row: reading it token by token gives what the decoder gives for the whole row."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from minillava.model.lora import add_lora, merge_lora
 
 @torch.no_grad()
 def stepped(decoder: Decoder, ids: torch.Tensor, prompt: int) -> torch.Tensor:
-    """Logits at ids (1, T) from position ``prompt`` on, a step each after a prompt that the decoder reads."""
+    """Logits (T - prompt, V) of ids (1, T) from position ``prompt`` on: the decoder reads the prompt, Step the rest."""
     dtype = decoder.embed_tokens.weight.dtype
     cache = KVCache(decoder.config, 1, ids.shape[1], dtype, torch.device("cpu"))
     decoder(decoder.embed_tokens(ids[:, :prompt]), cache=cache)
@@ -34,7 +34,7 @@ def test_steps_give_the_logits_of_the_whole_row(randomise, name, prompt):
 
 
 @torch.no_grad()
-def test_what_the_steps_keep_is_what_the_decoder_keeps(randomise):
+def test_steps_fill_the_cache_as_the_decoder_does(randomise):
     decoder, ids = randomise(Decoder(CONFIGS["GQA"])), torch.randint(50, (1, 9))
     whole, parts = (KVCache(decoder.config, 1, 9, torch.float32, torch.device("cpu")) for _ in range(2))
     decoder(decoder.embed_tokens(ids), cache=whole)
@@ -55,7 +55,7 @@ def test_in_half_precision_steps_are_as_close_to_float32_as_the_decoder_is(rando
     assert (ours - exact).norm() < 1.5 * (theirs - exact).norm()
 
 
-def test_a_sum_of_squares_beyond_float16_is_no_infinity(randomise):
+def test_a_sum_of_squares_beyond_float16_does_not_overflow(randomise):
     decoder, ids = randomise(Decoder(CONFIGS["MHA"])).half(), torch.randint(50, (1, 5))
     with torch.no_grad():
         decoder.embed_tokens.weight.mul_(300 / decoder.embed_tokens.weight.abs().mean())

@@ -1,4 +1,4 @@
-"""The caption filter against a brute-force reading of the paper's rule, and its rows against what training reads."""
+"""The caption filter, compared with a brute-force version of the paper's rule; training reads its rows."""
 
 import json
 import random
@@ -62,7 +62,7 @@ def test_rules_find_noun_phrases(caption):
 
 
 def without_spacy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "spacy", None)  # importing it is an ImportError
+    monkeypatch.setitem(sys.modules, "spacy", None)  # importing it raises ImportError
 
 
 def test_rules_serve_where_spacy_or_its_model_is_missing(monkeypatch):
@@ -78,7 +78,7 @@ def test_rules_serve_where_spacy_or_its_model_is_missing(monkeypatch):
 
 
 def test_spacy_serves_where_it_is_there(monkeypatch):
-    """A stand-in that parses "DET:the NOUN:fish | ..." as spaCy would: phrases between bars, words with their kinds."""
+    """A fake spaCy reads "DET:the NOUN:fish | ...": bars separate noun phrases, and words have their part of speech."""
 
     def token(text: str):
         kind, word = text.split(":")
@@ -110,7 +110,7 @@ def numbered(corpus: list[list[str]]) -> tuple[Phrases, array]:
 
 
 def brute_force(corpus: list[list[str]], most: int, rng: random.Random) -> set[int]:
-    """The paper's appendix, sentence by sentence."""
+    """The rule in the paper's appendix, sentence by sentence: the captions it takes."""
     captions: dict[str, list[int]] = {}
     for index, held in enumerate(corpus):
         for phrase in held:
@@ -124,7 +124,7 @@ def brute_force(corpus: list[list[str]], most: int, rng: random.Random) -> set[i
 
 
 def random_corpus(rng: random.Random) -> list[list[str]]:
-    """A few phrases in most captions, many in few: phrase k about as often as 1 in k."""
+    """A few frequent phrases and many rare ones: phrase k has a frequency proportional to 1 / k."""
     words = [f"p{k}" for k in range(1, 200)]
     weights = [1 / k for k in range(1, 200)]
     return [list(dict.fromkeys(rng.choices(words, weights, k=rng.randrange(5)))) for _ in range(rng.randrange(1, 400))]
@@ -139,8 +139,8 @@ def test_selection_is_the_brute_force_one_where_nothing_is_drawn(monkeypatch):
         assert {index for index, yes in enumerate(taken) if yes} == brute_force(corpus, 10**6, rng)
 
 
-def test_what_is_drawn_has_the_brute_force_ones_distribution(monkeypatch):
-    """Each caption is taken as often as by brute force, and as many are: 1,500 draws of each, four standard errors."""
+def test_random_draws_have_the_distribution_of_brute_force(monkeypatch):
+    """Frequencies of captions and of sample sizes agree with brute force: 1,500 draws each, four standard errors."""
     monkeypatch.setattr(module, "MOST", 6)
     corpus = [["a"]] * 10 + [["a", "b"]] * 4 + [["b"]] * 8 + [["c"]] * 6 + [["c", "a", "d"]] + [["d"], ["e"], []]
     draws = 1500
@@ -177,7 +177,7 @@ def test_a_phrase_gives_100_captions_at_most_and_all_up_to_100():
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch) -> list[tuple[str, str, list[str]]]:
-    """(image, caption, its phrases): 900 captions, with phrases in 1 to 400 of them. Written in all three forms."""
+    """(image, caption, its phrases) for 900 captions, in all three formats; a phrase is in 1 to 282 of them."""
     without_spacy(monkeypatch)
     rng = random.Random(3)
     rows = []
@@ -234,7 +234,7 @@ def test_planted_corpus_is_filtered_as_by_brute_force(planted, tmp_path):
         assert picture.size == (1280, 720) and len(picture.getcolors(100_000)) > 3
 
 
-def test_the_three_forms_are_read_alike(planted, tmp_path):
+def test_the_three_formats_are_read_alike(planted, tmp_path):
     for name in ("a.tsv", "b.json", "c.json"):
         assert list(read_captions(tmp_path / name)) == [(image, caption) for image, caption, _ in planted]
         filter_captions(tmp_path / name, tmp_path / f"out.{name}")
@@ -272,19 +272,19 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
 
 
 WRONG = {
-    "a.txt": ("x\ty\n", "a.txt: neither .json nor .tsv"),
+    "a.txt": ("x\ty\n", "a.txt: not a .json or .tsv file"),
     "a.tsv": ("", "a.tsv: empty"),
     "b.tsv": ("1.jpg\ta fish\n2.jpg a fish\n", "b.tsv: line 2: not image, tab, caption"),
     "c.tsv": ("1.jpg\ta fish\n\n", "c.tsv: line 2: not image"),
     "d.tsv": ("1.jpg\ta\tfish\n", "d.tsv: line 1: not image"),
     "e.tsv": ("1.jpg\t \n", "e.tsv: line 1: no image with a caption"),
     "f.tsv": ("\ta fish\n", "f.tsv: line 1: no image with a caption"),
-    "g.tsv": ("1.jpg\tan <image> of a fish\n", "g.tsv: line 1: the caption holds <image>"),
+    "g.tsv": ("1.jpg\tan <image> of a fish\n", "g.tsv: line 1: the caption contains <image>"),
     "h.tsv": (b"1.jpg\ta fish\n2.jpg\t\xff\n", "h.tsv: line 2: not UTF-8"),
     "i.tsv": (b"x" * (1 << 21), "i.tsv: line 1: longer than"),
     "j.tsv": ("1.jpg\ta fish\n2.jpg\ta fish\n3.jpg\ta boat\n", "j.tsv: no noun phrase is in 3 captions"),
     "k.tsv": ("1.jpg\tthis\n", "k.tsv: no noun phrase is in 3 captions"),
-    "a.json": ("[]", "a.json: not a list of rows"),
+    "a.json": ("[]", "a.json: an empty list"),
     "b.json": ('[{"image": "1.jpg", "caption": "a fish"},\n{"image": "2.jpg"', "b.json: not JSON at row 1, line 2"),
     "c.json": ('[{"image": "1.jpg"}]', "c.json: row 0: no image with a caption"),
     "d.json": ('[{"image": ["1.jpg"], "caption": "a fish"}]', "d.json: row 0: no image with a caption"),
@@ -313,4 +313,4 @@ def test_the_program_says_which_chunker_runs_and_keeps_what_is_there(tmp_path):
     assert re.search(r"^  red fish +5 +5$", done.stdout, re.MULTILINE)
     assert len(json.loads((tmp_path / "out.json").read_text())) == 5
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.strip().endswith("out.json: is there already")
+    assert again.returncode == 2 and again.stderr.strip().endswith("out.json: already exists")

@@ -1,4 +1,4 @@
-"""Greedy decoding is transformers' generate, token for token; stops, sampling and the stream do what they say."""
+"""Greedy decoding equals transformers' generate, token for token; stops, sampling and streaming."""
 
 import pytest
 import torch
@@ -51,14 +51,14 @@ def test_greedy_is_transformers_generate(model, tmp_path):
         assert len(set(ours[0].tolist())) > 10
 
 
-def test_a_left_padded_batch_is_what_each_row_gives_alone(model):
+def test_a_left_padded_batch_gives_what_each_row_gives_by_itself(model):
     prompts = [prompt(model, question) for question in ("What is it?", "Is the small green fish near the bottom?")]
     pixel_values = torch.randn(2, 3, 24, 24)
     ids, mask = left_padded(model, prompts)
     together = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask)
     for row in range(2):
-        alone = model.generate(prompts[row], pixel_values[row : row + 1], max_new_tokens=20, stop_ids=[])
-        assert together[row].tolist() == alone[0].tolist()
+        single = model.generate(prompts[row], pixel_values[row : row + 1], max_new_tokens=20, stop_ids=[])
+        assert together[row].tolist() == single[0].tolist()
 
 
 def test_a_left_padded_batch_is_transformers_generate(model, tmp_path):
@@ -108,12 +108,12 @@ def test_each_new_token_costs_one_pass_of_length_one(model, rows):
     assert lengths == [ids.shape[1], 1, 1, 1, 1]
 
 
-def test_padding_before_a_lone_row_changes_nothing(model):
+def test_padding_before_a_single_row_changes_nothing(model):
     ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
     padded = torch.nn.functional.pad(ids, (7, 0), value=model.processor.tokenizer.pad_id)
     mask = torch.nn.functional.pad(torch.ones_like(ids), (7, 0))
-    alone = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
-    assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(alone)
+    single = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
+    assert model.generate(padded, pixel_values, max_new_tokens=20, stop_ids=[], attention_mask=mask).equal(single)
 
 
 def test_what_lora_learnt_is_in_the_answer(model):
@@ -213,7 +213,7 @@ def test_stream_holds_back_what_may_be_the_beginning_of_the_stop(tokenizer):
     assert pieces(tokenizer, list(b"a#b")) == ["a", "#b"]
     assert pieces(tokenizer, list(b"a##b")) == ["a", "##b"]
     assert "".join(pieces(tokenizer, list(b"a###b"))) == "a"
-    assert "".join(pieces(tokenizer, list(b"a##"))) == "a##"  # the model ended before it became a stop
+    assert "".join(pieces(tokenizer, list(b"a##"))) == "a##"  # the model ended before the stop was complete
     assert "".join(pieces(tokenizer, [*b"a##", tokenizer.eos_id])) == "a##"
 
 

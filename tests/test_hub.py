@@ -1,4 +1,4 @@
-"""Hub ids become folders where huggingface_hub and a network are there, and one clear line where they are not."""
+"""Hub ids: huggingface_hub downloads them to a folder; without it or without a network, the error is one line."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ NAME = "someone/some-llava.v1"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> SimpleNamespace:
-    """A stand-in for huggingface_hub; ``content`` is what the repository holds, ``calls`` what was asked for."""
+    """A fake huggingface_hub: ``content`` lists the files in the repository, ``calls`` the downloads requested."""
     cache = tmp_path / "cache"
     cache.mkdir()
     hub = SimpleNamespace(content=[], calls=[], cache=cache)
@@ -40,7 +40,7 @@ def refusal(name) -> str:
     return str(caught.value)
 
 
-def test_a_folder_is_itself_whatever_it_is_called(tmp_path, monkeypatch, hub):
+def test_an_existing_folder_is_used_whatever_its_name(tmp_path, monkeypatch, hub):
     (tmp_path / NAME).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve_folder(NAME) == Path(NAME) and resolve_folder(tmp_path) == tmp_path
@@ -84,7 +84,7 @@ def test_that_there_is_no_such_folder_is_said_before_the_hub_is_asked(hub, capsy
 
 
 def test_offline_a_line_says_how_to_get_the_folder():
-    """The real package, told to stay offline."""
+    """With the real package, in offline mode."""
     text = refusal(NAME)
     assert text.startswith(f"{NAME}: no such folder") and "give its path" in text and "pip install" not in text
 

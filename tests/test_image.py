@@ -1,4 +1,4 @@
-"""Pictures: the same numbers as transformers' image processors; what is broken or leads astray is refused."""
+"""Pictures: the pixels are those of transformers' image processors; broken files and unsafe paths are refused."""
 
 import json
 import random
@@ -53,10 +53,10 @@ def by_transformers(image: Image.Image, **config) -> np.ndarray:
 def check(path: Path, reference: Image.Image, size: int) -> None:
     theirs = by_transformers(reference, size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     assert same(ImageProcessor.for_size(size)(open_image(path)), theirs) and theirs.shape == (3, size, size)
-    assert theirs.std() > 0.1  # not a blank picture, which would prove little
+    assert theirs.std() > 0.1  # a blank picture would prove little
 
 
-# In the last four, size * (long / short) and (size / short) * long round to different whole numbers.
+# In the last four, size * (long / short) and (size / short) * long truncate to different integers for size 64.
 SIZES = [
     (64, 64), (65, 64), (64, 65), (37, 91), (200, 101), (1, 50), (3, 7), (501, 333),
     (49, 196), (196, 49), (98, 49), (343, 49),
@@ -83,10 +83,10 @@ def test_cmyk_jpeg_gives_transformers_numbers(tmp_path):
     assert Image.open(tmp_path / "picture.jpg").mode == "CMYK"
     check(tmp_path / "picture.jpg", Image.open(tmp_path / "picture.jpg"), 64)
     off = np.abs(np.int32(open_image(tmp_path / "picture.jpg")) - np.int32(picture()))
-    assert off.mean() < 10  # and its colours are those that went in, none of them turned round
+    assert off.mean() < 10  # and its colours are the original ones, not inverted
 
 
-GREYS = pattern(90, 70, 1)[..., 0]  # 0..255; each of the pictures below shows this one
+GREYS = pattern(90, 70, 1)[..., 0]  # 0..255; each of the files below holds this picture
 DEEP = {
     "16-bit PNG": ("I;16", "png", GREYS.astype(np.uint16) * 257),
     "16-bit PNG, greys between": ("I;16", "png", (GREYS * 257.0 + np.where(GREYS % 2, 120, -120)).clip(0, 65535)),
@@ -94,7 +94,7 @@ DEEP = {
     "16-bit PGM": ("I", "pgm", GREYS.astype(np.int32) * 257),
     "floats from 0 to 1": ("F", "tif", np.float32(GREYS / 255)),
     "floats from 0 to 255": ("F", "tif", np.float32(GREYS)),
-    "floats with one that is no number": ("F", "tif", np.where(GREYS == 0, np.nan, np.float32(GREYS / 255))),
+    "floats with NaN": ("F", "tif", np.where(GREYS == 0, np.nan, np.float32(GREYS / 255))),
 }
 
 
@@ -157,8 +157,8 @@ def test_a_picture_in_memory_is_treated_like_its_file(tmp_path, mode):
 
 SQUARE = {"height": 40, "width": 40}
 CONFIGS = {
-    "old whole numbers": {"size": 40, "crop_size": 40},
-    "a whole number for a square": {"size": 40, "crop_size": 30, "default_to_square": True},
+    "integer sizes": {"size": 40, "crop_size": 40},
+    "integer size for a square": {"size": 40, "crop_size": 30, "default_to_square": True},
     "both sides given": {"size": {"height": 30, "width": 51}, "do_center_crop": False},
     "both sides given, then a crop": {"size": {"height": 30, "width": 51}, "crop_size": {"height": 21, "width": 40}},
     "crop larger than the picture": {"size": {"shortest_edge": 20}, "crop_size": {"height": 65, "width": 47}},
@@ -167,7 +167,7 @@ CONFIGS = {
     "neither resize nor crop": {"do_resize": False, "do_center_crop": False},
     "no crop": {"size": {"shortest_edge": 33}, "do_center_crop": False},
     "0..255": {"size": 40, "crop_size": 40, "do_rescale": False, "do_normalize": False},
-    "0..255 less a mean": {"size": 40, "crop_size": 40, "do_rescale": False, "image_mean": [99, 120.5, 130]},
+    "0..255 minus a mean": {"size": 40, "crop_size": 40, "do_rescale": False, "image_mean": [99, 120.5, 130]},
     "0..1": {"size": 40, "crop_size": 40, "do_normalize": False},
     "-1..1": {"size": 40, "crop_size": 40, "image_mean": 0.5, "image_std": 0.5},
     "other numbers": {
@@ -203,13 +203,13 @@ def test_any_configuration_gives_transformers_numbers(config):
 
 
 def test_the_filter_makes_a_difference():
-    """Otherwise the test above could not tell one from another."""
+    """Otherwise the test above could not tell the filters apart."""
     results = [processor(CONFIGS[f"filter {k}"])(picture(64, 64)) for k in range(6)]
     assert all((one - other).abs().max() > 0.01 for i, one in enumerate(results) for other in results[:i])
 
 
 def test_padding_is_what_the_llava_authors_do():
-    """Their words: a square of the mean colour, the picture in its middle."""
+    """LLaVA-1.5 puts the picture in the middle of a square of the mean colour."""
     image = picture(37, 60)
     square = Image.new("RGB", (60, 60), (122, 116, 104))
     square.paste(image, (11, 0))
@@ -218,7 +218,7 @@ def test_padding_is_what_the_llava_authors_do():
 
 
 def test_padding_is_not_clips():
-    """Its own do_pad makes the pictures of a batch alike, which they are."""
+    """CLIPImageProcessor's do_pad only makes the pictures of a batch equal in size, which they are after the crop."""
     config = {"do_pad": True, "size": 40, "crop_size": 40}
     theirs = CLIPImageProcessorPil(**config)(picture(37, 60), return_tensors="np")["pixel_values"][0]
     ours = from_dict({**config, "image_processor_type": "CLIPImageProcessor"})
@@ -343,13 +343,13 @@ def test_any_values_give_pixels_or_a_user_error():
 
 
 def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
-    """With a small limit: without the check, a picture of 1 x 100,000 would take 15 GB here too."""
+    """With a small MAX_PIXELS, so that small pictures exceed it. 1 x 100,000 pixels at size 224 would take 15 GB."""
     small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
     monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
     assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
-    with pytest.raises(UserError, match="10 x 21 pixels would be resized to 64 x 134"):
+    with pytest.raises(UserError, match="10 x 21 pixels would become 64 x 134"):
         small(picture(10, 21))
-    with pytest.raises(UserError, match="1 x 91 pixels would be resized to 91 x 91"):
+    with pytest.raises(UserError, match="1 x 91 pixels would become 91 x 91"):
         padding(picture(1, 91))
 
 
@@ -359,7 +359,7 @@ def encoded(form: str) -> bytes:
     return file.getvalue()
 
 
-# A DDS header with no pixel format: Pillow answers with NotImplementedError.
+# A DDS header with no pixel format: Pillow raises NotImplementedError.
 DDS = b"DDS " + bytes([124, 0, 0, 0]) + bytes(4) + bytes([4, 0, 0, 0]) * 2 + bytes(108)
 
 BROKEN = {
@@ -368,7 +368,7 @@ BROKEN = {
     "cut-off PNG": encoded("PNG")[:-200],
     "cut-off JPEG": encoded("JPEG")[:-200],
     "PNG with a flipped byte": encoded("PNG")[:60] + bytes([encoded("PNG")[60] ^ 255]) + encoded("PNG")[61:],
-    "PNG header alone": encoded("PNG")[:33],
+    "only a PNG header": encoded("PNG")[:33],
     "unknown kind of DDS": DDS,
 }
 
@@ -410,7 +410,7 @@ def test_missing_picture_and_folder_are_named(tmp_path):
 
 def test_too_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = tmp_path / "picture.png"
-    path.write_bytes(encoded("PNG")[:60])  # cut off in the pixels: decoding it would fail another way
+    path.write_bytes(encoded("PNG")[:60])  # cut off in the pixel data: decoding it would raise another error
     monkeypatch.setattr(image_module, "MAX_PIXELS", 40 * 30 - 1)
     with pytest.raises(UserError, match="40 x 30 pixels is more than 1,199"):
         open_image(path)
@@ -429,7 +429,7 @@ def test_picture_that_claims_billions_of_pixels_is_refused(tmp_path):
 
 @pytest.fixture
 def house(tmp_path) -> Path:
-    """A folder beside secret files, with ways out of it."""
+    """A folder next to secret files, with links that lead out of it."""
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     (tmp_path / "images secret").mkdir()

@@ -1,6 +1,6 @@
-"""The build of instruction data: the mix, a teacher behind an endpoint that fails in every way, breaks in mid-build.
+"""Building instruction data: the mix of kinds, endpoints that fail in every way, and builds that are interrupted.
 
-What a disturbed build writes must be what an undisturbed one writes, byte for byte, and no prompt is answered twice.
+A disturbed build must write the same bytes as an undisturbed one, and no prompt may be answered twice.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def no_key_and_no_proxy(monkeypatch):
 
 @pytest.fixture
 def contexts(tmp_path) -> Path:
-    """Pictures whose captions tell them apart."""
+    """A file of PICTURES pictures, each with its own caption."""
     path = tmp_path / "contexts.jsonl"
     box = {"category": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}
     lines = [
@@ -56,7 +56,7 @@ def contexts(tmp_path) -> Path:
 
 @pytest.fixture
 def book(tmp_path) -> Path:
-    """As many scenes of the picture-book, told in full."""
+    """A file of PICTURES picture-book scenes, with all captions and boxes."""
     rng = random.Random(0)
     path = tmp_path / "book.jsonl"
     with open(path, "w") as file:
@@ -69,7 +69,7 @@ def book(tmp_path) -> Path:
 
 
 def build_by_rule(monkeypatch, contexts: Path, out: Path, *more: str) -> None:
-    """The program with the scripted teacher."""
+    """Run the program with the scripted teacher."""
     argv = ["instruct", "--contexts", str(contexts), "--teacher", "scripted", "--out", str(out), *more]
     monkeypatch.setattr(sys, "argv", argv)
     instruct.main()
@@ -81,7 +81,7 @@ def arguments(contexts: Path, out: Path, url: str, **more) -> list[str]:
 
 
 def build(monkeypatch, *args, **more) -> None:
-    """The program in this process, without a wait after broken bodies."""
+    """Run the program in this process, without the pause after a broken response."""
     monkeypatch.setattr(instruct, "OpenAITeacher", partial(OpenAITeacher, pause=0.0))
     monkeypatch.setattr(sys, "argv", ["instruct", *arguments(*args, **more)])
     instruct.main()
@@ -89,7 +89,7 @@ def build(monkeypatch, *args, **more) -> None:
 
 @pytest.fixture
 def start():
-    """The program in a process of its own, which does not outlive the test."""
+    """``start(...)`` runs the program in another process, which is killed at the end of the test."""
     processes = []
 
     def run(*args, **more) -> subprocess.Popen:
@@ -121,7 +121,7 @@ def once_each(endpoint: Endpoint) -> bool:
 
 @pytest.fixture
 def undisturbed(contexts, tmp_path, monkeypatch) -> bytes:
-    """The file that a build without trouble writes."""
+    """The file that a build without failures writes."""
     out = tmp_path / "undisturbed.json"
     with Endpoint() as endpoint:
         build(monkeypatch, contexts, out, endpoint.url, concurrency=1)
@@ -141,7 +141,7 @@ def test_the_mix_is_kept_for_any_number_of_pictures():
     assert [kinds.count(kind) for kind in prompts.KINDS] == [58, 23, 77]
 
 
-def test_the_seed_alone_draws_the_lots():
+def test_the_draw_depends_only_on_the_seed():
     pictures = [Context(f"{n}", f"{n}.jpg", ("A dog.",), ()) for n in range(300)]
     plan = partial(instruct.list_jobs, pictures, (58, 23, 77))
     assert plan(0) == plan(0) != plan(1)
@@ -151,7 +151,7 @@ def test_the_seed_alone_draws_the_lots():
     assert all(job.question is None for job in plan(0) if job.kind != "detail")
     seeds = {job.request(seed, attempt).seed for job in plan(0) for seed in (0, 1) for attempt in (0, 1)}
     assert len(seeds) == 4 * len(plan(0))
-    half = len(described) // 2  # the lots fall all over the pictures
+    half = len(described) // 2  # the draw is spread over all pictures
     assert 100 < int(described[half].context.id) < 200
 
 
@@ -207,7 +207,7 @@ def test_a_killed_build_goes_on_without_asking_twice(start, undisturbed, context
         process.communicate()
         assert not out.exists() and len(entries(out)) == done == sum(endpoint.answered.values())
         with open(f"{out}.journal.jsonl", "a") as file:
-            file.write('{"id": "p19-reasoning", "reply": "Question: Wh')  # as if the kill had come in mid-write
+            file.write('{"id": "p19-reasoning", "reply": "Question: Wh')  # as if killed while writing a line
         endpoint.behave = lambda prompt, times: "ok"
         build(monkeypatch, contexts, out, endpoint.url)
         assert once_each(endpoint) and len(entries(out)) == REQUESTS
@@ -243,7 +243,7 @@ def test_a_second_interrupt_ends_at_once(start, contexts, tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors
 
 
-def test_what_is_never_in_the_form_is_counted_and_listed(undisturbed, contexts, tmp_path, monkeypatch, capsys):
+def test_replies_that_stay_malformed_are_counted_and_listed(undisturbed, contexts, tmp_path, monkeypatch, capsys):
     bad = {"Dog number 3 ": "A dog.\n===\nA dog.", "Dog number 5 ": "cut", "Dog number 8 ": 400}
 
     def behave(prompt: str, times: int):
@@ -257,13 +257,13 @@ def test_what_is_never_in_the_form_is_counted_and_listed(undisturbed, contexts, 
         assert json.loads(out.read_text()) == [row for row in rows if row not in refused]
         assert len(endpoint.asked) == REQUESTS + len(refused)
         printed = capsys.readouterr().out.splitlines()
-        assert f"refused: {len(refused)} of {REQUESTS} rows, without a usable reply" in printed
+        assert f"refused: {len(refused)} of {REQUESTS} rows have no usable reply" in printed
         assert len([line for line in printed if line.startswith("  p")]) == len(refused)
         assert "  p3, reasoning: block 1 is not one 'Question: ...'" in printed
-        assert "  p5, reasoning: no whole text (finish_reason length)" in printed
+        assert "  p5, reasoning: incomplete text (finish_reason length)" in printed
         assert any(line.startswith("  p8, reasoning: ") and "status 400 is meant" in line for line in printed)
 
-        build(monkeypatch, contexts, out, endpoint.url, attempts=2)  # each has had its attempts
+        build(monkeypatch, contexts, out, endpoint.url, attempts=2)  # no attempts are left
         assert len(endpoint.asked) == REQUESTS + len(refused)
         endpoint.behave = lambda prompt, times: "ok"
         build(monkeypatch, contexts, out, endpoint.url, attempts=3)
@@ -286,7 +286,7 @@ def test_answers_that_name_their_source_are_dropped(contexts, tmp_path, monkeypa
     assert rows.keys() == {"p0-conversation", "p2-conversation"}
     assert rows["p0-conversation"] == rows["p2-conversation"] == conversation([("Awake?", "No, asleep.")])
     printed = capsys.readouterr().out
-    assert "dropped: 4 answers that name captions or boxes as their source; so 1 of 3 rows" in printed
+    assert "dropped: 4 answers that mention captions or boxes, and with them 1 of 3 rows" in printed
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -319,7 +319,7 @@ def test_a_journal_of_another_build_is_refused(contexts, tmp_path, monkeypatch):
             ("mix", {"mix": "1:1:1"}),
             ("seed", {"seed": 1}),
         ):
-            with pytest.raises(UserError, match=f"out.json.journal.jsonl: of a build with other {other};"):
+            with pytest.raises(UserError, match=f"out.json.journal.jsonl: belongs to a build with other {other};"):
                 again(**{"limit": 3, **more})
         monkeypatch.setattr(instruct, "messages", lambda kind, context: [])
         with pytest.raises(UserError, match=r"other prompts;"):
@@ -345,7 +345,7 @@ def test_a_journal_with_a_line_that_no_build_wrote_is_refused(line, contexts, tm
 
 def test_a_file_that_no_build_wrote_is_not_overwritten(contexts, tmp_path, monkeypatch):
     (tmp_path / "out.json").write_text("mine")
-    with Endpoint() as endpoint, pytest.raises(UserError, match=r"out.json: is there already"):
+    with Endpoint() as endpoint, pytest.raises(UserError, match=r"out.json: already exists"):
         build(monkeypatch, contexts, tmp_path / "out.json", endpoint.url)
     assert not endpoint.asked and (tmp_path / "out.json").read_text() == "mine"
 
@@ -409,12 +409,12 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nothing(contexts, tmp_path
 @pytest.mark.parametrize(
     "more, line",
     [
-        ({"mix": "1:2"}, "--mix 1:2: three whole numbers"),
-        ({"mix": "0:0:0"}, "--mix 0:0:0: three whole numbers"),
-        ({"mix": "1:-2:3"}, "--mix 1:-2:3: three whole numbers"),
-        ({"limit": 0}, "--limit must be more than nothing"),
-        ({"attempts": -1}, "--attempts must be more than nothing"),
-        ({"timeout": "nan"}, "--timeout must be more than nothing"),
+        ({"mix": "1:2"}, "--mix 1:2: must be three whole numbers"),
+        ({"mix": "0:0:0"}, "--mix 0:0:0: must be three whole numbers"),
+        ({"mix": "1:-2:3"}, "--mix 1:-2:3: must be three whole numbers"),
+        ({"limit": 0}, "--limit must be greater than 0"),
+        ({"attempts": -1}, "--attempts must be greater than 0"),
+        ({"timeout": "nan"}, "--timeout must be greater than 0"),
         ({"model": ""}, "--teacher openai needs --model"),
         ({"out": "/no/where/out.json"}, "/no/where/out.json.journal.jsonl: No such file or directory"),
     ],
@@ -424,20 +424,20 @@ def test_a_mistake_gets_one_line(more, line, contexts, tmp_path, monkeypatch):
         build(monkeypatch, contexts, **{"out": tmp_path / "out.json", "url": endpoint.url, **more})
 
 
-def test_pictures_that_nothing_is_known_of_are_left_out(contexts, tmp_path, monkeypatch, capsys):
+def test_pictures_without_captions_and_boxes_are_left_out(contexts, tmp_path, monkeypatch, capsys):
     nothing = {"id": "none", "image": "none.jpg", "captions": [], "instances": []}
     contexts.write_text(json.dumps(nothing) + "\n" + contexts.read_text())
     out = tmp_path / "out.json"
     with Endpoint() as endpoint:
         build(monkeypatch, contexts, out, endpoint.url, mix="0:0:1")
         assert len(endpoint.asked) == len(json.loads(out.read_text())) == PICTURES
-        assert f"left out: 1 of {PICTURES + 1} pictures, with neither captions nor boxes" in capsys.readouterr().out
+        assert f"left out: 1 of {PICTURES + 1} pictures have neither captions nor boxes" in capsys.readouterr().out
         with pytest.raises(UserError, match="no picture has captions or boxes"):
             build(monkeypatch, contexts, out, endpoint.url, limit=1)
 
 
 def test_the_scripted_teacher_writes_rows_that_training_reads(book, tmp_path, tokenizer, monkeypatch, capsys):
-    """With no network and no package, twice the same."""
+    """Without network and openai package, and with the same bytes in two builds."""
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     monkeypatch.setitem(sys.modules, "openai", None)
     for out in files:
@@ -462,10 +462,10 @@ def test_the_scripted_teacher_refuses_photographs_before_anything_is_written(
     assert ended.value.code == 2 and sorted(tmp_path.iterdir()) == before
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: picture 'p0' ") and "--teacher openai" in line
-    build_by_rule(monkeypatch, contexts, tmp_path / "out.json", "--limit", str(PICTURES))  # the book's pages alone
+    build_by_rule(monkeypatch, contexts, tmp_path / "out.json", "--limit", str(PICTURES))  # only scenes of the book
 
 
-def test_a_dry_run_shows_the_prompts_of_photographs_whoever_is_the_teacher(contexts, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_with_the_scripted_teacher_shows_the_prompts_of_photographs(contexts, tmp_path, monkeypatch, capsys):
     build_by_rule(monkeypatch, contexts, tmp_path / "out.json", "--dry-run")
     printed = capsys.readouterr().out
     assert "Dog number 0 sleeps." in printed and f"{REQUESTS} requests" in printed

@@ -1,5 +1,5 @@
-"""Towers that transformers wrote, joined and trained by ``train.py``: transformers opens what comes out, and says the
-same about a picture."""
+"""Towers saved by transformers, joined and trained by ``train.py``: transformers opens the result and gives the same
+answer about a picture."""
 
 import json
 import sys
@@ -28,14 +28,14 @@ from minillava.errors import UserError
 from minillava.formats.chat_template import to_jinja
 from minillava.inputs.templates import TEMPLATES
 
-VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # no more than its signs
+VICUNA = "{% for message in messages %}USER: {{ message }} ASSISTANT: {% endfor %}"  # only what it is recognised by
 PICTURE_SIZE = 32
 
 
 @pytest.fixture
 def towers(tmp_path, randomise) -> tuple[Path, Path]:
-    """A CLIP folder whose pictures are squashed and normalised unlike CLIP's, and a LLaMA folder with SentencePiece's
-    tokenizer and Vicuna's chat template."""
+    """A CLIP folder whose image processor squashes pictures and has its own mean and std, and a LLaMA folder with a
+    SentencePiece tokenizer and Vicuna's chat template."""
     vision, decoder = tmp_path / "clip", tmp_path / "vicuna"
     layers = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     sizes = {**layers, "image_size": PICTURE_SIZE, "patch_size": 8}
@@ -47,7 +47,7 @@ def towers(tmp_path, randomise) -> tuple[Path, Path]:
     write(decoder, model=sentencepiece_file(), tokenizer_config={**config, "add_bos_token": True})
     config = LlamaConfig(**layers, vocab_size=900, max_position_embeddings=1024)
     language_model = randomise(LlamaForCausalLM(config))
-    with torch.no_grad():  # never a token of one byte: what is no UTF-8 looks different in each library
+    with torch.no_grad():  # no byte tokens: the two libraries decode invalid UTF-8 differently
         language_model.lm_head.weight[3:259] = 0
     language_model.save_pretrained(decoder)
     return vision, decoder
@@ -123,13 +123,13 @@ def test_the_chat_template_is_found_wherever_it_lies(towers, place):
     else:
         stored = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**stored, "chat_template": text}))
-    if place == "chat_template.json":  # older than the one in the tokenizer's file, and read first
+    if place == "chat_template.json":  # read before tokenizer_config.json, which has another template
         assert "chat_template" in json.loads((decoder / "tokenizer_config.json").read_text())
     assert join(vision, decoder).processor.template == TEMPLATES["llama-2"]
 
 
 @pytest.mark.parametrize("text", ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}]])
-def test_an_unknown_chat_template_is_said(towers, capsys, text):
+def test_an_unknown_chat_template_is_reported(towers, capsys, text):
     vision, decoder = towers
     path = decoder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": text}))
@@ -166,7 +166,7 @@ def test_tinyllama_is_asked_in_the_ids_that_transformers_gives(towers, capsys, a
     assert processor.encode(turns)[0] == theirs(text)["input_ids"]
 
 
-def test_a_template_given_takes_the_checkpoints_place(towers, rows, tmp_path, monkeypatch):
+def test_template_option_overrides_the_checkpoints_template(towers, rows, tmp_path, monkeypatch):
     vision, decoder = towers
     run(monkeypatch, train, "--stage", 1, "--vision", vision, "--decoder", decoder, "--template", "v0", "--data", rows,
         "--out", tmp_path / "out", "--batch-size", 2, "--max-steps", 1)  # fmt: skip

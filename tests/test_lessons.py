@@ -1,4 +1,4 @@
-"""The lessons: quotes are the source as it is, blocks run and print what the page says, links lead somewhere."""
+"""The lessons: quotes match the source, code blocks run and print what the page shows, and no link is dead."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PAGES = [build.ROOT / "README.md", *build.lessons()]
 @pytest.mark.parametrize("lesson", build.lessons(), ids=lambda path: path.stem)
 def test_quotes_and_outputs_are_up_to_date(lesson, monkeypatch):
     monkeypatch.chdir(build.ROOT)
-    assert build.built(lesson) == lesson.read_text(encoding="utf-8"), "python -m lessons.build brings it up to date"
+    assert build.built(lesson) == lesson.read_text(encoding="utf-8"), "out of date: run python -m lessons.build"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""The three parts joined: logits and loss are transformers' LlavaForConditionalGeneration's, and it learns."""
+"""The whole model: logits and loss equal those of transformers' LlavaForConditionalGeneration, and it can learn."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def opened_by_transformers(model: Llava, folder) -> LlavaForConditionalGeneratio
 
 
 def batch(model: Llava) -> dict[str, torch.Tensor]:
-    """A picture at the start, two pictures, and none, each row with labels somewhere; three pictures in all."""
+    """Three rows with labels: a picture at the start, two pictures, no picture. Three pictures in all."""
     image = [model.config.image_token_id] * PATCHES
     rows = [[*image, *range(40, 60)], [40, *image, 50, 51, *image, 60], list(range(70, 70 + PATCHES + 20))]
     rows[1] += list(range(80, 80 + len(rows[0]) - len(rows[1])))
@@ -67,7 +67,7 @@ def test_logits_behind_left_padding_are_transformers_llava(model, tmp_path):
 
 
 @torch.no_grad()
-def test_text_alone_is_transformers_llava(model, tmp_path):
+def test_text_without_pictures_is_transformers_llava(model, tmp_path):
     theirs = opened_by_transformers(model, tmp_path / "model")
     ids = torch.randint(100, (2, 11))
     logits, loss = model(ids)
@@ -86,8 +86,8 @@ def test_visual_tokens_are_the_projection_of_the_chosen_features(tiny_model, str
 
 
 @torch.no_grad()
-def test_words_are_embedded_and_placeholders_give_way(tiny_model):
-    """The placeholder's id need not have a row among the embeddings."""
+def test_words_are_embedded_and_placeholders_are_replaced(tiny_model):
+    """The placeholder's id may lie outside the embedding matrix."""
     tiny_model.config.image_token_id = image = len(tiny_model.language_model.embed_tokens.weight) + 5
     ids, pixel_values = torch.tensor([[40, *[image] * PATCHES, 41]]), torch.randn(1, 3, 24, 24)
     out = tiny_model.embed(ids, pixel_values)
@@ -142,9 +142,9 @@ def test_loss_is_the_mean_surprise_at_labelled_tokens(tiny_model):
 
 
 def test_a_label_is_predicted_by_the_position_before_it(tiny_model):
-    """The loss reaches these positions and no others."""
+    """Only these positions get a gradient from the loss."""
     labels = torch.full((2, 5), IGNORE)
-    labels[0, 0] = labels[0, 3] = labels[1, 4] = 5  # nothing stands before the first, so nothing predicts it
+    labels[0, 0] = labels[0, 3] = labels[1, 4] = 5  # no position predicts the first token
     hidden = torch.randn(2, 5, 32, requires_grad=True)
     logits, loss = next_token_loss(tiny_model.language_model, hidden, labels)
     loss.backward()
@@ -152,8 +152,8 @@ def test_a_label_is_predicted_by_the_position_before_it(tiny_model):
     torch.testing.assert_close(logits, tiny_model.language_model.lm_head(hidden[[0, 1], [2, 3]]))
 
 
-def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
-    """Swapping an unlabelled token that follows every label leaves the loss and its gradient as they are."""
+def test_tokens_without_loss_are_not_learned(tiny_model):
+    """Changing an unlabelled token that comes after all labels does not change the gradients."""
     inputs = batch(tiny_model)
     gradients = []
     for token in (90, 91):
@@ -165,7 +165,7 @@ def test_what_stands_where_there_is_no_loss_is_not_learned(tiny_model):
     assert torch.equal(*gradients)
 
 
-def test_one_batch_is_learned_by_heart_and_told_apart_by_its_pictures(tiny_model):
+def test_one_batch_is_memorised_and_the_answers_depend_on_the_pictures(tiny_model):
     model, tokenizer = tiny_model.train(), tiny_model.processor.tokenizer
     question = {"from": "human", "value": "<image>\nWhat is it?"}
     answers = ["The small red fish is at the top.", "It is a blue boat."]

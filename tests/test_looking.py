@@ -1,4 +1,4 @@
-"""The attention weights that the lessons show are those that transformers gives."""
+"""The attention weights shown in the lessons equal those of transformers."""
 
 import torch
 from transformers import LlavaForConditionalGeneration

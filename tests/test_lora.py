@@ -1,4 +1,5 @@
-"""LoRA: the same as training W along its low rank, nothing else learning, and an adapter that is saved and merged."""
+"""LoRA: training equals that of full matrices updated along their low rank, nothing else is trained in the decoder,
+and adapters are saved, loaded and merged."""
 
 import json
 import re
@@ -32,7 +33,7 @@ RANK, ALPHA = 3, 12.0
 
 
 class Rows:
-    """A data set of eight rows with a picture each, drawn from their numbers."""
+    """A data set of eight random rows, each with a picture; the row's index is the seed."""
 
     def __init__(self, model: Llava):
         self.config = model.config
@@ -57,7 +58,7 @@ class Rows:
 
 
 def with_lora(model: Llava) -> Llava:
-    """Low-rank matrices that have learnt something: B is not zero."""
+    """Add LoRA to the decoder with a B that is not zero, as after training."""
     add_lora(model.language_model, RANK, ALPHA)
     for part in model.modules():
         if isinstance(part, LoraLinear):
@@ -84,15 +85,15 @@ def adapter(base, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_a_fresh_one_changes_nothing_and_starts_as_in_the_paper(tiny_model):
+def test_untrained_lora_changes_nothing_and_starts_as_in_the_paper(tiny_model):
     before = logits(tiny_model)
     add_lora(tiny_model.language_model, RANK, ALPHA)
     assert torch.equal(logits(tiny_model), before)
     layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, LoraLinear)}
-    assert len(layers) == 7 * len(tiny_model.language_model.layers)  # all but the head; none in the vision tower
+    assert len(layers) == 7 * len(tiny_model.language_model.layers)  # not the head; none in the vision tower
     for name, layer in layers.items():
         assert name.startswith("language_model.layers.") and not layer.lora_B.weight.any()
-        bound = layer.in_features**-0.5  # Kaiming's uniform, as in the authors' loralib
+        bound = layer.in_features**-0.5  # Kaiming uniform, as in the authors' loralib
         largest = layer.lora_A.weight.abs().max()
         assert 0.8 * bound < largest <= bound
 
@@ -109,9 +110,9 @@ def test_gradients_are_those_of_the_matrix_along_its_low_rank():
     torch.testing.assert_close(b.grad, scale * whole.grad @ a.T)
 
 
-def test_learning_is_the_same_step_by_step_as_of_whole_matrices_moved_along_their_low_rank(tiny_model, base):
-    """The other side trains plain matrices: from the gradient of each whole one, A and B are moved by hand, and the
-    matrix is set to W + scale B A."""
+def test_training_equals_that_of_full_matrices_updated_along_their_low_rank(tiny_model, base):
+    """The reference trains full matrices: from the gradient of each one it updates A and B by hand, then sets the
+    matrix to W + scale B A."""
     ours, plain, rate, scale = with_lora(load(base)), load(base), 0.05, ALPHA / RANK
     factors = {}
     for name, layer in ours.named_modules():
@@ -141,7 +142,7 @@ def test_learning_is_the_same_step_by_step_as_of_whole_matrices_moved_along_thei
                 matrix.grad = None
     for left, right in losses:
         assert left == pytest.approx(right, abs=1e-5)
-    assert losses[0][0] - losses[-1][0] > 0.1  # and something is learnt
+    assert losses[0][0] - losses[-1][0] > 0.1  # the loss does fall
     merge_lora(ours.language_model)
     for name, matrix in plain.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name), matrix, rtol=1e-5, atol=1e-5)
@@ -166,10 +167,10 @@ def test_a_merged_layer_adds_up_in_float32_and_keeps_its_dtype_and_bias(bias):
     for r in range(RANK):
         product += torch.outer(layer.lora_B.weight[:, r].double(), layer.lora_A.weight[r].double())
     whole = layer.weight.double() + ALPHA / RANK * product
-    assert (plain.weight != whole.bfloat16()).sum() <= 2  # float32 may fall just beyond the middle of two numbers
+    assert (plain.weight != whole.bfloat16()).sum() <= 2  # float32 may round to the other neighbour
 
 
-def test_low_rank_matrices_and_the_projection_alone_learn(base, tmp_path):
+def test_only_low_rank_matrices_and_the_projection_learn(base, tmp_path):
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -187,7 +188,7 @@ def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_p
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {ADAPTER, CONFIG, "chat_template.jinja", "trainer_state.pt"}
     learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    identity = 4 * (32 * 32 + 32)  # the linear projection's second layer, which transformers wants
+    identity = 4 * (32 * 32 + 32)  # the second layer that transformers expects in a linear projector
     assert learnt < (tmp_path / "out" / ADAPTER).stat().st_size < learnt + identity + 5000
     loaded = load(tmp_path / "out")
     torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
@@ -202,7 +203,7 @@ def test_names_are_those_that_peft_gives_the_modules_of_transformers(tiny_model,
         theirs = LlavaForConditionalGeneration(LlavaConfig(**tiny_model.config.to_dict()))
     config = json.loads((adapter / CONFIG).read_text())
     expected = {}
-    for name, module in theirs.named_modules():  # peft's rules: targets match as a whole, saved modules by their ending
+    for name, module in theirs.named_modules():  # peft matches targets by full name, saved modules by ending
         if re.fullmatch(config["target_modules"], name):
             expected[f"base_model.model.{name}.lora_A.weight"] = (RANK, module.in_features)
             expected[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, RANK)
@@ -246,7 +247,7 @@ def test_merging_leaves_a_plain_folder(adapter, tmp_path, monkeypatch, capsys):
     assert not any("lora" in name for name in load_file(tmp_path / "plain" / "model.safetensors"))
     torch.testing.assert_close(logits(load(tmp_path / "plain")), logits(load(adapter)), rtol=0, atol=1e-6)
     for again, words in (
-        ((adapter, tmp_path / "plain"), "is there already"),
+        ((adapter, tmp_path / "plain"), "already exists"),
         ((tmp_path / "plain", tmp_path / "twice"), "nothing to merge"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -256,7 +257,7 @@ def test_merging_leaves_a_plain_folder(adapter, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "twice").exists()
 
 
-def test_a_model_with_lora_beside_its_weights_is_not_saved_as_if_it_had_none(tiny_model, tmp_path):
+def test_a_model_with_unmerged_lora_is_not_saved(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="merge_lora"):
         save(with_lora(tiny_model), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Folders in the layout of the LLaVA authors' code, and decoders of text alone, become what transformers reads."""
+"""Folders in the LLaVA authors' layout and text-only decoders are loaded, and saved in the form transformers reads."""
 
 import json
 import re
@@ -23,7 +23,7 @@ CLIP = "clip-vit-tiny"
 
 
 def original_names(model: Llava) -> dict[str, torch.Tensor]:
-    """The model's tensors as the authors' code names them."""
+    """The model's tensors by their names in the authors' code."""
     projector = {"linear_1": "0", "linear_2": "2"} if model.config.projector == "mlp" else {}
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -41,7 +41,10 @@ def original_names(model: Llava) -> dict[str, torch.Tensor]:
 
 
 def write_original(model: Llava, folder: Path, tower: bool, pickle: bool = False, **more) -> None:
-    """``folder``, and beside it the CLIP folder that it names; with ``tower``, the vision tower's weights in both."""
+    """Write ``folder`` and, next to it, the CLIP folder that it names.
+
+    The model's vision tower is in ``folder`` if ``tower``; if not, it is only in the CLIP folder.
+    """
     folder.mkdir()
     config = {
         **model.config.decoder.to_dict(),
@@ -117,7 +120,7 @@ def test_the_original_layout_gives_the_logits_that_transformers_gives(model, tmp
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_the_clip_folder_is_found_beside_or_given(tiny_model, tmp_path, given):
+def test_the_clip_folder_is_found_next_to_the_model_or_given(tiny_model, tmp_path, given):
     write_original(tiny_model, tmp_path / "original", tower=False)
     folder = None
     if given:
@@ -129,7 +132,7 @@ def test_the_clip_folder_is_found_beside_or_given(tiny_model, tmp_path, given):
 
 
 @pytest.mark.parametrize("name", ["..", "../..", "", ".", "a/..", 3, None])
-def test_a_vision_tower_that_is_no_folder_beside_is_refused(tiny_model, tmp_path, name):
+def test_a_vision_tower_that_cannot_be_a_folder_next_to_the_model_is_refused(tiny_model, tmp_path, name):
     write_original(tiny_model, tmp_path / "original", tower=True, mm_vision_tower=name)
     assert_refused(lambda: load(tmp_path / "original"), f"{tmp_path}/original/config.json", repr(name))
 
@@ -158,7 +161,7 @@ def test_an_original_config_that_we_cannot_compute_is_refused(tiny_model, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["model.mm_projector.bias", "model.vision_tower.vision_tower.vision_model.x", "x.y"])
-def test_a_tensor_too_many_in_the_original_layout_is_named(tiny_model, tmp_path, name):
+def test_a_missing_or_extra_tensor_in_the_original_layout_is_named(tiny_model, tmp_path, name):
     write_original(tiny_model, tmp_path / "original", tower=True)
     tensors = original_names(tiny_model)
     if name in tensors:
@@ -194,11 +197,11 @@ def test_the_guessed_template_is_said_and_the_last_part_of_the_name_decides(
     assert f" {template}," not in line.partition("--template")[2]
 
 
-# Tokens that a decoder of text alone lacks
+# Tokens that a text-only decoder lacks
 
 
 class TextTokenizer:
-    """As much of a tokenizer without <image> and padding as the code asks for; ``own`` tokens are there already."""
+    """The parts of a tokenizer that the code uses: ``own`` tokens, no <image>, no padding token unless ``pad_id``."""
 
     def __init__(self, own: int, pad_id: int | None = None):
         self.vocab_size, self.image_id, self.pad_id, self.eos_id = own, None, pad_id, 2
@@ -245,7 +248,7 @@ def test_a_vocabulary_padded_far_enough_stays_as_it_is(tiny_model, randomise):
 
 
 def test_an_original_folder_of_text_tokens_gains_the_image_token(tiny_model, tmp_path, monkeypatch):
-    """What is saved after that is a llava-hf folder: transformers gives the same logits."""
+    """Saved again, it is in the llava-hf layout: transformers gives the same logits."""
     rows = tiny_model.config.decoder.vocab_size
     write_original(tiny_model, tmp_path / "original", tower=True)
     monkeypatch.setattr(Tokenizer, "from_pretrained", lambda folder, original: TextTokenizer(rows))

@@ -1,4 +1,5 @@
-"""Batches with little padding: like lengths side by side, or conversations in one row that do not see each other."""
+"""Batches with little padding: micro-batches of rows with similar lengths, or several conversations packed in one row
+that do not see each other."""
 
 import json
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from PIL import Image
 
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset, share_rows
-from minillava.training.distributed import ALONE
+from minillava.training.distributed import SINGLE
 from minillava.training.loop import Run, accumulate, padding
 from minillava.training.recipes import Recipe
 from minillava.training.tasks import Task, llava_task
@@ -20,7 +21,7 @@ TURNS = [1, 4, 1, 2, 3, 1, 2, 1]
 
 
 def write_rows(folder: Path) -> None:
-    """Rows of different lengths, every other with a picture of its own colour; one line of text at the end."""
+    """Rows of different lengths, every other one with a picture of its own colour, and a text file of one line."""
     rows = []
     for index, turns in enumerate(TURNS):
         talk = [("human", f"What is it? {index}"), ("gpt", "The red fish is at the top.")] * turns
@@ -42,12 +43,12 @@ def data(tiny_model, tmp_path) -> ConversationDataset:
 
 @pytest.fixture
 def two(tiny_model, data) -> tuple[Task, Task]:
-    """A training on rows apart, and one on packed rows."""
+    """A task with one conversation per row, and a task with packed rows."""
     return llava_task(tiny_model, data, stage=2), llava_task(tiny_model, data, stage=2, pack=True)
 
 
 def whole(parts: int = 1) -> Recipe:
-    """All nine rows are one batch, cut into ``parts``."""
+    """A recipe in which all nine rows are one batch, cut into ``parts`` micro-batches."""
     return Recipe(1e-3, batch_size=9, epochs=1, accumulation=parts)
 
 
@@ -63,14 +64,14 @@ def test_rows_are_shared_and_none_is_longer_than_the_longest():
     assert len(rows) == 5  # 40 tokens do not fit in four rows of nine
 
 
-def test_packed_rows_have_the_loss_and_the_gradients_of_rows_apart(two, data, tiny_model, tmp_path):
+def test_packed_rows_have_the_loss_and_the_gradients_of_separate_rows(two, data, tiny_model, tmp_path):
     results = []
     for task in two:
         tiny_model.zero_grad()
         micro, shares = cut_up(task, whole())
         loss = accumulate(task, micro, shares, Run(tmp_path), nullcontext())
         gradients = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
-        results.append((micro[0], loss, padding(micro, shares, ALONE)["padding"], gradients))
+        results.append((micro[0], loss, padding(micro, shares, SINGLE)["padding"], gradients))
     (apart, loss, much, gradients), (packed, packed_loss, less, packed_gradients) = results
     assert len(apart["input_ids"]) == 9 and len(packed["input_ids"]) <= 6 and packed["attention_mask"].max() > 1
     assert packed_loss == pytest.approx(loss, abs=1e-5)
@@ -80,11 +81,11 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_rows_apart(two, data, ti
     assert less == pytest.approx(1 - tokens / packed["input_ids"].numel()) and less < much
 
 
-def test_micro_batches_hold_rows_of_like_length(two, data, tmp_path):
+def test_micro_batches_hold_rows_of_similar_length(two, data, tmp_path):
     found = {}
     for parts in (1, 3):
         micro, shares = cut_up(two[0], whole(parts))
-        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, ALONE)
+        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, SINGLE)
     rows = [row for share in shares for row in share]
     assert lengths_of(data, rows) == sorted(lengths_of(data, rows)) and sorted(rows) == list(range(9))
     (loss, much), (parts_loss, little) = found.values()
@@ -92,7 +93,7 @@ def test_micro_batches_hold_rows_of_like_length(two, data, tmp_path):
 
 
 @pytest.mark.parametrize("packed", [0, 1])
-def test_logits_exist_where_a_token_bears_loss_and_nowhere_else(two, tiny_model, packed):
+def test_logits_are_computed_only_where_a_token_has_loss(two, tiny_model, packed):
     seen = []
     tiny_model.language_model.lm_head.register_forward_hook(lambda _, inputs, logits: seen.append(logits.shape))
     [batch], _ = cut_up(two[packed], whole())

@@ -1,6 +1,6 @@
-"""The picture-book world tells the truth.
+"""Everything that the picture-book world says about a scene is true.
 
-``right_answer`` reads a question and works out its answer from the scene's fields alone; it shares no code with
+``right_answer`` reads a question and finds its answer using only the scene's fields; it shares no code with
 ``data/picturebook/language.py``. Captions and descriptions are checked in the same way.
 """
 
@@ -72,7 +72,7 @@ def middle(thing: Thing) -> tuple[float, float]:
     return (x1 + x2) / 2, (y1 + y2) / 2
 
 
-# Each returns what the answer speaks of and what it says of it: ("the fish", "red").
+# Each returns the subject of the answer and what is said about it: ("the fish", "red").
 
 
 def is_there(scene, article, noun):
@@ -160,7 +160,7 @@ QUESTIONS = {
 
 
 def right_answer(scene: Scene, question: str) -> tuple[str, str]:
-    """What the only right answer speaks of, and what it says."""
+    """The subject of the only right answer, and what is said about it."""
     read = [(match, answer) for form, answer in QUESTIONS.items() if (match := re.fullmatch(form, question))]
     assert len(read) == 1, f"{len(read)} ways to read {question!r}"
     match, answer = read[0]
@@ -168,7 +168,7 @@ def right_answer(scene: Scene, question: str) -> tuple[str, str]:
 
 
 def is_true(scene: Scene, question: str, answer: str) -> bool:
-    """Whether ``answer`` says what is right: "The fish is red.", "It is red." or "Red."."""
+    """Whether ``answer`` is right, in any of the forms "The fish is red.", "It is red." and "Red."."""
     subject, said = right_answer(scene, question)
     leads = ["", "it is ", f"{subject} is "]
     return answer[0].isupper() and answer[0].lower() + answer[1:] in [f"{lead}{said}." for lead in leads]
@@ -216,7 +216,7 @@ def check_description(scene: Scene, text: str) -> None:
 
 
 def check_notes(scene: Scene, request: str, text: str) -> None:
-    """One card for each thing, its four words in a circle from any of them on; or the list asked for."""
+    """One card for each thing, with its four words in cyclic order from any of them; or the list that is asked for."""
     cards = text.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
     if match := re.fullmatch(r"Make a list of the (.+)\.", request):
@@ -243,7 +243,7 @@ def check_turns(scene: Scene, turns: list[dict]) -> None:
             assert is_true(scene, question, answer), f"{question} {answer} {scene}"
 
 
-# ---- scenes and what is said of them --------------------------------------------------------------------------------
+# ---- scenes and the texts about them --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +361,7 @@ def test_unseen_pairs_come_as_asked():
 
 
 class Steady(random.Random):
-    """No chance at all: shades stay the same when a thing is left out."""
+    """Not random: shades stay the same when a thing is left out."""
 
     def uniform(self, a, b):
         return (a + b) / 2
@@ -384,7 +384,7 @@ def test_picture_is_64_pixels_square_and_repeatable(scenes):
 
 
 def test_every_thing_is_visible(scenes):
-    """Within its box the picture changes with it, and half of what is drawn of it is not hidden by others."""
+    """Without it, the picture changes within its box; and others hide at most half of its pixels."""
     for scene in scenes[:300]:
         whole, nothing = pixels(scene.setting, *scene.things), pixels(scene.setting)
         for thing in scene.things:
@@ -397,17 +397,17 @@ def test_every_thing_is_visible(scenes):
 
 
 def test_smallest_thing_lies_on_top(scenes):
-    """Of the thing with the smallest box next to nothing is hidden: where things overlap, boxes say who is seen."""
+    """At least 90% of the thing with the smallest box is visible: where things overlap, the smaller is drawn on top."""
     for scene in scenes[:300]:
         *others, smallest = sorted(scene.things, key=lambda t: (t.box[0] - t.box[2]) * (t.box[3] - t.box[1]))
         whole, alone = pixels(scene.setting, *scene.things), pixels(scene.setting, smallest)
         own = differ(pixels(scene.setting), alone)
         seen = differ(whole, pixels(scene.setting, *others)) | ~differ(whole, alone)
-        assert (seen & own).sum() >= 0.9 * own.sum(), f"{smallest} in {scene}"  # some ink lies on ink
+        assert (seen & own).sum() >= 0.9 * own.sum(), f"{smallest} in {scene}"  # outlines may coincide
 
 
 def test_things_are_drawn_inside_their_boxes(scenes):
-    """To within two pixels, for the outlines."""
+    """Up to two pixels outside, for the outlines."""
     for scene in scenes[:300]:
         nothing = pixels(scene.setting)
         for thing in scene.things:
@@ -459,7 +459,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> tuple[Path, dict[str, list[Scene]]]:
-    """A larger world that is written but not drawn, and its scenes by split."""
+    """The folder of a larger world whose pictures are not drawn, and its scenes by split."""
     folder, splits = tmp_path_factory.mktemp("told") / "world", {}
 
     def keep(out: Path, scenes: dict[str, list[Scene]], seed: int) -> None:
@@ -474,7 +474,7 @@ def told(tmp_path_factory) -> tuple[Path, dict[str, list[Scene]]]:
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """``write_world`` without pictures and with two scenes a held-out split, for what does not depend on them."""
+    """``write_world`` draws no pictures and has two scenes per held-out split, for tests that need no more."""
     monkeypatch.setattr(write, "_draw_all", lambda out, scenes, seed: out.mkdir(parents=True))
     monkeypatch.setattr(write, "HELDOUT_PICTURES", 2)
     monkeypatch.setattr(write, "UNSEEN_PICTURES", 2)
@@ -541,7 +541,7 @@ def test_every_row_on_disk_is_true(told, name):
 
 
 def test_splits_share_no_scene(told):
-    """At this size, single things at random would meet several times if nothing kept them apart."""
+    """At this size, random scenes of one thing would occur in several splits if nothing prevented it."""
     kept = {
         split: {(s.setting, *((t.kind, t.colour, t.size, t.row, t.column) for t in s.things)) for s in scenes}
         for split, scenes in told[1].items()
@@ -581,7 +581,7 @@ def test_every_unseen_row_shows_an_unseen_pair(told):
 
 
 def test_word_pictures_agree_with_the_boxes(told):
-    """A cell tells of a thing whose box covers its middle, a small one where there is one, else of the setting."""
+    """A cell names a thing whose box covers its centre, a small one if there is one; if there is none, the setting."""
     folder, splits = told
     for row, scene in zip(read(folder / "words.json"), splits["train"], strict=True):
         assert len(row["words"]) == 64

@@ -1,4 +1,4 @@
-"""The plan of a training's memory: counted against autograd itself, the optimisers and transformers."""
+"""The planned memory of a training, compared with what autograd and the optimizers hold, and with transformers."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def setting_of(config: LlavaConfig, stage: int, bfloat16: bool = False, **recipe
 
 
 def kept_by_autograd(s: Setting) -> int:
-    """Bytes that autograd holds between the forward pass and the way back, parameters left out."""
+    """Bytes that autograd holds between the forward and the backward pass, without parameters."""
     model = Llava(s.config)
     choose_what_learns(model, s.stage, s.recipe.lora)
     prepare(model, s.recipe.compact and s.bfloat16, s.recipe.checkpointing)
@@ -67,7 +67,7 @@ def kept_by_autograd(s: Setting) -> int:
 )
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
 def test_activations_are_what_autograd_keeps(tiny_config, stage, recipe, bfloat16, checkpointing, projector):
-    """All but the tables of rotary angles, and what takes a few bytes a token: masks and the places of labels."""
+    """Except the tables of rotary angles, and masks and label positions, which take a few bytes per token."""
     tiny_config.projector = projector
     s = setting_of(tiny_config, stage, bfloat16, checkpointing=checkpointing, **recipe)
     small = 8 * LENGTH * tiny_config.decoder.head_dim + 40 * ROWS * LENGTH
@@ -123,7 +123,7 @@ def test_the_paper_s_values_are_the_presets():
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Arguments of ``train.py --plan`` -> exit code, what it prints, and what of errors."""
+    """A function: arguments of ``train.py --plan`` -> exit code, standard output, standard error."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", "--plan", *map(str, arguments)])
@@ -164,8 +164,8 @@ def test_what_does_not_fit_is_told_the_nearest_setting_that_does(tiny_config):
         assert f"--accumulation {nearest.accumulation}" in line
         assert ("--checkpointing" in line) == nearest.checkpointing
         assert ("--lora" in line) == bool(nearest.lora)
-        assert told(nearest, memory).startswith("fits in")  # what it names does what it says
-    assert "nor does anything that can be set here" in told(recipe, min(peaks) * 0.999)
+        assert told(nearest, memory).startswith("fits in")  # the named setting does fit
+    assert "neither does any other setting" in told(recipe, min(peaks) * 0.999)
 
 
 def test_settings_go_from_what_costs_time_to_what_learns_something_else():

@@ -1,4 +1,4 @@
-"""Line charts: what is drawn is where the values say, and no values make the drawing fail."""
+"""Line charts: lines are drawn where their values are, and any values can be drawn."""
 
 import pytest
 from PIL import Image, ImageChops

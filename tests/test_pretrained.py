@@ -1,4 +1,4 @@
-"""The shipped model on scenes drawn for this test: it answers, it needs the picture, and it keeps within its size."""
+"""The shipped model on scenes drawn for this test: it answers questions, it needs the picture, its files are small."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_it_describes_what_is_there(scores):
 
 def test_its_towers_are_the_ones_it_was_made_from():
     model, vision = load(PRETRAINED / "llava"), load_vision(PRETRAINED / "vision")
-    for name, tensor in vision.state_dict().items():  # frozen throughout
+    for name, tensor in vision.state_dict().items():  # the vision tower is frozen in both stages
         assert torch.equal(model.vision_tower.state_dict()[name], tensor)
     clip, text_tokenizer = load_clip(PRETRAINED / "vision")
     decoder, tokenizer = load_decoder(PRETRAINED / "decoder")

@@ -1,4 +1,5 @@
-"""The bridge: the paper's W by hand, LLaVA-1.5's two layers as transformers has them, and folding two into one."""
+"""The projector: the paper's W against a computation by hand, LLaVA-1.5's two layers against transformers, and the
+folding of two linear layers into one."""
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_mlp_projector_is_transformers_projector():
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp"])
-def test_projector_treats_each_visual_token_alone(name):
+def test_projector_treats_each_visual_token_by_itself(name):
     projector, z = PROJECTORS[name](6, 10), torch.randn(2, 4, 6)
     out = projector(z)
     assert out.shape == (2, 4, 10)
@@ -56,7 +57,7 @@ def test_projector_treats_each_visual_token_alone(name):
 
 @pytest.fixture
 def two_layers(tiny_model, tmp_path):
-    """A folder with projector_hidden_act "linear" whose second layer is not the identity, and its tensors."""
+    """The weight file of a model with two linear layers, the second of which is not the identity; and its tensors."""
     save(tiny_model, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     tensors = load_file(path)

@@ -1,4 +1,5 @@
-"""Replies become turns or are refused with a reason; answers that read a text where a picture should be are noticed."""
+"""Replies are parsed into turns or refused with a reason; answers that mention the captions or boxes they were written
+from, as if there were no picture, are detected."""
 
 import random
 
@@ -46,18 +47,18 @@ def test_complex_reasoning_is_one_pair_and_a_description_the_whole_reply():
         ("conversation", TWO.replace("\n===\n", "\n"), "block 1"),
         ("conversation", TWO.replace("===\nQuestion", "Question"), "block 2"),
         ("conversation", TWO.replace("Question: Where?\n===\n", ""), "block 3"),
-        ("conversation", TWO[: TWO.rindex("===")], "ends on a question"),
+        ("conversation", TWO[: TWO.rindex("===")], "the last question has no answer"),
         ("conversation", TWO.replace("Where?", ""), "empty question"),
         ("conversation", TWO.replace("A dog.\nIt is brown.", ""), "empty question or answer"),
         ("conversation", TWO.replace("a bed", "<image>"), "<image>"),
-        ("conversation", TWO.replace("dog", "d\ud83dg"), "half a character"),
-        ("detail", "A d\ufffdg.", "half a character"),
+        ("conversation", TWO.replace("dog", "d\ud83dg"), "a broken character"),
+        ("detail", "A d\ufffdg.", "a broken character"),
         ("reasoning", TWO, "2 questions"),
         ("reasoning", "A dog.", "block 1"),
         ("detail", "", "empty reply"),
-        ("detail", TWO, "more than a description"),
-        ("detail", "Answer: A dog.", "more than a description"),
-        ("detail", "A dog.\n===\nA bed.", "more than a description"),
+        ("detail", TWO, "not only a description"),
+        ("detail", "Answer: A dog.", "not only a description"),
+        ("detail", "A dog.\n===\nA bed.", "not only a description"),
         ("detail", "<image> A dog.", "<image>"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows read by offset are those of json.load, whatever the file looks like, and what it refuses is refused."""
+"""Rows read by offset equal those of json.load for any formatting, and files that json.load refuses are refused."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ TEXTS = [
     '{"id": 1}, {"id": 2}]',
     "line\nbreak\r\n\ttab \0 null",
     "é ß 中文 😀 \u2028 \u2029 \x85 \ufeff",
-    "\ud83d",  # half a pair: JSON can write it, as an escape
+    "\ud83d",  # half a surrogate pair, which JSON can write as an escape
     "\\u0041 \\n",
     "<image>\nWhat is it?",
 ]
@@ -42,7 +42,7 @@ def random_rows(rng: random.Random) -> list[dict]:
 
 
 def as_text(rows: list[dict], rng: random.Random) -> str:
-    """JSON in one of the ways in which people write it. Lone surrogates are escaped: they have no bytes."""
+    """JSON with random indentation, separators and white space. Lone surrogates, not in UTF-8, are escaped."""
     indent = rng.choice([None, None, 0, 2, "\t"])
     separators = rng.choice([None, (",", ":"), (" , ", " : "), (",\r\n", ":\t")])
     text = json.dumps(rows, indent=indent, separators=separators, ensure_ascii=rng.random() < 0.5)
@@ -69,7 +69,7 @@ def test_rows_are_those_of_json_load(tmp_path, monkeypatch, chunk):
 
 
 def test_what_json_load_refuses_is_refused_and_nothing_else(tmp_path):
-    """Files with a few bytes lost, doubled or changed: the same rows as json.loads has, or one line that says where."""
+    """Files with a few bytes lost, doubled or changed give the rows of json.loads, or an error of one line."""
     rng = random.Random(0)
     path = tmp_path / "rows.json"
     outcomes = {"read": 0, "refused": 0}
@@ -87,7 +87,7 @@ def test_what_json_load_refuses_is_refused_and_nothing_else(tmp_path):
         except ValueError:
             true = None
         if isinstance(true, list) and true and all(isinstance(row, dict) for row in true):
-            assert repr(list(Rows(path))) == repr(true)  # NaN, which json reads, is unlike itself
+            assert repr(list(Rows(path))) == repr(true)  # json reads NaN, which is not equal to itself
             outcomes["read"] += 1
         else:
             with pytest.raises(UserError) as error:
@@ -98,7 +98,7 @@ def test_what_json_load_refuses_is_refused_and_nothing_else(tmp_path):
 
 
 GOOD = '{"id": 1}'
-WRONG = {  # content, and what the message says after the file's name
+WRONG = {  # content -> what the message says after the file's name
     "": "not a list of rows",
     " \n": "not a list of rows",
     "[]": "an empty list",
@@ -262,5 +262,5 @@ def test_a_file_is_never_whole_in_memory(tmp_path, monkeypatch):
     assert rows[7999]["id"] == 7999
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < size / 8 and held < 300_000  # 8,000 rows cost 128,000 bytes
+    assert peak < size / 8 and held < 300_000  # the index of 8,000 rows takes 128,000 bytes
     assert len(pickle.dumps(rows)) < 200_000

@@ -1,4 +1,4 @@
-"""The scripted teacher says nothing false about a picture-book scene, and nothing at all about any other picture.
+"""What the scripted teacher says about a picture-book scene is true, and it refuses all other pictures.
 
 Every answer is checked by test_picturebook.py's checker, which reads the scene and shares no code with the teacher.
 """
@@ -30,7 +30,7 @@ def reply(kind: str, context: Context, seed: int) -> str:
 
 
 def turns_of(text: str) -> list[tuple[str, str]]:
-    """The reply's turns; fails where its form is not the paper's."""
+    """The (question, answer) pairs of a reply; fails if it does not have the paper's form."""
     blocks = text.split("\n===\n")
     assert len(blocks) % 2 == 0 and "\n" not in "".join(blocks)
     for i, block in enumerate(blocks):
@@ -41,7 +41,7 @@ def turns_of(text: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """1050 scenes, and their contexts as they stand in a file."""
+    """1050 scenes, each with its context as read from a file."""
     rng = random.Random(0)
     scenes = [sample_scene(rng) for _ in range(1050)]
     path = tmp_path_factory.mktemp("world") / "contexts.jsonl"

@@ -1,4 +1,4 @@
-"""SentencePiece BPE with byte fallback against `sentencepiece`, `tokenizers` and a naive count."""
+"""SentencePiece BPE with byte fallback against `sentencepiece`, `tokenizers` and a naive BPE."""
 
 import json
 import random
@@ -14,7 +14,9 @@ from make_tokenizers import ESCAPE, LEGACY, family_texts, sentencepiece_file, tr
 from transformers import LlamaTokenizer
 
 from minillava.errors import UserError
+from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.sentencepiece_bpe import Where
+from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.generation import stream_text
 
@@ -47,7 +49,7 @@ def trained() -> dict:
 
 def in_form(trained: dict, form: str) -> dict:
     normalizer, pre_tokenizer = FORMS[form]
-    steps = trained["decoder"]["decoders"]  # the last takes the space off
+    steps = trained["decoder"]["decoders"]  # the last one removes the leading space
     decoder = {"type": "Sequence", "decoders": steps[:-1] if form in WITHOUT_SPACE else steps}
     return {**trained, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder}
 
@@ -113,7 +115,7 @@ def test_legacy_text_between_special_tokens_is_a_text_of_its_own(llama, llama_fi
 
 @pytest.mark.parametrize("options", [{}, {"legacy": False}, {"add_prefix_space": False}])
 def test_other_than_legacy_ids_equal_those_of_transformers(llama_file, tmp_path, options):
-    """As its LlamaTokenizer, given the vocabulary."""
+    """The ids equal those of LlamaTokenizer, given the same vocabulary and merges."""
     config = {"tokenizer_class": "LlamaTokenizer", **options}
     mine = Tokenizer.from_pretrained(write(tmp_path, model=llama_file, tokenizer_config=config))
     mine.save_pretrained(tmp_path)
@@ -126,18 +128,18 @@ def test_other_than_legacy_ids_equal_those_of_transformers(llama_file, tmp_path,
 def test_any_text_comes_back_as_it_was(llama):
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 7)]))
     for text in [*family_texts(2000, 4), everything]:
-        text = text.replace("▁", "")  # SentencePiece writes spaces so
+        text = text.replace("▁", "")  # ▁ decodes to a space
         assert llama.decode(llama.encode(text, special=False)) == text
 
 
 def test_a_lone_surrogate_becomes_the_replacement_mark(llama, tokenizer):
     for mine in (llama, tokenizer):
         assert mine.decode(mine.encode("a\ud83d b")) == "a\ufffd b"
-        assert mine.encode("\ud83d\ude42") == mine.encode("🙂")  # a pair is a character
+        assert mine.encode("\ud83d\ude42") == mine.encode("🙂")  # a surrogate pair is one character
 
 
-def test_a_text_of_any_length_takes_its_time_in_proportion(llama, llama_file):
-    """100,000 characters at once. With a cost that grows as the square, this test does not come back."""
+def test_encoding_time_does_not_grow_quadratically(llama, llama_file):
+    """Texts of 100,000 characters. If the cost were quadratic, this test would not end."""
     theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
     for text in ("a" * 100_000, "the cat sat on a mat" * 5_000):
         assert llama.encode(text) == theirs.encode(text)
@@ -166,15 +168,15 @@ def test_a_text_is_normalised_as_tokenizers_normalises_it(trained, tmp_path, for
 
 
 def naive(ids: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """BPE by looking at every pair anew each time."""
+    """BPE that looks at all pairs again after each merge."""
     while possible := [(merges.index(pair), i) for i, pair in enumerate(pairwise(ids)) if pair in merges]:
         _, i = min(possible)
         ids = [*ids[:i], ids[i] + ids[i + 1], *ids[i + 2 :]]
     return ids
 
 
-def test_any_list_of_merges_gives_what_a_naive_count_gives(trained, tmp_path):
-    """Merges in any order, even before those that make their parts."""
+def test_any_list_of_merges_gives_what_naive_bpe_gives(trained, tmp_path):
+    """Merges are in random order: some come before the merges that make their parts."""
     rng = random.Random(0)
     for _ in range(40):
         pieces, merges = ["a", "b", "c"], []
@@ -192,7 +194,7 @@ def test_any_list_of_merges_gives_what_a_naive_count_gives(trained, tmp_path):
 
 
 def test_merges_make_no_added_token(trained, tmp_path):
-    """Or else people could write it."""
+    """Otherwise ordinary text could produce it."""
     name = next("".join(merge) for merge in trained["model"]["merges"] if "▁" not in "".join(merge))
     token = {**trained["added_tokens"][-1], "id": trained["model"]["vocab"][name], "content": name}
     stored = {**trained, "added_tokens": [*trained["added_tokens"], token]}
@@ -205,7 +207,7 @@ def test_merges_make_no_added_token(trained, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_text_in_parts_has_the_ids_of_the_whole(trained, tmp_path, form):
-    """Parts end where nothing can be joined over the seam: at a special token, or at a character that is all bytes."""
+    """Parts end where no merge can cross: at a special token, or at a character that is encoded as bytes."""
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, form)))
     rng, seam = random.Random(0), "\U0010fffd"
     spaces = 0
@@ -220,10 +222,44 @@ def test_a_text_in_parts_has_the_ids_of_the_whole(trained, tmp_path, form):
     assert (spaces > 0) == (form not in WITHOUT_SPACE)  # "after" does make a difference
 
 
-def test_bos_alone_leaves_a_text_at_the_beginning(trained, tmp_path):
+def test_a_text_after_only_the_bos_is_at_the_beginning(trained, tmp_path):
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, "first")))
     assert mine.encode("the cat", after=[mine.bos_id]) == mine.encode("the cat")
     assert mine.encode("the cat", after=[mine.eos_id]) != mine.encode("the cat")
+
+
+@pytest.mark.parametrize("config", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"legacy": False}, {"legacy": True}])
+def test_the_authors_layout_encodes_what_follows_a_picture_from_a_fresh_start(llama_file, tmp_path, config):
+    """The authors' tokenizer_image_token() cuts a prompt at <image> and encodes each part by itself, with the tokenizer
+    of transformers 4, which is legacy unless the folder says otherwise and encodes the texts between special tokens one
+    by one, each with a space in front (without legacy, only the first text of a part)."""
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
+    folder = write(tmp_path, model=llama_file, tokenizer_config=config)
+    mine = Tokenizer.from_pretrained(folder, original=True)
+    mine.add_special_tokens(["<image>"])
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is this?"},
+        {"from": "gpt", "value": "The cat."},
+        {"from": "human", "value": "Others?"},
+        {"from": "gpt", "value": "that mat"},
+    ]
+    for image_first in (True, False):
+        ids, _ = encode_conversation(turns, mine, TEMPLATES["v1"], num_image_tokens=3, image_first=image_first)
+        question = "<image>\nWhat is this?" if image_first else "What is this?\n<image>"
+        system = TEMPLATES["v1"].opening
+        text = f"{system}{question} ASSISTANT: The cat.</s>USER: Others? ASSISTANT: that mat</s>"
+        expected = [1]
+        for number, part in enumerate(text.split("<image>")):
+            expected += [mine.image_id] * 3 * (number > 0)
+            for place, between in enumerate(part.split("</s>")):
+                expected += [2] * (place > 0)
+                if config == {"legacy": False} and place and between:  # no space in front: encoded behind a character
+                    expected += theirs.encode("!" + between)[len(theirs.encode("!")) :]
+                else:
+                    expected += theirs.encode(between)
+        assert ids == expected
+        space, after = theirs.piece_to_id("▁"), ids.index(mine.image_id) + 3
+        assert not image_first or ids[after : after + 2] == [space, theirs.piece_to_id("<0x0A>")]
 
 
 # Scores as they are in files: LLaMA's runs of spaces share one, tokens added later have 0.
@@ -271,6 +307,7 @@ def test_pieces_of_equal_score_are_joined_as_by_sentencepiece(tied_models, tmp_p
     expected = [theirs.encode(text) for text in texts]
     assert [mine.encode(text) for text in texts] == expected
     mine.add_special_tokens(["<image>", "<pad>"])
+    texts, expected = texts[::8], expected[::8]
     assert [mine.encode(text, special=False) for text in texts] == expected
     for place in ("once", "twice"):
         (tmp_path / place).mkdir()
@@ -318,7 +355,7 @@ FAULTS = {
     "another model": ("'WordPiece', not BPE", lambda model: {**model, "type": "WordPiece"}),
     "two tokens, one id": ("have the same id, 0", lambda model: {**model, "vocab": {**model["vocab"], "new": 0}}),
     "a negative id": ("'new' has the id -1", lambda model: {**model, "vocab": {**model["vocab"], "new": -1}}),
-    "an id that is no number": ("'a' has the id True", lambda model: {**model, "vocab": {**model["vocab"], "a": True}}),
+    "a boolean id": ("'a' has the id True", lambda model: {**model, "vocab": {**model["vocab"], "a": True}}),
     "a token too long": ("a token of 1001 characters", lambda model: {**model, "merges": [["a", "a" * 1000]]}),
     "a merge twice": ("listed twice", lambda model: {**model, "merges": model["merges"][:1] * 2}),
     "a merge without its token": ("needs '▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁", lambda model: {**model, "merges": [["▁" * 30, "a"]]}),

@@ -1,4 +1,4 @@
-"""Talking: turns, history, stops and streaming; the fast path gives what the plain one gives."""
+"""Chat: turns, history, stops and streaming; the fast path gives the same answers as the plain one."""
 
 import numpy as np
 import pytest
@@ -79,11 +79,11 @@ def test_history_is_what_was_said_before(model, picture):
     expected = model.processor.tokenizer.decode([token for token in out[0].tolist() if token not in stops]).strip()
     assert model.chat(picture, "Where is it?", history=history, max_new_tokens=15) == expected
     assert model.chat(picture, "Where is it?", max_new_tokens=15) != expected
-    assert len(history) == 2  # the caller's list is left alone
+    assert len(history) == 2  # the caller's list is not changed
 
 
 def test_chat_refuses_a_conversation_longer_than_the_model_reads(model):
-    with pytest.raises(UserError, match="256 at most"):
+    with pytest.raises(UserError, match="at most 256"):
         model.chat(None, "What is it? " * 100, max_new_tokens=10)
 
 
@@ -93,7 +93,7 @@ def test_chat_refuses_a_question_with_a_picture_mark(model):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_fast_path_says_what_the_plain_one_says(model, picture, monkeypatch, temperature):
+def test_the_fast_path_gives_the_answer_of_the_plain_one(model, picture, monkeypatch, temperature):
     answers, calls = [], []
     step = fast.Step.__call__
     monkeypatch.setattr(fast.Step, "__call__", lambda self, ids: calls.append(1) or step(self, ids))
@@ -102,10 +102,10 @@ def test_the_fast_path_says_what_the_plain_one_says(model, picture, monkeypatch,
         torch.manual_seed(0)
         answers.append(model.chat(picture, "What is it?", max_new_tokens=40, temperature=temperature))
     assert answers[0] == answers[1] and len(answers[0]) > 40
-    assert len(calls) == 39  # one answer, whose first token comes from the prompt
+    assert len(calls) == 39  # only one of the answers, and its first token comes from the prompt's pass
 
 
-def test_what_lora_learnt_is_in_what_is_said(model, picture):
+def test_answers_are_those_of_the_model_with_lora(model, picture):
     before = model.chat(picture, "What is it?", max_new_tokens=20)
     add_lora(model.language_model, rank=2, alpha=4.0)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, _join, train_b
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tokenizer with merges of letters, spaces, marks and characters of several bytes."""
+    """A tokenizer with merges of letters, spaces, punctuation and characters of several bytes."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, train_bpe(corpus(0, 600) + without_special("".join(fuzzed(200, 0))) * 2, 900))
     return folder
@@ -43,7 +43,7 @@ def joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 
 def naive_bpe(words: list[str], vocab_size: int) -> tuple[list[tuple[bytes, bytes]], int]:
-    """Merges by counting everything anew each time, and how many of them were chosen among equals."""
+    """Merges, counting all pairs again for each one, and how many of them were chosen among equal counts."""
     pieces = [[bytes([byte]) for byte in word.encode()] for word in words]
     merges, ties = [], 0
     while 256 + len(merges) < vocab_size:
@@ -64,7 +64,7 @@ def ascii_words(text: str) -> list[str]:
     return words
 
 
-def test_a_pair_is_joined_wherever_it_stands_from_the_left():
+def test_a_pair_is_joined_wherever_it_occurs_from_the_left():
     rng = random.Random(0)
     for _ in range(300):
         pieces = [rng.choice((b"a", b"b", b"ab")) for _ in range(rng.randrange(9))]
@@ -90,8 +90,8 @@ def test_runs_of_one_letter_are_joined_from_the_left():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_merges_equal_hugging_faces_trainer_where_nothing_ties(seed):
-    """Words that begin alike, "ab", "abc", "abcd", ...: longer pairs are rarer. Pairs of the first family occur 3 n
-    times, those of the second 3 n + 1 times, those of the third 3 n + 2 times."""
+    """Each family of words has a common beginning ("ab", "abc", "abcd", ...), so later pairs are rarer. Pairs of the
+    first family occur 3 n times, those of the second 3 n + 1 times, those of the third 3 n + 2 times: no ties."""
     rng = random.Random(seed)
     words = []
     for family, letters in enumerate(("abcdef", " ghijkl", "mnopq")):
@@ -120,7 +120,7 @@ def test_vocabulary_is_never_larger_than_asked():
     text = corpus(0, 200)
     assert train_bpe(text, 256) == []
     assert len(train_bpe(text, 300)) == 44
-    assert 256 + len(train_bpe(text, 100_000)) < 1000  # no pair occurs twice any more
+    assert 256 + len(train_bpe(text, 100_000)) < 1000  # in the end no pair occurs twice
     assert train_bpe("", 300) == train_bpe("abc", 300) == []
 
 
@@ -141,7 +141,7 @@ def test_ids_equal_hugging_faces(folder, tokenizer):
         ids = tokenizer.encode(text)
         assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
         used.update(ids)
-    assert len(used) > 0.5 * tokenizer.vocab_size  # the strings did put the merges to use
+    assert len(used) > 0.5 * tokenizer.vocab_size  # the texts do use the merges
 
 
 def test_any_text_comes_back_as_it_was(tokenizer):
@@ -202,7 +202,7 @@ def test_half_a_character_decodes_to_the_replacement_mark(tokenizer):
 
 
 class Recorder:
-    """A model that writes down what it is asked."""
+    """A model that records its calls."""
 
     adds_space = True
 
@@ -217,7 +217,7 @@ class Recorder:
         return [ord(text[0])]
 
 
-def test_where_a_text_stands_depends_on_the_ids_before_it(folder):
+def test_the_place_of_a_text_depends_on_the_ids_before_it(folder):
     tokenizer = Tokenizer.from_pretrained(folder)
     stop, tokenizer._model, tokenizer.bos_id = tokenizer.special["###"], Recorder(), 1
     for after, where in (
@@ -237,7 +237,7 @@ def test_where_a_text_stands_depends_on_the_ids_before_it(folder):
         assert tokenizer._model.asked == [("red", Where.AFTER_TOKEN)]
 
 
-def test_the_space_that_a_model_puts_first_is_taken_off(folder):
+def test_the_space_that_a_model_adds_first_is_removed(folder):
     tokenizer = Tokenizer.from_pretrained(folder)
     ids = {text: tokenizer.encode(text) for text in (" red", "  red", "red", "")}
     assert [tokenizer.decode(ids[text]) for text in ids] == list(ids)

@@ -1,4 +1,4 @@
-"""A tokenizer's folder: which token is what, tokens added, what transformers makes of a saved one, and faults."""
+"""A tokenizer's folder: the roles of tokens, added tokens, saved folders read by transformers, and faulty files."""
 
 import json
 import random
@@ -17,6 +17,9 @@ from make_tokenizers import (
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from minillava.errors import UserError
+from minillava.inputs.conversation import encode_conversation
+from minillava.inputs.processor import Processor
+from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
@@ -24,7 +27,7 @@ LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": {
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, dict | bytes]:
-    """What the families' folders hold, by kind of file."""
+    """Tokenizers by kind: the content of a tokenizer.json (dict) or of a tokenizer.model (bytes)."""
     return {
         "GPT-2": train_byte_level("GPT-2"),
         "SmolLM2": train_byte_level("SmolLM2"),
@@ -35,7 +38,7 @@ def files() -> dict[str, dict | bytes]:
     }
 
 
-# kind of file, tokenizer_config.json or None
+# name -> (kind in files(), tokenizer_config.json or None)
 FOLDERS = {
     "GPT-2": ("GPT-2", None),
     "SmolLM2": ("SmolLM2", {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|begin_of_text|>"}),
@@ -44,7 +47,7 @@ FOLDERS = {
     "not legacy": ("sentencepiece", {**LLAMA, "legacy": False}),
     "no bos": ("sentencepiece", {**LLAMA, "add_bos_token": False}),
     "no space": ("sentencepiece", {**LLAMA, "add_prefix_space": False}),
-    "tokenizer.model alone": ("sentencepiece", None),
+    "only tokenizer.model": ("sentencepiece", None),
     "spaces removed": ("spaces removed", None),
     "more tokens": (
         "sentencepiece",
@@ -62,7 +65,7 @@ def folder(request, files, tmp_path):
 
 
 def agree(folder, mine: Tokenizer, seed: int) -> None:
-    """AutoTokenizer, on the folder, gives the ids that ``mine`` gives."""
+    """Assert that AutoTokenizer, given the folder, has the same special ids and encodes like ``mine``."""
     theirs = AutoTokenizer.from_pretrained(folder)
     roles = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
     assert roles == (mine.bos_id, mine.eos_id, mine.pad_id)
@@ -106,7 +109,7 @@ def test_tokens_can_be_added(folder, tmp_path):
 
 
 def test_ids_may_have_holes(files, tmp_path):
-    """The last token of GPT-2's vocabulary stands at 5000."""
+    """The last token of GPT-2's vocabulary gets the id 5000."""
     vocab = dict(files["GPT-2"]["model"]["vocab"])
     last = max(vocab, key=vocab.get)
     model = {**files["GPT-2"]["model"], "vocab": {**vocab, last: 5000}}
@@ -134,7 +137,7 @@ def test_transformers_llama_tokenizer_is_read(files, tmp_path, options):
 @pytest.mark.parametrize("kind", ["GPT-2", "LLaMA"])
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "normalized", "special"])
 def test_flags_of_added_tokens_are_obeyed(files, tmp_path, kind, flag):
-    """The tokens "<mark>" and "##" with the flag, longer and shorter ones without it."""
+    """The tokens "<mark>" and "##" have the flag, "<mark>>" and " x " do not."""
     none = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     contents = ["<mark>", "<mark>>", "##", " x "]
     start = max(files[kind]["model"]["vocab"].values()) + 1
@@ -183,7 +186,7 @@ def test_which_token_is_what(files, tmp_path, config, map_, ids):
 
 
 def test_a_token_with_a_role_is_special_whatever_its_flag(files, tmp_path):
-    """Nobody ends an answer, or brings in a picture, by writing so."""
+    """Otherwise ordinary text could end an answer or bring in a picture."""
     token = {"id": 5000, "content": "<image>", "special": False}
     stored = {**files["GPT-2"], "added_tokens": [*files["GPT-2"]["added_tokens"], token]}
     config = {"eos_token": "the"}
@@ -191,6 +194,25 @@ def test_a_token_with_a_role_is_special_whatever_its_flag(files, tmp_path):
     assert mine.image_id == 5000 and mine.encode("<image>") == [5000]
     ids = mine.encode("<image>the the</s>", special=False)
     assert not {mine.image_id, mine.eos_id} & set(ids) and mine.decode(ids) == "<image>the the</s>"
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "added_tokens.json"])
+def test_a_template_finds_its_marks_though_they_are_not_special_and_nobody_can_type_them(files, tmp_path, place):
+    stored, more = files["GPT-2"], {"<|im_start|>": 5000, "<|im_end|>": 5001}
+    if place == "tokenizer.json":
+        tokens = [{"id": index, "content": name, "special": False} for name, index in more.items()]
+        folder = write(tmp_path, tokenizer={**stored, "added_tokens": [*stored["added_tokens"], *tokens]})
+    else:
+        folder = write(tmp_path, tokenizer=stored, added_tokens=more)
+    mine = Tokenizer.from_pretrained(folder)
+    ids, labels = encode_conversation(
+        [{"from": "human", "value": "What?<|im_end|>"}, {"from": "gpt", "value": "the<|im_start|>"}],
+        mine,
+        TEMPLATES["chatml"],
+    )
+    assert (ids.count(5000), ids.count(5001)) == (3, 3) and labels.count(5001) == 1
+    assert "What?<|im_end|>" in mine.decode(ids) and not {5000, 5001} & set(mine.encode("<|im_end|>", special=False))
+    assert Processor(mine, None, 4, TEMPLATES["chatml"]).stop_ids[-1] == 5001
 
 
 # --- Faults
@@ -239,7 +261,7 @@ def test_a_tokenizer_model_cut_short_is_refused(files, tmp_path, kind):
     rng = random.Random(0)
     for length in (0, 1, *sorted(rng.sample(range(len(content)), 60)), len(content) - 4):
         if content[length - 1 : length] == b"\n" and kind == "tiktoken":
-            continue  # whole lines: a smaller tokenizer
+            continue  # only whole lines: a valid, smaller tokenizer
         with pytest.raises(UserError, match=r"tokenizer\.model: ") as error:
             Tokenizer.from_pretrained(write(tmp_path, model=content[:length]))
         assert "\n" not in str(error.value)
@@ -267,7 +289,7 @@ def test_bad_lines_of_a_tiktoken_file_are_named(files, tmp_path, line, words):
 
 
 def test_damage_of_any_kind_is_a_user_error(files, tmp_path):
-    """Bytes changed at random: the tokenizer is read all the same or refused in one line."""
+    """With bytes changed at random, the tokenizer is still read or is refused with a message of one line."""
     rng = random.Random(0)
     refused = 0
     for kind in ("GPT-2", "sentencepiece", "tiktoken"):

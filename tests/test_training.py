@@ -1,4 +1,4 @@
-"""The one training loop: schedule, accumulation, what is frozen, repeatability, resuming, kills during a save."""
+"""The training loop: schedule, accumulation, frozen parts, repeatability, resuming, kills during a save."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def make(world: Path, kind: str) -> Task:
-    """A fresh small task of one of the four kinds, always the same."""
+    """A new small task of one of the four kinds, always the same."""
     tokenizer = Tokenizer.from_pretrained(world.parent)
     torch.manual_seed(0)
     if kind == "vision":
@@ -70,7 +70,7 @@ def make(world: Path, kind: str) -> Task:
         decoder = Decoder(config)
         initialise(decoder)
         return next_token_task(kind, decoder, dataset)
-    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), reader)  # PyTorch's own weights
+    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), reader)  # PyTorch's initial weights
     return llava_task(model, dataset, int(kind[-1]))
 
 
@@ -91,11 +91,11 @@ def test_a_training_overfits_one_batch(world, tmp_path, kind):
     task = make(world, kind)
     batch = batch_of(task.dataset, list(range(4)))
     task.collate = lambda examples: batch
-    rate = 0.005 if kind == "vision" else 0.02  # faster, contrast ends now low, now high
+    rate = 0.005 if kind == "vision" else 0.02  # at a higher rate the contrastive loss does not settle
     train(task, Recipe(rate, 4, 30), Run(tmp_path / kind, max_steps=60, bfloat16=False))
     losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60
-    # Stage 1 has W alone to move, under a decoder that knows nothing.
+    # Stage 1 trains only W, before an untrained decoder.
     assert losses[-1] < losses[0] * (0.99 if kind == "stage1" else 0.3)
 
 
@@ -127,7 +127,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world):
 
 
 def test_a_row_is_read_and_encoded_once_a_step(world, tmp_path, monkeypatch):
-    """However a batch is cut up, and although its rows are sorted by length before."""
+    """Even if a batch is cut into micro-batches and its rows are sorted by length."""
     task, calls = make(world, "stage2"), Counter()
 
     def count(place, name: str) -> None:
@@ -222,8 +222,8 @@ def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind, cut_powe
 
 
 def _train_and_die(world: Path, out: Path, moment: str) -> None:
-    """Train in a process of its own and SIGKILL it in the second save, at ``moment``."""
-    torch.set_num_threads(1)  # as conftest.py has it: sums round by the number of threads
+    """Train in a separate process that kills itself (SIGKILL) during the second save, at ``moment``."""
+    torch.set_num_threads(1)  # as in conftest.py: the rounding of sums depends on the number of threads
     saves = []
     real_save, real_replace = torch.save, os.replace
 
@@ -265,7 +265,7 @@ def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment):
 def test_a_finished_run_is_not_overwritten(world, tmp_path):
     train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
     kept = bytes_of(tmp_path / "out")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
     assert bytes_of(tmp_path / "out") == kept and is_finished(tmp_path / "out")
 
@@ -318,7 +318,7 @@ def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
 def test_a_state_of_other_optimisers_is_refused_in_one_line(world, tmp_path):
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=2))
     other = replace(RECIPE, optimizer="adamw")
-    with pytest.raises(UserError, match="another training's"):
+    with pytest.raises(UserError, match="optimizer state does not fit"):
         train(make(world, "stage2"), other, Run(tmp_path / "out", max_steps=2, resume=True))
 
 

@@ -1,4 +1,4 @@
-"""Models made by transformers, read from their folders, compute here what they compute there: logits and 64 tokens."""
+"""Models saved by transformers compute the same when loaded here: vision features, logits and 64 generated tokens."""
 
 import json
 from pathlib import Path
@@ -31,8 +31,8 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def greedy(model, pad: int = 0, **inputs: torch.Tensor) -> torch.Tensor:
-    """The next 64 tokens that transformers writes, (B, 64)."""
-    model.generation_config.eos_token_id = None  # else it stands in for the None below
+    """The next 64 tokens that transformers generates, (B, 64)."""
+    model.generation_config.eos_token_id = None  # otherwise it replaces the None below
     config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, pad_token_id=pad, eos_token_id=None)
     return model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
 
@@ -98,7 +98,7 @@ def decoder_config(tokenizer, **more) -> LlamaConfig:
 
 
 def spell_as_before(config: dict) -> None:
-    """rope_parameters as transformers 4 and the hub have it."""
+    """Rewrite rope_parameters as transformers 4 and configs on the hub spell it."""
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
@@ -121,7 +121,7 @@ def test_decoder(randomise, tokenizer, tmp_path, sizes, spelling):
     prompt = ids[:, :90]
     tokens = collect(generate_ids(ours, ours.embed_tokens(prompt), max_new_tokens=TOKENS), [], 0)
     assert torch.equal(tokens, greedy(theirs, input_ids=prompt, attention_mask=torch.ones_like(prompt)))
-    if "rope_parameters" in sizes:  # the scaling is no trifle that the tolerance above could hide
+    if "rope_parameters" in sizes:  # without the scaling, logits differ by far more than the tolerance above
         ours.config.rope_scaling = None
         unscaled = ours.lm_head(ours(ours.embed_tokens(ids)))
         assert (unscaled - theirs(ids).logits).norm() > 0.1 * unscaled.norm()
@@ -150,7 +150,7 @@ def llava(request, randomise, tokenizer) -> LlavaForConditionalGeneration:
 
 
 def batch(model: LlavaForConditionalGeneration, pad: int) -> dict[str, torch.Tensor]:
-    """Rows of unequal length, padded on the left: no picture, one, three (two of them side by side)."""
+    """Rows of unequal length, padded on the left: no picture, one, three (two of them adjacent)."""
     count = 9 + (model.config.vision_feature_select_strategy == "full")
     image = [model.config.image_token_id] * count
     rows = [[60, 61, 62, 63], [70, *image, 71, 72], [*image, *image, 80, 81, *image, 82, 83, 84]]

@@ -1,4 +1,4 @@
-"""The vision tower computes what transformers' CLIPVisionModel computes, no more blocks of it than asked for."""
+"""The vision tower gives the results of transformers' CLIPVisionModel and runs only the blocks that are needed."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_quick_gelu_is_its_formula():
 
 @pytest.mark.parametrize("part", ["mlp", "self_attn", ""])
 @torch.no_grad()
-def test_a_block_and_what_it_is_made_of_are_transformers_clip(tower, part):
+def test_a_block_and_its_parts_are_transformers_clip(tower, part):
     ours, theirs = (t.encoder.layers[1].get_submodule(part) for t in (tower, as_clip(tower)))
     x = torch.randn(2, 5, 24)
     mask = () if part == "mlp" else (torch.where(torch.rand(2, 1, 5, 5) < 0.3, CLOSED, 0.0),)

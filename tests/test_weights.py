@@ -1,4 +1,5 @@
-"""Tensors in files: shards and pickles read as one safetensors file does, large models are sharded, damage is named."""
+"""Weight files: shards and pickles give the same model as one safetensors file, large models are saved in shards, and
+errors name the damaged file or tensor."""
 
 import json
 import os
@@ -32,7 +33,7 @@ def folder(tiny_model, tmp_path) -> Path:
 
 
 def shard(folder: Path, kind: str, shards: int = 3) -> list[Path]:
-    """Put what model.safetensors holds into files of another kind, with an index where there are several."""
+    """Replace model.safetensors by one file named ``kind``, or by ``shards`` files of that kind with an index."""
     tensors = load_file(folder / SAFE)
     (folder / SAFE).unlink()
     stem, end = kind.split(".")
@@ -130,7 +131,7 @@ def test_constants_in_old_files_are_passed_over(tiny_model, folder):
 
 
 @pytest.mark.parametrize("embedding", [True, False])
-def test_a_head_stored_beside_or_instead_of_the_embedding_that_it_is(tiny_model, folder, embedding):
+def test_a_tied_head_stored_in_addition_to_or_instead_of_the_embedding(tiny_model, folder, embedding):
     def add(tensors: dict[str, torch.Tensor]) -> None:
         name = "language_model.model.embed_tokens.weight"
         tensors["language_model.lm_head.weight"] = tensors[name].clone()
@@ -144,7 +145,7 @@ def test_a_head_stored_beside_or_instead_of_the_embedding_that_it_is(tiny_model,
 
 
 def test_peak_memory_while_loading_is_little_more_than_the_weights():
-    """In a process of its own. A copy in float32 would be twice the weights, a mapping that stays as much again."""
+    """In a separate process. A float32 copy would add twice the weights' size, a mapping kept open their size once."""
     command = [sys.executable, ROOT / "tests/benchmarks/load.py", "--megabytes", "600", "--json"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result = json.loads(output.splitlines()[-1])
@@ -231,7 +232,7 @@ def test_a_shard_cut_short_is_named(folder, kind, keep):
 @pytest.mark.parametrize(
     "file", ["../other.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "model.pt", ".x.bin", 3, None]
 )
-def test_an_index_that_names_anything_but_a_weight_file_beside_it_is_refused(folder, file):
+def test_an_index_that_names_anything_but_a_weight_file_in_its_folder_is_refused(folder, file):
     shard(folder, SAFE)
     save_file({NORM: torch.ones(32)}, folder.parent / "other.safetensors")
     edit_index(folder, lambda index: index["weight_map"].update({NORM: file}))
@@ -239,7 +240,7 @@ def test_an_index_that_names_anything_but_a_weight_file_beside_it_is_refused(fol
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', "[" * 100_000])
-def test_an_index_that_is_none_is_named(folder, content):
+def test_an_invalid_index_is_named(folder, content):
     shard(folder, SAFE)
     (folder / f"{SAFE}.index.json").write_text(content)
     assert_refused(folder, f"{folder}/{SAFE}.index.json")
@@ -303,7 +304,7 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_named(folder):
 
 
 class Trap:
-    """A pickle of it makes a folder when it is opened."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -320,7 +321,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(folder, tmp_path,
     torch.save(trap, folder / BIN, _use_new_zipfile_serialization=zipped)
     assert_refused(folder, f"{folder}/{BIN}")
     assert not (tmp_path / "sprung").exists()
-    torch.load(folder / BIN, weights_only=False)  # it is a trap indeed
+    torch.load(folder / BIN, weights_only=False)  # the trap does work
     assert (tmp_path / "sprung").exists()
 
 

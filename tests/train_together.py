@@ -1,6 +1,6 @@
-"""One of two processes that train together; test_distributed.py starts both with torchrun, in a folder of its own.
+"""One of two ranks that train together; test_distributed.py starts both with torchrun on a temporary folder.
 
-The trainings of one process are run by ``run`` too.
+test_distributed.py also calls ``run`` itself, for the trainings with one process.
 """
 
 import os
@@ -19,8 +19,8 @@ from minillava.training.distributed import Team, started
 from minillava.training.recipes import Recipe
 from minillava.training.tasks import Task, llava_task
 
-# Seven rows a batch in four pieces, two rows each: two processes take 2 + 2 and 2 + 1 of them. The data set has one row
-# more than seven batches, so in each epoch one process is left without a row.
+# Seven rows per batch in four micro-batches of at most two rows: the ranks take 2 + 2 and 2 + 1 rows. The dataset has
+# one row more than seven batches, so in the last batch of each epoch one rank has no row.
 RECIPE = Recipe(learning_rate=3e-3, batch_size=7, epochs=10, accumulation=4, save_every=20)
 STEPS, FEW = 50, 10
 LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
@@ -32,7 +32,7 @@ class PowerCut(Exception):
 
 
 def make(folder: Path, stage: int, lora: int = 0) -> Task:
-    """A small LLaVA's training, always the same."""
+    """The training of a small LLaVA, always the same."""
     model = load(folder / "model")
     dataset = ConversationDataset(folder / "rows.json", folder, model.processor)
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def make(folder: Path, stage: int, lora: int = 0) -> Task:
 def run(
     folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False
 ) -> None:
-    """Train to ``folder``/``name``. ``cut``: the power fails between the first checkpoint and the second."""
+    """Train into ``folder``/``name``. ``cut`` simulates a power cut between the first and the second checkpoint."""
     task, schedule = make(folder, stage, recipe.lora), loop.schedule
     steps = STEPS if recipe is RECIPE else FEW
 
@@ -56,7 +56,7 @@ def run(
 
 
 def watch_writes(folder: Path) -> list[str]:
-    """The list to which every change that this process makes under ``folder`` will be added."""
+    """A list that collects, from now on, every change to files under ``folder`` by this process."""
     seen = []
 
     def hook(event: str, arguments: tuple) -> None:
@@ -81,7 +81,7 @@ def main(folder: Path, team: Team) -> None:
         run(folder, f"{kind}-lora", 2, LORA, with_shard)
         run(folder, f"{kind}-muon", 2, MUON, with_shard)
         run(folder, f"{kind}-cut", 2, RECIPE, with_shard, cut=True)
-        run(folder, f"alone-cut-{kind}", 2, RECIPE, with_shard, resume=True)
+        run(folder, f"single-cut-{kind}", 2, RECIPE, with_shard, resume=True)
     print(f"process {team.rank} made {len(writes)} changes", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""``python -m data.picturebook --out DIR --count N --seed S``: draw a world; ``write.py`` says what is in it."""
+"""``python -m data.picturebook --out DIR --count N --seed S``: draw a world; ``write.py`` lists its files."""
 
 import argparse
 import sys

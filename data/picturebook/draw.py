@@ -1,4 +1,4 @@
-"""Scene -> picture. Everything is drawn four times too large with Pillow and then shrunk: that is the anti-aliasing."""
+"""Scene -> picture. Pillow draws everything at four times the size; shrinking it then gives anti-aliasing."""
 
 import math
 import random
@@ -23,12 +23,12 @@ BACKGROUNDS = {
 
 
 def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as an RGB picture of 64 x 64 pixels. ``rng`` decides shades and details of no consequence."""
+    """The scene as an RGB picture of 64 x 64 pixels. ``rng`` varies shades and details that no question asks about."""
     side = PICTURE_SIZE * OVERSAMPLING
     image = Image.new("RGB", (side, side))
     pen = ImageDraw.Draw(image)
     _draw_background(pen, scene.setting, side, rng)
-    for thing in sorted(scene.things, key=lambda thing: -thing.area):  # the smaller lie on top: none is hidden
+    for thing in sorted(scene.things, key=lambda thing: -thing.area):  # smaller ones on top, so none is hidden
         _draw_thing(pen, thing, side, rng)
     return image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX)
 
@@ -48,7 +48,7 @@ def _draw_background(pen: ImageDraw.ImageDraw, setting: str, side: int, rng: ran
             x, height, half = rng.uniform(0, side), rng.uniform(0.3, 0.6) * side, rng.uniform(0.2, 0.35) * side
             peak = horizon - height
             pen.polygon([(x - half, horizon), (x, peak), (x + half, horizon)], fill=_shade((140, 140, 160), light))
-            cap = 0.25  # share of the height that snow covers
+            cap = 0.25  # fraction of the height that snow covers
             pen.polygon(
                 [(x - half * cap, peak + height * cap), (x, peak), (x + half * cap, peak + height * cap)],
                 fill=(235, 235, 245),
@@ -79,7 +79,7 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, side: int, rng: random.R
 
 
 class _Brush:
-    """Draws in a unit square laid over a thing's box, every shape with an ink outline."""
+    """Draws shapes in the coordinates of a unit square that covers a thing's box."""
 
     def __init__(self, pen: ImageDraw.ImageDraw, x: float, y: float, width: float, height: float):
         self.pen, self.x, self.y, self.width, self.height = pen, x, y, width, height
@@ -98,7 +98,7 @@ class _Brush:
 
 
 def _ring(count: int, *radii: float, turn: float = -math.pi / 2) -> list[tuple[float, float]]:
-    """``count`` points around the middle of the unit square, their distances cycling through ``radii``."""
+    """``count`` points around the middle of the unit square; their distances from it cycle through ``radii``."""
     angles = [turn + 2 * math.pi * i / count for i in range(count)]
     return [
         (0.5 + radii[i % len(radii)] * math.cos(a), 0.5 + radii[i % len(radii)] * math.sin(a))
@@ -183,7 +183,7 @@ def _bird(brush, colour):
 
 def _cloud(brush, colour):
     lobes = ((0, 0.4, 0.45, 0.85), (0.22, 0.15, 0.75, 0.7), (0.52, 0.35, 1, 0.85), (0.2, 0.45, 0.8, 0.88))
-    for lobe in lobes:  # outlines first, then fills: one outline around the whole
+    for lobe in lobes:  # outlines first, then fills, for one outline around the whole
         brush.ellipse(INK, *lobe)
     for u1, v1, u2, v2 in lobes:
         brush.ellipse(colour, u1 + 0.04, v1 + 0.04, u2 - 0.04, v2 - 0.04, outline=None)

@@ -1,7 +1,7 @@
-"""Scene -> words: captions, region phrases, descriptions, and questions whose answers are sure.
+"""Scene -> words: captions, region phrases, descriptions, and questions with definite answers.
 
-Each question maker takes ``(scene, rng, subject)`` and returns ``(question, answer)``, or None where the scene gives
-no sure answer. ``subject`` is the thing the question is about; where it is None the maker picks for itself.
+Each question maker takes ``(scene, rng, subject)`` and returns ``(question, answer)``, or None if the scene gives no
+definite answer. ``subject`` is the thing that the question is about; if it is None, the maker chooses one.
 """
 
 import random
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from data.picturebook.scene import COLOURS, KINDS, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-LENGTH = 600  # characters of a conversation: rows of one length need little padding
+LENGTH = 600  # maximum characters of a conversation: rows of similar length need little padding
 WHERE = {
     "meadow": "in a meadow",
     "sea": "at sea",
@@ -30,7 +30,7 @@ SETTING_NAMES = {
 
 
 def region(thing: Thing) -> str:
-    """What a box shows: "a large red house in the top left"."""
+    """The phrase for a box: "a large red house in the top left"."""
     return f"{with_article(f'{thing.size} {thing.pair}')} {at(thing)}"
 
 
@@ -55,7 +55,7 @@ def listing(items: list[str]) -> str:
 
 
 def counting(found: Sequence[Thing]) -> str:
-    """ "one in the top left, two in the centre", or "none": counted aloud, so that the last number is how many."""
+    """ "one in the top left, two in the centre", or "none". The last number is how many there are."""
     return ", ".join(f"{number} {at(thing)}" for number, thing in zip(NUMBERS[1:], found)) or "none"
 
 
@@ -64,7 +64,7 @@ def sentence(text: str) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions, all true, each naming every thing in reading order."""
+    """Five true captions. Each names every thing, in reading order."""
     where, setting = WHERE[scene.setting], SETTING_NAMES[scene.setting]
     full = listing([region(thing) for thing in scene.things])
     sized = listing([with_article(f"{thing.size} {thing.pair}") for thing in scene.things])
@@ -79,18 +79,18 @@ def captions(scene: Scene) -> list[str]:
 
 
 def description(scene: Scene) -> str:
-    """The detailed description: the setting, then a sentence a thing in reading order, then their number."""
+    """The detailed description: the setting, then one sentence per thing in reading order, then their number."""
     sentences = [f"The picture shows {SETTING_NAMES[scene.setting]}."]
     sentences += [sentence(f"{at(t)} is {with_article(f'{t.size} {t.pair}')}") for t in scene.things]
     return " ".join([*sentences, f"That makes {things(len(scene.things))}."])
 
 
 def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A request for notes, and the notes: what a decoder learns to look things up from, before it learns to talk.
+    """A request for notes, and the notes. With them a decoder learns to look things up before it learns to talk.
 
-    One half are index cards: "red fish top left large, top right small blue boat". Things come in any order, and
-    each card begins with any one of the four words for its thing, so what follows can only be found by looking for
-    the thing that the first word fits. The other half are lists in reading order of the things asked for.
+    One half are index cards: "red fish top left large, top right small blue boat". The things are in random order, and
+    each card begins with a random one of the thing's four attributes, so the rest can only be found by looking for a
+    thing with this attribute. The other half are lists of the requested things in reading order.
     """
     if rng.random() < 0.5:
         cards = []
@@ -105,9 +105,9 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
-    """Things that a colour or a kind picks out, perhaps none: "red things", "boats"; or all: "things".
+    """The things of one colour or kind, perhaps none ("red things", "boats"), or all ("things").
 
-    Each number that occurs is as likely as any other.
+    Each number of things that is possible in this scene is equally likely.
     """
     of = [("things", list(scene.things))]
     of += [(f"{c} things", [t for t in scene.things if t.colour == c]) for c in COLOURS]
@@ -117,7 +117,7 @@ def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
 
 
 def name(thing: Thing, scene: Scene) -> str:
-    """How to speak of a thing: "fish" where it is the only one, else "red fish"."""
+    """The name of a thing: "fish" if it is the only one, else "red fish"."""
     return thing.kind if sum(other.kind == thing.kind for other in scene.things) == 1 else thing.pair
 
 
@@ -130,7 +130,7 @@ def existence(scene, rng, subject=None):
         asked = rng.choice((name(thing, scene), thing.pair))
     elif rng.random() < 0.5:
         asked = rng.choice([kind for kind in KINDS if kind not in kinds])
-    else:  # one word away from something that is there
+    else:  # differs in one word from something that is there
         near = [f"{colour} {thing.kind}" for colour in COLOURS] + [f"{thing.colour} {kind}" for kind in KINDS]
         asked = rng.choice([pair for pair in near if pair not in pairs])
     question = rng.choice(("Is there {}?", "Do you see {}?")).format(with_article(asked))
@@ -213,7 +213,7 @@ def _leaving(scene, rng):
 
 def _sailing(scene, rng):
     sea, boats = scene.setting == "sea", [thing for thing in scene.things if thing.kind == "boat"]
-    if not (sea or boats) and rng.random() < 0.8:  # the commonest answer would be worth guessing
+    if not (sea or boats) and rng.random() < 0.8:  # else guessing "no" would pay off
         return None
     because = f"The sea is {'here' if sea else 'nowhere'} and a boat is {at(boats[0]) if boats else 'nowhere'}"
     return "Could one sail here, and why?", f"{because}, so {'yes' if sea and boats else 'no'}."
@@ -253,9 +253,9 @@ QUESTIONS = {
 
 
 def conversation(scene: Scene, rng: random.Random, length: int) -> list[tuple[str, str]]:
-    """Questions and answers of at most ``length`` characters together, no question twice, types mixed.
+    """Questions of mixed types and their answers, at most ``length`` characters in total, no question twice.
 
-    Those whose answers take the most looks at the picture come twice as often: they need the practice.
+    Counting and reasoning, whose answers depend on the most things, are twice as likely: they need more practice.
     """
     weights = [2 if kind in ("count", "reasoning") else 1 for kind in QUESTIONS]
     asked: dict[str, str] = {}
@@ -269,15 +269,15 @@ def conversation(scene: Scene, rng: random.Random, length: int) -> list[tuple[st
 
 
 def words_by_patch(scene: Scene, grid: int) -> list[str]:
-    """The picture told as a raster of ``grid`` x ``grid`` cells in reading order, with no pixel in it.
+    """The picture given as words: ``grid`` x ``grid`` cells in reading order, without pixels.
 
-    A cell holds the words of the thing that covers its middle (the smaller one, where two do), else the setting.
+    A cell has the words of the thing that covers its middle (the smaller one if there are two), else the setting.
     """
     cells = []
     for row in range(grid):
         for column in range(grid):
             u, v = (column + 0.5) / grid, (row + 0.5) / grid
             covering = [t for t in scene.things if t.box[0] <= u <= t.box[2] and t.box[1] <= v <= t.box[3]]
-            thing = min(covering, key=lambda t: t.area, default=None)  # the one that lies on top
+            thing = min(covering, key=lambda t: t.area, default=None)  # the one on top
             cells.append(f"{thing.size} {thing.pair} {thing.place}" if thing else scene.setting)
     return cells

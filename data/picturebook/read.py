@@ -1,4 +1,4 @@
-"""Captions and boxes -> scene: the way back, for a teacher that sees no more than a picture's context."""
+"""Captions and boxes -> scene, the inverse of language.py, for a teacher that only gets a picture's context."""
 
 import re
 
@@ -13,7 +13,7 @@ _REGION = re.compile(
 
 
 def scene_of(context: Context) -> Scene | None:
-    """The scene that a context tells of in full; None where its captions are not the picture-book's."""
+    """The scene that a context describes completely; None if its captions are not the picture-book's."""
     if not context.captions:
         return None
     found = _REGION.findall(context.captions[0])

@@ -1,8 +1,8 @@
-"""What can be in a picture: settings, kinds, colours, sizes and places, and a sampler of scenes.
+"""What can be in a picture (settings, kinds, colours, sizes and places), and a function that draws random scenes.
 
-A scene is the truth behind a picture. The drawing, the captions, the boxes and every question come from it, so all
-of them agree. Every thing has its own cell of a 3 x 3 grid, which is why "where is it?" has a sure answer, and its
-own colour and kind, which is why "the red fish" always names one thing.
+A scene is the ground truth of a picture. The drawing, the captions, the boxes and every question are made from it, so
+they all agree. Each thing has a cell of a 3 x 3 grid to itself, so "where is it?" has a definite answer, and no two
+things have the same colour and kind, so "the red fish" always means one thing.
 """
 
 import random
@@ -19,15 +19,15 @@ COLOURS = {
 }
 KINDS = ("house", "tree", "boat", "fish", "sun", "moon", "star", "car", "ball", "flower", "bird", "cloud")
 SETTINGS = ("meadow", "sea", "desert", "snow", "night", "mountains")
-SIZES = {"small": (0.26, 0.29), "large": (0.40, 0.44)}  # side of the box, as a share of the picture's side
-PLACES = (  # no name is a part of another: a model that reads "top" alone must not take it for the whole
+SIZES = {"small": (0.26, 0.29), "large": (0.40, 0.44)}  # side of the box, as a fraction of the picture's side
+PLACES = (  # no name is part of another: if one were just "top", a model could take it for the start of "top left"
     ("top left", "top middle", "top right"),
     ("middle left", "centre", "middle right"),
     ("bottom left", "bottom middle", "bottom right"),
 )
 MOST_THINGS = 5
 
-# Pairs that no stage 2 row shows: `unseen.json` asks whether the model puts colour and kind together by itself.
+# Pairs in no stage-2 row: `unseen.json` tests whether the model can combine a colour and a kind that it knows.
 UNSEEN_PAIRS = frozenset(
     {"red fish", "orange car", "yellow bird", "green house", "blue star", "purple tree", "white ball"}
 )
@@ -35,7 +35,7 @@ UNSEEN_PAIRS = frozenset(
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing in a picture. ``box`` is (x1, y1, x2, y2) in shares of the picture's side, y downwards."""
+    """One thing in a picture. ``box`` is (x1, y1, x2, y2) as fractions of the picture's side, y downwards."""
 
     kind: str
     colour: str
@@ -46,7 +46,7 @@ class Thing:
 
     @property
     def area(self) -> float:
-        """Of the box. Where two things overlap, the one of smaller area lies on top."""
+        """The area of the box. If two things overlap, the one with the smaller area is on top."""
         x1, y1, x2, y2 = self.box
         return (x2 - x1) * (y2 - y1)
 
@@ -69,14 +69,14 @@ class Scene:
 
 
 def sample_scene(rng: random.Random, unseen: str = "allowed") -> Scene:
-    """Draw one scene. ``unseen`` says whether pairs of UNSEEN_PAIRS are "allowed", "never" there, or "required"."""
+    """Draw a random scene. ``unseen``: whether pairs in UNSEEN_PAIRS are "allowed", "never" used, or "required"."""
     count = rng.randint(1, MOST_THINGS)
     cells = sorted(rng.sample(range(9), count))
     first = tuple(rng.choice(sorted(UNSEEN_PAIRS)).split()) if unseen == "required" else None
     pairs: list[tuple[str, str]] = []  # (colour, kind)
     while len(pairs) < count:
         colour, kind = rng.choice(list(COLOURS)), rng.choice(KINDS)
-        if pairs and rng.random() < 0.4:  # things that share a colour or a kind make counting worth asking about
+        if pairs and rng.random() < 0.4:  # things that share a colour or a kind make counting questions interesting
             colour = rng.choice(pairs)[0]
         elif pairs and rng.random() < 0.4:
             kind = rng.choice(pairs)[1]
@@ -90,7 +90,7 @@ def sample_scene(rng: random.Random, unseen: str = "allowed") -> Scene:
 
 
 def _place(rng: random.Random, colour: str, kind: str, row: int, column: int) -> Thing:
-    """Put a thing near the middle of its cell and wholly inside the picture."""
+    """Place a thing near the middle of its cell and completely inside the picture."""
     size = rng.choice(list(SIZES))
     side = rng.uniform(*SIZES[size])
     centre = [(index + 0.5) / 3 + rng.uniform(-0.05, 0.05) for index in (column, row)]

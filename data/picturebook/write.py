@@ -1,11 +1,11 @@
 """Draw a world and write it in LLaVA's formats.
 
 images/{train,heldout,unseen}/*.png
-contexts.jsonl   a picture's captions and boxes, each box with a phrase: what the vision tower learns from
-text.txt         scenes told and asked about in prose: what the tokenizer and the decoder learn from
-notes.json       pictures told as a raster of words, and notes of what is in them: LLaVA rows with "words" in
-                 place of "image", 64 texts in reading order. What the decoder learns first
-words.json       pictures told in the same way, and conversations about them
+contexts.jsonl   each training picture's captions and boxes, each box with a phrase; trains the vision tower
+text.txt         descriptions of scenes, questions and answers, as prose; trains the tokenizer and the decoder
+notes.json       pictures given as words, and notes of what is in them: LLaVA rows with "words" in place of "image",
+                 64 texts in reading order; what the decoder learns first
+words.json       pictures given as words in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
 instruct.json    stage 2: conversations, detailed descriptions, reasoning, some captions as in stage 1; no row shows a
                  pair of UNSEEN_PAIRS
@@ -30,21 +30,21 @@ from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
 from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 
-GRID = 8  # cells a side of a word picture: the vision tower's patches
+GRID = 8  # cells per side of a picture given as words, as many as the vision tower has patches
 HELDOUT_PICTURES = 520  # nine questions each
 UNSEEN_PICTURES = 250
 TEXT_EVERY = 20  # a line of text.txt for every twentieth scene
 
 
 def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
-    """Write the whole folder: ``count`` training pictures, then 520 held-out ones and 250 with unseen pairs.
+    """Write the whole folder: ``count`` training pictures, 520 held-out ones and 250 with unseen pairs.
 
-    The folder appears when it is complete: an interrupted run leaves ``out``.new, which the next one overwrites.
-    Raises FileExistsError where ``out`` is there already.
+    The folder is written as ``out``.new and renamed when it is complete. An interrupted run leaves ``out``.new, which
+    the next one overwrites. Raises FileExistsError if ``out`` exists.
     """
     final = Path(out)
     if final.exists():
-        raise FileExistsError(errno.EEXIST, "is there already", str(final))
+        raise FileExistsError(errno.EEXIST, "already exists", str(final))
     out = final.with_name(f"{final.name}.new")
     shutil.rmtree(out, ignore_errors=True)
     taken: set = set()
@@ -76,7 +76,7 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
 
 
 def _key(scene: Scene) -> tuple:
-    """A scene without its jitter: two scenes of one key would be told and asked about alike."""
+    """A scene without its random shifts: two scenes with the same key have the same captions and questions."""
     return scene.setting, tuple((t.kind, t.colour, t.size, t.row, t.column) for t in scene.things)
 
 
@@ -154,7 +154,7 @@ def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """A conversation; in some a detailed or a brief description is asked for, at any time."""
+    """A conversation. In some, one turn (at a random position) asks for a detailed or a brief description."""
     form = rng.random()
     if form < 0.75:
         return language.conversation(scene, rng, language.LENGTH)
@@ -188,7 +188,7 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
 
 
 def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[dict]:
-    """A question of every type about every scene that allows one, and a detailed description or a caption of it."""
+    """For every scene, a question of each type that it allows, and a detailed description or a caption."""
     for index, scene in enumerate(scenes):
         image = _image_name(split, index)
         for kind, make in language.QUESTIONS.items():

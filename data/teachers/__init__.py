@@ -1,8 +1,8 @@
-"""Teachers write instruction data from a picture's context alone; they never see the picture.
+"""Teachers write instruction data from a picture's context; they never see the picture.
 
-A teacher is an object with ``reply(request: Request) -> str``. The reply's form is the paper's: "Question: ...",
-"===", "Answer: ..." and "===" again between turns for a conversation; one such pair for complex reasoning; for a
-detailed description the paragraph alone.
+A teacher is an object with ``reply(request: Request) -> str``. The reply has the paper's form. For a conversation:
+"Question: ...", "===", "Answer: ...", and "===" between turns. For complex reasoning: one question and answer. For a
+detailed description: only the paragraph.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from data.contexts import Context
 class Request:
     """What a teacher is asked for: one reply of a ``kind`` in prompts.KINDS about one picture.
 
-    ``question`` is what a detailed description answers, and None for the other kinds, whose questions the teacher
-    writes. A teacher that draws lots draws them from ``seed``, so the same request gets the same reply.
+    ``question`` is the request for a detailed description, and None for the other kinds, whose questions the teacher
+    writes. A teacher that makes random choices uses ``seed``, so the same request gets the same reply.
     """
 
     kind: str

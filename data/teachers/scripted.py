@@ -1,7 +1,7 @@
-"""The scripted teacher: instruction data about the picture-book, by rule, offline, and never false.
+"""The scripted teacher: a program that writes instruction data about the picture-book, offline and without errors.
 
-It rebuilds the scene from its context's captions and boxes, and lets the picture-book's own question makers speak. No
-rule does as much for a photograph: what people write in captions takes a language model to read and to talk about.
+It rebuilds the scene from its context's captions and boxes, and calls the picture-book's own question makers. Rules
+cannot do this for photographs: people's captions need a language model to read them and to write about them.
 """
 
 import random
@@ -19,7 +19,7 @@ class Scripted:
     """The same request gets the same reply."""
 
     def reply(self, request: Request) -> str:
-        """Raises UserError as :func:`scene_told` does."""
+        """The reply in the form of :mod:`data.teachers`. Raises UserError as :func:`scene_told` does."""
         scene, rng = scene_told(request.context), random.Random(request.seed)
         if request.kind == "detail":
             return language.description(scene)
@@ -28,7 +28,7 @@ class Scripted:
 
 
 def scene_told(context: Context) -> Scene:
-    """The picture-book scene that a context tells of in full. Raises UserError for any other context."""
+    """The picture-book scene that a context describes completely. Raises UserError for any other context."""
     if scene := scene_of(context):
         return scene
     raise UserError(
@@ -38,19 +38,18 @@ def scene_told(context: Context) -> Scene:
 
 
 def rules() -> bytes:
-    """The source of all this: where it has changed, replies may."""
+    """The source code that determines the replies: if it has changed, they may have too."""
     return Path(__file__).read_bytes() + Path(language.__file__).read_bytes()
 
 
 def _reason(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Some questions have no sure answer in some scenes; one of them fits any scene."""
+    """A question and answer. Some questions have no sure answer in some scenes, so others are tried; one fits any."""
     while not (turn := language.reasoning(scene, rng)):
         pass
     return turn
 
 
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """A conversation without questions about the pairs that ``unseen.json`` keeps for a trial: not even that there is
-    none of them."""
+    """A conversation without questions about the pairs that ``unseen.json`` tests: not even whether there is one."""
     turns = language.conversation(scene, rng, language.LENGTH)
     return [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]

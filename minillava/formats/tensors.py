@@ -72,7 +72,12 @@ def _places(folder: Path) -> list[Path]:
 
 
 def find_weights(folder: Path) -> Path:
-    """The file with the folder's tensors, or the index of its shards. Raises UserError if there is none."""
+    """The file with the folder's tensors, or the index of its shards. Raises UserError if there is none.
+
+    A GGUF file in place of a folder is that file.
+    """
+    if folder.is_file():
+        return folder
     first, *others = _places(folder)
     for path in (first, *others):
         if path.exists():

@@ -8,7 +8,7 @@ it is converted to the equivalent tokenizer.json.
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,10 +42,10 @@ class TokenizerFiles(NamedTuple):
     source: the file that errors about ``stored`` name
     stored: the contents of tokenizer.json
     vocab, merges: token to id; pairs in order of rank
-    ranks: of a SentencePiece model (tokenizer.model), the rank of each piece by its score; else None
+    ranks: of a tokenizer.model, the rank of each token that is not special; else None
     tokens: the added tokens by name
     roles: the names of "bos_token", "eos_token" and "pad_token", in this order (None if there is none)
-    files: the contents of the files to write, to save the tokenizer, by file name
+    files: what to write to save the tokenizer, by file name: bytes, or a dict to be written as JSON
     byte_level: tokens are made of bytes; else of characters
     ignore_merges: a word that is in the vocabulary becomes that one token, without applying merges
     add_bos: the bos token is put before a text
@@ -58,7 +58,7 @@ class TokenizerFiles(NamedTuple):
     ranks: dict[str, int] | None
     tokens: dict[str, AddedToken]
     roles: dict[str, str | None]
-    files: dict[str, bytes]
+    files: dict[str, bytes | dict]
     byte_level: bool
     ignore_merges: bool
     add_bos: bool
@@ -135,30 +135,37 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
     if unlisted := [token for name, token in tokens.items() if name not in listed]:
         tokenizer_json.include(stored, unlisted)
     if unlisted or JSON not in files:
-        files = {**files, JSON: dump(stored)}
+        files = {**files, JSON: stored}
     if not obedient:
         named = {role: name for role, name in roles.items() if name}
-        named |= {RANKS: MODEL} if ranks else {}
-        files = {**files, CONFIG: dump({**config, **named, "tokenizer_class": OBEDIENT[0]})}
+        named |= {RANKS: MODEL} if ranks and not byte_level else {}
+        config = {**config, **named, "tokenizer_class": OBEDIENT[0]}
+    files = {**files, CONFIG: config}
     flags = (byte_level, ignore_merges, add_bos)
     return TokenizerFiles(source, stored, vocab, merges, ranks, tokens, roles, files, *flags)
 
 
-def extend(read: TokenizerFiles, names: list[str], start: int) -> dict[str, bytes]:
-    """The contents of the files after adding ``names`` as special tokens.
+def extend(read: TokenizerFiles, names: Iterable[str], start: int) -> TokenizerFiles:
+    """Add ``names`` as special tokens.
 
     A name that is an added token already is skipped. A name in the vocabulary keeps its id; the others get ids from
     ``start`` up. If PAD is among ``names``, it becomes the padding token unless there is one.
     """
-    stored, config = json.loads(read.files[JSON]), json.loads(read.files[CONFIG])
-    new, ids = [name for name in dict.fromkeys(names) if name not in read.tokens], itertools.count(start)
-    known = {name: read.vocab[name] if name in read.vocab else next(ids) for name in new}
-    tokenizer_json.include(stored, [AddedToken(name, index, special=True) for name, index in known.items()])
-    if PAD in names and not read.roles["pad_token"]:
-        config["pad_token"] = PAD
+    names, ids = list(dict.fromkeys(names)), itertools.count(start)
+    new = {
+        name: AddedToken(name, read.vocab[name] if name in read.vocab else next(ids), special=True)
+        for name in names
+        if name not in read.tokens
+    }
+    model = {**read.stored["model"], "vocab": dict(read.vocab)}
+    stored = {**read.stored, "added_tokens": list(read.stored["added_tokens"]), "model": model}
+    tokenizer_json.include(stored, new.values())
+    roles = read.roles | ({"pad_token": PAD} if PAD in names and not read.roles["pad_token"] else {})
+    config = read.files[CONFIG] | {role: name for role, name in roles.items() if name != read.roles[role]}
     # tokenizer.model lacks the new tokens. It is left out unless its ranks are needed.
-    kept = {name: content for name, content in read.files.items() if name != MODEL or read.ranks}
-    return {**kept, JSON: dump(stored), CONFIG: dump(config)}
+    kept = {name: content for name, content in read.files.items() if name != MODEL or RANKS in config}
+    files = {**kept, JSON: stored, CONFIG: config}
+    return read._replace(stored=stored, vocab=model["vocab"], tokens=read.tokens | new, roles=roles, files=files)
 
 
 def write_files(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[int, str]) -> None:

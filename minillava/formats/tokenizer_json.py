@@ -28,14 +28,16 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
             raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
     vocab = model["vocab"]
     for token, index in vocab.items():
-        check_id(f"token {token!r}", index)
+        if type(index) is not int or index < 0:
+            check_id(f"token {token!r}", index)
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     for left, right in merges:
-        if len(left) + len(right) > LONGEST:
-            raise UserError(f"a merge makes a token of {len(left) + len(right)} characters; the maximum is {LONGEST}")
-        for token in (left, right, left + right):
-            if token not in vocab:
-                raise UserError(f"merge {left!r} {right!r} needs {token!r}, which is not in the vocabulary")
+        joined = left + right
+        if len(joined) > LONGEST:
+            raise UserError(f"a merge makes a token of {len(joined)} characters; the maximum is {LONGEST}")
+        if not (left in vocab and right in vocab and joined in vocab):
+            missing = next(token for token in (left, right, joined) if token not in vocab)
+            raise UserError(f"merge {left!r} {right!r} needs {missing!r}, which is not in the vocabulary")
     if len(set(merges)) < len(merges):
         raise UserError("a merge is listed twice")
     return vocab, merges, bool(model.get("ignore_merges"))

@@ -32,13 +32,13 @@ class Converted(NamedTuple):
 
     stored: the equivalent tokenizer.json
     roles: the names of "bos_token", "eos_token" and "pad_token", if any
-    ranks: the rank of each SentencePiece piece by its score: 0 for the highest, and the same for equal scores, which
-        the merges of tokenizer.json cannot have. None for a file in tiktoken's format
+    ranks: the rank of each token. SentencePiece's is by score: 0 for the highest, and the same for equal scores, which
+        the merges of tokenizer.json cannot have
     """
 
     stored: dict
     roles: dict[str, str]
-    ranks: dict[str, int] | None
+    ranks: dict[str, int]
 
 
 def convert(content: bytes, config: dict) -> Converted:
@@ -59,8 +59,9 @@ def _all_merges(tokens: Iterable[str], known: Container[str]) -> list[tuple[str,
     for token in tokens:
         if len(token) > LONGEST:
             raise UserError(f"a token of {len(token)} characters, {token[:20]!r}...; the maximum is {LONGEST}")
-        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        merges += [(left, right) for left, right in cuts if left in known and right in known]
+        for cut in range(1, len(token)):
+            if (left := token[:cut]) in known and (right := token[cut:]) in known:
+                merges.append((left, right))
     return merges
 
 
@@ -178,4 +179,4 @@ def _tiktoken(content: bytes, config: dict) -> Converted:
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
     words = {"type": "Sequence", "pretokenizers": [split, byte_level_part(use_regex=False)]}
     stored = bpe_file(model, special, pre_tokenizer=words, decoder=byte_level_part(use_regex=False))
-    return Converted(stored, roles, ranks=None)
+    return Converted(stored, roles, dict(vocab))

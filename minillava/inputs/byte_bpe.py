@@ -1,19 +1,20 @@
 """Byte-level BPE, the tokenizer of GPT-2, SmolLM2, Llama 3 and of our own model. tiktoken runs it.
 
-"Byte-level" means that BPE starts from single bytes, each of which is a token, so every text can be encoded.
+"Byte-level" means that BPE starts from single bytes. If all 256 are tokens, every text can be encoded. Some
+vocabularies lack control characters; as in `tokenizers`, these are left out.
 
 tiktoken does not take a list of merges. It takes a rank for each token, and always joins the two neighbours whose
 joined token has the lowest rank. ``rank_tokens`` computes ranks that give the same result as the merges.
 """
 
 from functools import cache
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
+from math import inf
 
 import regex
 import tiktoken
 
-from minillava.errors import UserError
-from minillava.formats.byte_characters import to_bytes
+from minillava.formats.byte_characters import all_to_bytes
 from minillava.formats.tokenizer_files import TokenizerFiles
 from minillava.formats.tokenizer_json import split_patterns
 
@@ -27,52 +28,85 @@ WORDS_KEPT = 1 << 14  # how many words are cached with their ids: texts repeat a
 def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
     """A rank for each token, with which tiktoken gives the same tokens as the merges applied in order.
 
-    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE works on the bytes
-    of that token the same way wherever they are, so it always reaches the same pair before it joins them. The place of
-    that merge in the list is the token's rank. If BPE does not join the bytes of a token, it has no rank.
+    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE builds a token by
+    the same merges wherever the token is, so the merge that completes it is always the same. The rank of a token is 256
+    + the place of that merge in the list. A token that BPE does not build from its own bytes has no rank.
+
+    If the list has every pair of each token (see _has_every_pair), the tokens are numbered from 256 instead.
     """
     order = {pair: 256 + place for place, pair in enumerate(merges)}
+    tokens = list(dict.fromkeys(map(b"".join, merges)))
     ranks = {bytes([byte]): byte for byte in range(256)}
-    for token in {left + right for left, right in merges}:
+    if _has_every_pair(merges, tokens):
+        return ranks | {token: 256 + place for place, token in enumerate(tokens)}
+    for token in tokens:
         rank = _last_merge(token, order)
         if rank is not None:
             ranks[token] = rank
     return ranks
 
 
+def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> bool:
+    """Whether the list has, token after token, every pair that makes the token, as in files converted from tiktoken's.
+
+    All merges of a token are then neighbours in the list. So it does not matter which of them completes it: the tokens
+    have the same order.
+    """
+    if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
+        return False
+    known = {bytes([byte]) for byte in range(256)}.union(tokens, *merges)
+    pairs = sum(token[:cut] in known and token[cut:] in known for token in tokens for cut in range(1, len(token)))
+    return pairs == len(merges)
+
+
 def _last_merge(token: bytes, order: dict[tuple[bytes, bytes], int]) -> int | None:
-    """The rank of the last merge when BPE encodes the bytes of ``token``, or None if it ends in several tokens."""
-    parts, rank = [token[i : i + 1] for i in range(len(token))], None
-    while len(parts) > 1:
-        found = [order.get(pair) for pair in pairwise(parts)]
-        rank = min((rank for rank in found if rank is not None), default=None)
-        if rank is None:
+    """The rank of the last merge when BPE encodes the bytes of ``token``, or None if several tokens remain."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    ranks = [order.get(pair, inf) for pair in pairwise(parts)]  # of joining each part with the next
+    rank = None
+    while ranks:
+        rank = min(ranks)
+        if rank == inf:
             return None
-        i = found.index(rank)
+        i = ranks.index(rank)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        del ranks[i]
+        for place in (i - 1, i):
+            if 0 <= place < len(ranks):
+                ranks[place] = order.get((parts[place], parts[place + 1]), inf)
     return rank
 
 
 class ByteBPE:
-    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` is False: this kind of BPE
-    adds no space before a text."""
+    """Encodes ordinary text. tokenizer.py has cut out the added tokens before.
+
+    ``token_bytes`` maps ids to bytes; ``missing`` are the bytes without a token. ``adds_space`` is False: this kind of
+    BPE adds no space before a text.
+    """
 
     adds_space = False
 
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
-        # Ordinary text never becomes an added token, except one of a single byte: that byte has no other token.
+        # Added tokens are left out, so ordinary text never becomes one. A name of one character is a single byte, which
+        # has no other token, and is kept.
         added = {token for token in files.tokens if len(token) > 1}
-        ids = {to_bytes(token): index for token, index in files.vocab.items() if token not in added}
-        ranks = rank_tokens([(to_bytes(a), to_bytes(b)) for a, b in files.merges if a + b not in added])
+        names = [name for name in files.vocab if name not in added]
+        spelled = all_to_bytes({*names, *chain(*files.merges)})
+        ids = {spelled[name]: files.vocab[name] for name in names}
+        if files.ranks:  # a file in tiktoken's format
+            ranks = {spelled[name]: rank for name, rank in files.ranks.items() if name not in added}
+        else:
+            ranks = rank_tokens([(spelled[a], spelled[b]) for a, b in files.merges if a + b not in added])
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
+        self.missing = bytes(byte for byte in range(256) if byte not in self._ids)
         # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.
         self._whole = ids if files.ignore_merges else {}
         patterns, gpt2_split = split_patterns(files.stored)
         patterns += [(SPLIT, True)] if gpt2_split else []
         self._patterns = [(regex.compile(pattern), keep) for pattern, keep in patterns]
-        self._encoding = _word_encoding(ranks, "(?s:.+)")
+        self._encoding = _word_encoding(ranks, "")  # words are split here, with the patterns
         self._known: dict[str, list[int]] = {}
 
     def normalize(self, text: str, where: object) -> str:
@@ -80,7 +114,7 @@ class ByteBPE:
         return text
 
     def encode(self, text: str, where: object) -> list[int]:
-        """Ids of ``text``; ``where`` does not matter. Raises UserError for a byte that the vocabulary lacks."""
+        """Ids of ``text``; ``where`` does not matter. A byte that the vocabulary lacks is left out before merging."""
         words = [text]
         for pattern, keep in self._patterns:  # each splits the results of the one before
             words = [part for word in words for part in _cut(pattern, word, keep)]
@@ -97,10 +131,8 @@ class ByteBPE:
     def _encode_word(self, word: str) -> list[int]:
         if (whole := self._whole.get(word.encode())) is not None:
             return [whole]
-        try:
-            return [self._ids[rank] for rank in self._encoding.encode_ordinary(word)]
-        except KeyError as error:
-            raise UserError(f"the tokenizer has no token for the byte {error.args[0]:#04x} in {word!r:.50}") from None
+        known = word.encode().translate(None, self.missing)
+        return [self._ids[rank] for rank in self._encoding._encode_single_piece(known)] if known else []
 
 
 def _word_encoding(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
@@ -124,6 +156,6 @@ def _newer_characters() -> dict[int, str]:
     The table replaces them by U+FFFF, which is unassigned in every version.
     """
     assigned = "".join(regex.findall(r"\P{Cn}+", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))))
-    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # drops what does not match
+    unassigned = _word_encoding({bytes([byte]): byte for byte in range(256)}, r"\p{Cn}+")  # encodes only what matches
     newer = bytes(unassigned.encode_ordinary(assigned)).decode()
     return dict.fromkeys(map(ord, newer), "\uffff")

@@ -7,12 +7,12 @@
     Human: ...
 
 Other model families write a conversation differently; each way is a ``Template`` (templates.py). Only answers and the
-stops after them have a loss (paper, eq. 3); everywhere else the label is -100. Ids and labels are made in the same
-step, so they always match.
+stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
+label is -100. Ids and labels are made in the same step, so they always match.
 
-Text is encoded in pieces that are as long as possible: a piece ends at a special token, before an answer and after its
-stop. The ids are those of the whole text encoded at once, unless the tokenizer would have joined characters across
-such a cut: an answer that begins with a space or an empty line may get other ids.
+Text is encoded in long pieces, which end at a special token, before an answer (and the space in front of it), after its
+stop, and before the next question. The ids are those of the whole text encoded at once, unless the tokenizer would have
+joined characters across such a cut: an answer that begins with a space or an empty line may get other ids.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ def encode_conversation(
     """A row's turns -> (input_ids, labels), two lists of equal length T.
 
     <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
-    should begin: in v0 after "Assistant:". Raises UserError if the turns are not human, gpt, human, ... in turn, or if
-    the tokenizer lacks a special token of the template.
+    should begin: in v0 after "Assistant:". Raises UserError if the speakers are not human, gpt, human, ... in this
+    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
     """
     turns = _checked(conversations)
     if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):
@@ -64,12 +64,15 @@ def encode_conversation(
     labels: list[int] = []
 
     def write(*parts: tuple[str, re.Pattern], learn: bool = False) -> None:
-        """Append the ids of ``parts``, each a text and the pattern of its special tokens; ``learn``: with a loss."""
+        """Append ``parts`` to both lists. Each is (text, pattern): what the pattern matches becomes a special token.
+
+        With ``learn``, the labels are the ids; otherwise they are IGNORE.
+        """
         for text, is_mark in _runs(parts, tokenizer):
             if is_mark:
                 ids = [tokenizer.special[text]] * (num_image_tokens if text == IMAGE else 1)
             else:
-                ids = tokenizer.encode(text, special=False, after=input_ids)
+                ids = tokenizer.encode(text, special=False, after=input_ids)  # SentencePiece needs ``after``
             input_ids.extend(ids)
             labels.extend(ids if learn else [IGNORE] * len(ids))
 
@@ -89,15 +92,15 @@ def encode_conversation(
                 learn=True,
             )
             write((template.after_stop, MARK))
-    if tokenizer.add_bos and input_ids[:1] != [tokenizer.bos_id]:
+    if tokenizer.add_bos and input_ids[:1] != [tokenizer.bos_id]:  # some templates begin with it themselves
         return [tokenizer.bos_id, *input_ids], [IGNORE, *labels]
     return input_ids, labels
 
 
 def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """Parts, each a text and the pattern of its marks -> (text, is_mark): marks, and the texts between them.
+    """Split ``parts`` into special tokens ("marks") and the text between them. Yields (string, is_mark).
 
-    A text between marks is not cut where one part ends and the next begins.
+    Each part is a text and the pattern of its marks. Text between two marks is one string, also across parts.
     """
     text = ""
     for part, marks in parts:
@@ -123,7 +126,7 @@ def _checked(conversations: list[dict]) -> list[dict]:
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise UserError(f"turn {index} must be {{'from': '{speaker}', 'value': text}}")
         if turn["value"].count(IMAGE) > 1:
-            raise UserError(f"turn {index} holds {IMAGE} more than once: a conversation is about one picture")
+            raise UserError(f"turn {index} contains {IMAGE} more than once: a conversation is about one picture")
         if index and IMAGE in turn["value"]:
-            raise UserError(f"turn {index} holds {IMAGE}, which may only be in the first turn")
+            raise UserError(f"turn {index} contains {IMAGE}, which may only be in the first turn")
     return conversations

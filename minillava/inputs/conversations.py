@@ -1,6 +1,8 @@
-"""Rows -> examples -> batches. Rows are LLaVA JSON (pictures as files, or given as words) or lines of plain text.
+"""Rows of a file -> examples -> batches. A file holds LLaVA JSON or lines of plain text.
 
-A row of a batch holds one conversation and padding, or several conversations ("packed").
+A row of LLaVA JSON may have a picture ("image"), or a picture given as words ("words": for each patch a string that
+says what is there), with which a decoder is trained before it has seen pictures. In a batch, a row holds one
+conversation, or several ("packed"), and padding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +35,7 @@ def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
 
 
 def check_row(row: dict) -> None:
-    """Check what must hold for every row when a file is opened. Raises UserError."""
+    """The check of each row when its file is opened. Raises UserError."""
     if not isinstance(row.get("conversations"), list):
         raise UserError("no 'conversations'")
     if not isinstance(row.get("image", ""), str):
@@ -43,10 +45,10 @@ def check_row(row: dict) -> None:
 def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
     """A row that passed ``check_row`` -> (input_ids, labels). Raises UserError if it is malformed.
 
-    ``turns`` encodes only that many turns; if it is odd, the ids end where the next answer should begin.
+    With ``turns``, only that many turns are encoded; if it is odd, the ids end where the next answer should begin.
     """
     if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
-        processor = processor.for_captions()  # stage 1's form, also when captions are mixed with other rows
+        processor = processor.for_captions()  # captions get stage 1's template among other rows too
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)
@@ -54,7 +56,7 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
         raise UserError(f"'words' must be a list of {patches} strings")
     pictures = ("image" in row) + ("words" in row)
     if (marks := ids.count(processor.tokenizer.image_id) // patches) != pictures:
-        raise UserError(f"the row has {pictures} pictures but {marks} {IMAGE} marks")
+        raise UserError(f"pictures in the row: {pictures}, {IMAGE} in its text: {marks}")
     if turns is None and all(label == IGNORE for label in labels):
         raise UserError("the row has no answer, so there is nothing to learn")
     return ids, labels
@@ -65,7 +67,7 @@ class ConversationDataset(Dataset):
     """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
 
     The key also decides whether the picture goes before or after the question, so every process makes the same example.
-    The lines of ``text_path`` are further rows, in which every token has a loss.
+    The lines of ``text_path`` are further rows, in which every token but the first has a loss.
     """
 
     path: AnyPath
@@ -82,7 +84,7 @@ class ConversationDataset(Dataset):
         return len(self.rows) + len(self.lines)
 
     def size(self, index: int) -> int:
-        """The length of a row in bytes, known without parsing it. It is used to batch rows of similar length."""
+        """About how long a row is, known without parsing it. It is used to batch rows of similar length."""
         return self.rows.size(index) if index < len(self.rows) else len(self.lines[index - len(self.rows)])
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
@@ -104,9 +106,9 @@ class ConversationDataset(Dataset):
             if "image" in row:
                 example["pixel_values"] = self.pixels(row)
         if "words" in row:
-            # Most cells are alike, so each distinct one is encoded once.
-            cells = {cell: tokenizer.encode(f" {cell}", special=False) for cell in set(row["words"])}
-            example["word_ids"] = [cells[cell] for cell in row["words"]]
+            # Most patches have the same words, so each distinct string is encoded once.
+            ids_of = {words: tokenizer.encode(f" {words}", special=False) for words in set(row["words"])}
+            example["word_ids"] = [ids_of[words] for words in row["words"]]
         return example
 
     def pixels(self, row: dict) -> Tensor:
@@ -114,10 +116,10 @@ class ConversationDataset(Dataset):
         return self.processor.image(open_image(safe_join(self.image_folder, row["image"])))
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
-        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), each row's tokens without padding.
+        """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the number of tokens without padding.
 
         With pictures also pixel_values (images, 3, H, W). With pictures given as words also word_ids (images, patches,
-        longest cell), padded with -1.
+        n), where n is the largest number of ids that a patch has; shorter lists are padded with -1.
         """
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
         if pictures := [example["pixel_values"] for example in examples if "pixel_values" in example]:
@@ -127,9 +129,9 @@ class ConversationDataset(Dataset):
         return batch
 
     def collate_packed(self, examples: list[dict]) -> dict[str, Tensor]:
-        """The same with several conversations in a row, and attention_mask (B, T): k for the tokens of the row's k-th
-        conversation, 0 for padding. The first token of a conversation has no loss, since the position before it belongs
-        to another conversation."""
+        """Like collate(), but a row of the batch may hold several conversations. attention_mask (B, T) is k for the
+        tokens of the row's k-th conversation and 0 for padding. The first token of a conversation has no loss, since
+        the position before it belongs to another conversation."""
         groups = [[examples[i] for i in group] for group in share_rows([len(e["input_ids"]) for e in examples])]
         batch = self.collate([example for group in groups for example in group])
         ids = [[index for example in group for index in example["input_ids"]] for group in groups]
@@ -150,9 +152,10 @@ def pad_rows(rows: Iterable[IdsAndLabels], pad_id: int) -> dict[str, Tensor]:
 
 
 def share_rows(lengths: list[int]) -> list[list[int]]:
-    """Packing: conversations of these lengths -> groups that share a row, no longer than the longest conversation.
+    """Packing: the lengths of conversations -> groups of their indices; each group shares a row.
 
-    First-fit decreasing: from the longest to the shortest, each goes to the first row with enough room.
+    A row is as long as the longest conversation. From the longest to the shortest, each conversation goes to the first
+    row with enough room (first-fit decreasing).
     """
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -1,7 +1,7 @@
 """Picture file -> RGB picture -> ``pixel_values``.
 
 ``ImageProcessor`` pads to a square, resizes, crops the middle, scales to 0..1 and normalises; each step can be switched
-off. Its results equal those of transformers' CLIPImageProcessor.
+off. Its results equal those of transformers' CLIPImageProcessor, and with padding those of its LlavaImageProcessor.
 """
 
 import os
@@ -85,7 +85,7 @@ class ImageProcessor:
 
     @classmethod
     def for_size(cls, size: int) -> "ImageProcessor":
-        """CLIP's processing, for pictures of ``size`` x ``size`` pixels."""
+        """CLIP's processing, with results of ``size`` x ``size`` pixels."""
         return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @classmethod
@@ -131,7 +131,7 @@ class ImageProcessor:
 
 def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
-        raise UserError(f"{image.width} x {image.height} pixels would be resized to {width} x {height}: too large")
+        raise UserError(f"{image.width} x {image.height} pixels would become {width} x {height}: too large")
     return width, height
 
 

@@ -14,7 +14,7 @@ class Processor:
     ``processor.encode(turns)`` returns ids and labels.
 
     ``num_image_tokens`` is the number of placeholder ids for one picture. ``end_ids`` are end tokens in addition to
-    the tokenizer's: Llama 3 has three.
+    the tokenizer's own; Llama 3 has three in all.
     """
 
     tokenizer: Tokenizer
@@ -28,11 +28,11 @@ class Processor:
         return encode_conversation(turns, self.tokenizer, self.template, self.num_image_tokens, image_first)
 
     def for_captions(self) -> "Processor":
-        """The same processor with the template that stage 1 uses for captions."""
+        """The same processor with the template for captions. Stage 1 trains only the projector, on captions."""
         return replace(self, template=TEMPLATES[self.template.for_captions])
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end an answer: the end tokens and, if it is a single token, the template's stop."""
+        """The ids that end an answer: the end tokens and, if it is a special token, the template's stop."""
         ids = [self.tokenizer.eos_id, *self.end_ids, self.tokenizer.special.get(self.template.stop)]
         return [index for index in dict.fromkeys(ids) if index is not None]

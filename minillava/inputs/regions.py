@@ -15,9 +15,10 @@ from minillava.inputs.tokenizer import Tokenizer
 
 
 class RegionDataset(Dataset):
-    """Pictures with captions and boxes, the lines of ``contexts.jsonl``, as examples: ``dataset[seed, epoch, row]``.
+    """Pictures with captions and boxes as examples: ``dataset[seed, epoch, row]``.
 
-    The key decides which of a picture's captions is used.
+    Each line of the file is {"image": path, "captions": [text, ...], "instances": [{"phrase": text, "bbox": [x1, y1,
+    x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used.
     """
 
     def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):
@@ -45,10 +46,11 @@ class RegionDataset(Dataset):
         return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
-        """pixel_values (B, 3, H, W), captions (C, T) and phrases (P, T), each text once.
+        """pixel_values (B, 3, H, W); ids of the C distinct captions (C, T) and of the P distinct phrases (P, T).
 
-        caption_match (B,) is the index of each picture's caption. The R patches under boxes have region_owner (R,), the
-        index of the picture; region_patch (R,), the index in its grid; phrase_match (R,), the index of the phrase.
+        caption_match (B,) is the index of each picture's caption. For each of the R patches under boxes, region_owner
+        (R,) is the index of its picture, region_patch (R,) its index in the grid, and phrase_match (R,) the index of
+        its phrase.
         """
         captions, phrases = {}, {}  # text -> index
         caption_match = [captions.setdefault(example["caption"], len(captions)) for example in examples]
@@ -85,7 +87,10 @@ class RegionDataset(Dataset):
 
 
 def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
-    """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre it covers, unless a smaller box covers it too."""
+    """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre lies in it.
+
+    A centre that lies in several boxes belongs only to the smallest.
+    """
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     patches: list[list[int]] = [[] for _ in boxes]
     for index in range(grid * grid):

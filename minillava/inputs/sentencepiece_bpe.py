@@ -1,11 +1,12 @@
-"""SentencePiece's BPE with byte fallback, written out: the tokenizer of LLaMA 1 and 2, Vicuna and TinyLlama.
+"""SentencePiece's BPE with byte fallback, implemented here without the library: the tokenizer of LLaMA 1 and 2, Vicuna
+and TinyLlama.
 
-- The text is not split into words. It is one sequence of characters, with every space written as "▁", and merges may
-  join characters across words.
+- The text is one sequence of characters, with every space written as "▁". In most of these tokenizers it is not split
+  into words, so merges may join characters across words.
 - A character without a token becomes its UTF-8 bytes, written "<0xE2>" and so on, so every text can be encoded.
 - A space is added before the text, so that a word gets the same token at the beginning as after a space. LLaMA
   tokenizers differ in where they add it.
-- A "▁" in the text is decoded to a space. It is the only character that decoding does not restore.
+- A "▁" in the text is decoded to a space, so it is not restored.
 """
 
 import re
@@ -19,16 +20,21 @@ from minillava.formats.tokenizer_json import SPACE, byte_ids, byte_token, metasp
 
 
 class Where(Enum):
-    """Where in the whole text a piece of ordinary text is."""
+    """Where a piece of ordinary text is in the whole text."""
 
     START = "at the beginning"
     AFTER_TOKEN = "after an added token"
     INSIDE = "after other text"
+    FRESH = "after a picture, in the LLaVA authors' code: as at the beginning, and a space is added even before a space"
 
 
 class SentencePieceBPE:
-    """Encodes text without added tokens. ``token_bytes`` maps ids to bytes. ``adds_space`` says whether encoding adds a
-    space before a text."""
+    """Encodes ordinary text. tokenizer.py has cut out the added tokens before.
+
+    ``token_bytes`` maps ids to bytes. ``adds_space`` says whether encoding adds a space before a text.
+    """
+
+    missing = b""
 
     def __init__(self, files: TokenizerFiles):
         """Merges never make an added token. Raises UserError if ``files`` ask for something unsupported."""
@@ -54,8 +60,8 @@ class SentencePieceBPE:
         """Ids of a text that normalize() has returned."""
         if self._scheme is not None:
             text = text.replace(" ", SPACE)
-            wanted = where is Where.START or (where is Where.AFTER_TOKEN and self._scheme == "always")
-            if wanted and self._scheme != "never" and not text.startswith(SPACE):
+            wanted = where in (Where.START, Where.FRESH) or (where is Where.AFTER_TOKEN and self._scheme == "always")
+            if wanted and self._scheme != "never" and (where is Where.FRESH or not text.startswith(SPACE)):
                 text = SPACE + text
         words = re.split(rf"(?!\A)(?={SPACE})", text) if self._splits else [text]
         ids = []

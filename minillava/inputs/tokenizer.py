@@ -1,4 +1,4 @@
-"""Text <-> token ids, with the tokenizers of all language models that LLaVA uses.
+"""Text <-> token ids, with the tokenizers of LLaMA-like language models.
 
 - ``train_bpe`` trains a byte-level BPE: split the text into words, then join the most frequent pair, again and again.
 - ``write_tokenizer`` stores the result as ``tokenizer.json``, in the format of Hugging Face's ``tokenizers``.
@@ -16,7 +16,18 @@ from pathlib import Path
 import regex
 
 from minillava.formats.byte_characters import to_characters
-from minillava.formats.tokenizer_files import END, IMAGE, PAD, blame, extend, interpret, read_files, write_files
+from minillava.formats.tokenizer_files import (
+    END,
+    IMAGE,
+    PAD,
+    TokenizerFiles,
+    blame,
+    dump,
+    extend,
+    interpret,
+    read_files,
+    write_files,
+)
 from minillava.formats.tokenizer_json import AddedToken
 from minillava.inputs.byte_bpe import SPLIT, ByteBPE
 from minillava.inputs.sentencepiece_bpe import SentencePieceBPE, Where
@@ -82,13 +93,16 @@ class Splitter:
     """Cuts a text at added tokens. Of several that begin at the same place, the longest is taken."""
 
     def __init__(self, tokens: dict[str, AddedToken]):
-        """``tokens`` maps the string to look for to its token."""
+        """``tokens``: the added tokens, by the string to look for."""
         self._tokens = tokens
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def split(self, text: str, special: bool) -> list[str | int]:
-        """Ordinary text and, between it, ids of added tokens. With ``special=False``, special tokens stay text."""
+        """``text`` in pieces: ordinary text (str) and ids of added tokens (int), in order.
+
+        With ``special=False``, special tokens are ordinary text.
+        """
         parts: list[str | int] = []
         end = 0
         for match in self._pattern.finditer(text):
@@ -112,57 +126,66 @@ class Tokenizer:
     def from_pretrained(cls, folder: str | os.PathLike, original: bool = False) -> "Tokenizer":
         """Read a folder's tokenizer.json or, if it has none, its tokenizer.model (SentencePiece's or Llama 3's).
 
-        ``original`` is for a folder of the LLaVA authors' code. It reads tokenizer.model first, is "legacy" unless the
-        folder says otherwise, as transformers 4 was, and encodes the text after a picture like the beginning of a text.
+        ``original`` is for a folder of the LLaVA authors' code: tokenizer.model is then preferred to tokenizer.json;
+        it is "legacy" (see encode()) unless the folder says otherwise, which was the default of transformers 4; and
+        text after a picture is encoded like the beginning of a text.
         Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
         return cls(Path(folder), read_files(folder, original), original)
 
     def __init__(self, folder: Path, files: dict[str, bytes], original: bool = False):
         """``files`` maps file names to contents. ``folder`` is only named in error messages."""
-        read = interpret(folder, files)
-        # A template's special tokens are special even if the files do not say so: typing one must not end an answer.
+        self._original = original
+        self._use(interpret(folder, files))
+
+    def _use(self, read: TokenizerFiles, model: ByteBPE | SentencePieceBPE | None = None) -> None:
+        # A template's special tokens are special even if the files do not say so. Then encode(special=False) keeps one
+        # that a user types as ordinary text.
         tokens = {name: t._replace(special=t.special or bool(MARK.fullmatch(name))) for name, t in read.tokens.items()}
         with blame(read.source):
-            self._model = (ByteBPE if read.byte_level else SentencePieceBPE)(read)
+            self._model = model or (ByteBPE if read.byte_level else SentencePieceBPE)(read)
             self._bytes = self._model.token_bytes | {t.id: name.encode() for name, t in read.tokens.items()}
             self.vocab_size = max(self._bytes) + 1
         self.add_bos = read.add_bos
         self.special = {name: token.id for name, token in tokens.items() if token.special}
         self.bos_id, self.eos_id, self.pad_id = map(self.special.get, read.roles.values())
         self.image_id = self.special.get(IMAGE)
-        self._folder, self._read, self._original = folder, read, original
+        self._read = read
         self._added_ids = {token.id for token in read.tokens.values()}
-        # Added tokens are first looked for in the text as given; those marked "normalized" are then looked for in the
-        # normalised text between them.
+        # Added tokens that are marked "normalized" are looked for in the normalised text, after all others have been
+        # cut out of the text as given.
         plain = {name: token for name, token in tokens.items() if not token.normalized}
         other = {name: token for name, token in tokens.items() if token.normalized}
         self._plain = Splitter(plain)
         self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
 
     def add_special_tokens(self, names: Iterable[str]) -> None:
-        """Add those of ``names`` that are missing, with new ids from ``vocab_size`` up. If there is no padding token,
-        "<pad>" becomes it."""
-        self.__init__(self._folder, extend(self._read, list(names), self.vocab_size), self._original)
+        """Make ``names`` special tokens. Those that are not in the vocabulary get new ids, from ``vocab_size`` up. A
+        "<pad>" among them becomes the padding token, if there is none."""
+        names = list(names)
+        # The BPE is built again only if it could make one of the new tokens from ordinary text.
+        model = None if any(name in self._read.vocab for name in names) else self._model
+        self._use(extend(self._read, names, self.vocab_size), model)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the files this tokenizer was read from, plus a tokenizer.json and a tokenizer_config.json from which
         transformers' AutoTokenizer gives the same ids."""
         for name, content in self._read.files.items():
-            (Path(folder) / name).write_bytes(content)
+            (Path(folder) / name).write_bytes(dump(content) if isinstance(content, dict) else content)
 
     def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
         """Ids of ``text``. With ``special=False``, a "###" or "<image>" in it is ordinary text, not a token.
 
-        ``after`` holds the ids before the text. Byte-level BPE ignores them. SentencePiece adds a space before a text
-        that comes first (``after`` is empty or only the bos), and none before a text that continues ordinary ids. After
-        the id of a special token, "legacy" tokenizers add a space and others do not.
+        The text follows the ids ``after``. Byte-level BPE ignores them. SentencePiece adds a space before a text that
+        comes first (``after`` is empty or only the bos), and none before a text that follows ordinary ids. After an
+        added token, tokenizers that transformers calls "legacy" add a space and others do not.
         """
         # A lone half of a surrogate pair is not a character; replace it by U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        begins = not after or (len(after) == 1 and after[0] == self.bos_id)
-        if begins or (self._original and after[-1] == self.image_id):
+        if not after or (len(after) == 1 and after[0] == self.bos_id):
             where = Where.START
+        elif self._original and after[-1] == self.image_id:
+            where = Where.FRESH
         else:
             where = Where.AFTER_TOKEN if after[-1] in self._added_ids else Where.INSIDE
         ids = []
@@ -175,6 +198,11 @@ class Tokenizer:
                 ids.append(stretch)
             where = Where.AFTER_TOKEN
         return ids
+
+    def count_unknown(self, text: str) -> int:
+        """How many characters of ``text`` encode() leaves out, wholly or in part, since the vocabulary lacks a byte."""
+        missing = set(self._model.missing)
+        return sum(not missing.isdisjoint(character.encode("utf-8", "replace")) for character in text) if missing else 0
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``. Bytes that are not UTF-8 become U+FFFD; the space that SentencePiece adds before a text is

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Added to the score of a token that must not be seen. It is finite because a padding token may see no token at all,
-# and a softmax over nothing but -inf gives NaN. It is small enough for float16.
+# and a softmax over nothing but -inf gives NaN. float16 can represent it: its lowest value is -65504.
 CLOSED = -30000.0
 
 
@@ -17,8 +17,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
     is seen, CLOSED where it is not. ``causal=True`` means ``mask=causal_mask(T)``, for T = S; a fused kernel then skips
     the scores that the mask would hide.
     """
-    # PyTorch's fused kernel never holds all the scores of a row, and takes half the time in float32. With bfloat16 on a
-    # CPU it is slower than the formula: 2 to 4 times with its backward pass, 10 times for a single query.
+    # PyTorch's fused kernel never stores all the scores, and in float32 takes half the time of the formula below. With
+    # bfloat16 on a CPU it is slower than the formula: 2 to 4 times with its backward pass, 10 times for a single query.
     if q.is_cuda or q.dtype == torch.float32:
         mask = None if mask is None else mask.to(q.dtype)
         grouped = q.shape[1] != k.shape[1]
@@ -39,5 +39,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
 
 
 def causal_mask(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
-    """(T, S) with T = length, S = past + length: 0 where token past + i sees token j <= past + i, else CLOSED."""
+    """(T, S) with T = length and S = past + length. Entry (i, j) is 0 if j <= past + i, else CLOSED."""
     return torch.full((length, past + length), CLOSED, device=device).triu(diagonal=past + 1)

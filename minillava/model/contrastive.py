@@ -1,8 +1,8 @@
 """CLIP's contrastive training of a vision tower (Radford et al. 2021): match the pictures and the texts of a batch.
 
-Two kinds of pairs are trained. A picture and its caption, as in CLIP, teach the class token what is in the picture.
-A box and its phrase ("a small red fish in the top left") teach each patch under the box what is there; CLIP has no such
-pairs. LLaVA reads only the patches, not the class token.
+The towers are trained on two kinds of pairs. A picture and its caption, as in CLIP, teach the class token what is in
+the picture. A box and its phrase ("a small red fish in the top left") teach the patches under the box what is there.
+CLIP has no such pairs; they are added because LLaVA reads only the patches, not the class token.
 """
 
 import math
@@ -71,7 +71,7 @@ class Clip(nn.Module):
         return both[: len(x)], both[len(x) :]
 
     def text_features(self, input_ids: Tensor) -> Tensor:
-        """Unit vectors (B, D) of texts input_ids (B, T)."""
+        """input_ids (m, T) of m texts -> their unit vectors (m, D)."""
         return F.normalize(self.text_projection(self.text_model(input_ids)).float(), dim=-1)
 
 
@@ -79,12 +79,12 @@ def contrastive_loss(image: Tensor, text: Tensor, match: Tensor, scale: Tensor) 
     """CLIP's symmetric InfoNCE loss between n pictures (n, D) and m distinct texts (m, D), all unit vectors.
 
     match (n,) int64 is the index of each picture's text; every text has at least one picture. If several pictures share
-    a text, its target is spread evenly over them. If no text is shared, this is CLIP's loss.
+    a text, its target is spread evenly over them. If no text is shared, this is CLIP's loss. ``scale`` is a logarithm.
     """
     logits = scale.exp() * image @ text.T  # (n, m)
     to_text = F.cross_entropy(logits, match)  # which text belongs to each picture
     target = F.one_hot(match, len(text)).T.to(logits.dtype)  # (m, n)
-    to_image = F.cross_entropy(logits.T, target / target.sum(dim=1, keepdim=True))  # which pictures to each text
+    to_image = F.cross_entropy(logits.T, target / target.sum(dim=1, keepdim=True))  # which pictures belong to each text
     return (to_text + to_image) / 2
 
 

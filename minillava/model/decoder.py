@@ -2,12 +2,12 @@
 
 - RMSNorm instead of LayerNorm: it subtracts no mean and has no bias.
 - Rotary positions (RoPE, Su et al. 2021): queries and keys are rotated by an angle that grows with their position, so
-  their dot product depends only on the distance between them.
+  positions enter a dot product only as the distance between query and key.
 - Grouped-query attention: several query heads share one key head and one value head.
 - SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)).
-- A KV cache keeps the keys and values of earlier tokens, so generating a token runs the decoder on that token only.
+- A KV cache keeps the keys and values of earlier tokens, so each step of generation runs only the newest token.
 
-Attribute names are the tensor names of LLaMA's checkpoints. The letters in shapes are in ``model/__init__.py``.
+Attribute names are LLaMA's tensor names without prefixes. The letters in shapes are in ``model/__init__.py``.
 """
 
 import math
@@ -21,7 +21,7 @@ from minillava.model.attention import CLOSED, attend
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32; the shape and dtype of x stay."""
+    """x / rms(x) * weight over the last axis, computed in float32. Returns the shape and dtype of x."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -33,11 +33,12 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) -> Tensor:
-    """The angle in radians by which RoPE rotates each pair from one position to the next: (d / 2,), float32.
+    """The angle in radians by which RoPE rotates each pair of coordinates per position: (d / 2,), float32.
 
-    Pair i rotates by theta ** (-2 i / d). Models extended to a longer context rotate more slowly: "linear" scaling
-    divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only slow pairs, those that make few full
-    turns within the original context; fast pairs keep their angle, and pairs between are interpolated.
+    Pair i is (i, i + d / 2) of a query or key. It rotates by theta ** (-2 i / d). Models extended to a longer context
+    rotate more slowly: "linear" scaling divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only
+    slow pairs, those that make few full turns within the original context; fast pairs keep their angle, and the pairs
+    in between get an interpolated one.
     """
     frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
     scaling = config.rope_scaling
@@ -64,7 +65,7 @@ def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate every pair (a, b) of x (B, heads, T, d) by its angle: (a cos - b sin, b cos + a sin)."""
     partners = x.roll(x.shape[-1] // 2, dims=-1)  # the two halves swapped
-    return torch.addcmul(x * cos, partners, sin).to(x.dtype)
+    return torch.addcmul(x * cos, partners, sin).to(x.dtype)  # x * cos + partners * sin
 
 
 class KVCache:
@@ -72,8 +73,8 @@ class KVCache:
 
     def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.store = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0  # tokens stored; Decoder.forward() increases it after its last layer
+        self.store = torch.zeros(shape, dtype=dtype, device=device)  # (layers, 2, B, kv_heads, capacity, d)
+        self.length = 0  # tokens stored; increased after all layers have stored theirs
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's k and v (B, kv_heads, T, d); return all its keys and values so far, (B, kv_heads, S, d)."""
@@ -85,9 +86,10 @@ class KVCache:
 
 
 def visible(attention_mask: Tensor, past: int = 0) -> Tensor:
-    """attention_mask (B, S) -> bool (B, T, S): whether the i-th of the T = S - past new tokens sees token j of its row.
+    """attention_mask (B, S) -> bool (B, T, S): whether new token i sees token j of its row, with T = S - past.
 
-    Token i sees token j if both belong to the same conversation, j is not padding, and j is not later than i.
+    New token i is at place past + i of its row. It sees token j if j <= past + i, j is not padding, and both belong to
+    the same conversation.
     """
     new = attention_mask[:, past:]  # (B, T)
     see = (new[:, :, None] == attention_mask[:, None, :]) & (attention_mask > 0)[:, None]  # (B, T, S)
@@ -109,7 +111,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, d)
+            return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads or kv_heads, T, d)
 
         # Positions enter through q and k only; values are not rotated.
         q, k = rotate(heads(self.q_proj(x)), *rope), rotate(heads(self.k_proj(x)), *rope)
@@ -118,7 +120,7 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, kv_heads, S, d)
         single = x.shape[1] == 1  # a single new token may see every token before it, so it needs no causal mask
         out = attend(q, k, v, mask) if single or mask is not None else attend(q, k, v, causal=True)  # (B, heads, T, d)
-        return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, T, hidden)
+        return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, T, heads * d) -> (B, T, hidden)
 
 
 class MLP(nn.Module):
@@ -131,7 +133,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # inside: (B, T, intermediate)
 
 
 class Block(nn.Module):
@@ -180,18 +182,19 @@ class Decoder(nn.Module):
         length = embeddings.shape[1]
         mask, positions = None, torch.arange(past, past + length, device=embeddings.device)[None]  # (1, T)
         if attention_mask is None and past and length > 1:
-            # is_causal aligns T queries with the first T of S keys, so several new tokens after a cache need a mask.
+            # is_causal lets query i see keys 0..i only. If the cache has tokens, several new ones need an explicit
+            # mask; with ones everywhere, the row is one conversation.
             attention_mask = embeddings.new_ones(1, past + length)
         if attention_mask is not None:
             see = visible(attention_mask, past)  # (B, T, S)
-            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T): the tokens of its conversation before each token
+            positions = (see.sum(dim=-1) - 1).clamp(min=0)  # (B, T): tokens of the same conversation before this one
             mask = torch.zeros_like(see, dtype=torch.float32).masked_fill(~see, CLOSED)[:, None]  # (B, 1, T, S)
-        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))  # the same for all layers
+        rope = rope_tables(positions, rope_frequencies(self.config, embeddings.device))  # for all layers
         x = embeddings
         for layer in self.layers:
             x = layer(x, rope, mask, cache)  # (B, T, hidden)
         if cache is not None:
-            cache.length += length
+            cache.length += length  # here, and not in append(): all layers write to the same places
         return self.norm(x)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Nothing here is needed to understand LLaVA; the result equals that of Decoder.forward() and lm_head up to rounding.
 With one token, every matrix is multiplied by a single vector. A large model then spends its time reading weights from
-memory, and a small one spends it on calls of modules and operations, some microseconds each. So:
+memory, and a small one spends it on calling modules and operations, a few microseconds per call. So:
 
 - torch.mv multiplies a matrix by a vector. On a CPU, F.linear takes twice as long with bfloat16 weights.
 - There are no modules, no batch, no padding and no mask: the newest token sees every earlier token.
@@ -45,10 +45,10 @@ class Step:
         self.norm = decoder.norm.weight
         blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
         self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
-        # The RoPE tables of all positions. Computing them for every token would take as long as its attention.
+        # RoPE's cos and sin for all positions. Computing them anew for each token would take as long as its attention.
         positions = torch.arange(cache.store.shape[4], device=cache.store.device)[None]
         self.rope = rope_tables(positions, rope_frequencies(decoder.config, cache.store.device))
-        # As a tensor, since adding a Python number would create one each time.
+        # A tensor, since PyTorch turns a Python number into a new tensor at every call.
         self.eps = torch.tensor(decoder.config.rms_norm_eps, device=cache.store.device)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -77,5 +77,5 @@ class Step:
 
 
 def is_plain(decoder: Decoder) -> bool:
-    """Whether Step computes the same as ``decoder``: it has no LoRA and is not compiled."""
+    """Whether Step may replace ``decoder``. It must not have LoRA, which Step ignores, or be compiled."""
     return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())

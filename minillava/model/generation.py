@@ -68,7 +68,7 @@ def stream_text(
     """Steps of ids (1,) -> pieces of text, until the string ``stop`` or one of ``stop_ids``, which are not yielded.
 
     Special tokens are left out. A character of several tokens is yielded whole. Text that may be the beginning of
-    ``stop`` is held back until the next tokens decide.
+    ``stop`` is held back until later tokens show whether it is.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     special = set(tokenizer.special.values())

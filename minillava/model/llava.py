@@ -29,7 +29,7 @@ History = list[tuple[str, str]]  # earlier questions and answers
 
 
 def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: Tensor) -> Tensor:
-    """Replace the embeddings of the image placeholders by visual tokens; the shape (B, T, hidden) stays.
+    """Replace the embeddings of the image placeholders by visual tokens. The shape (B, T, hidden) does not change.
 
     embeddings (B, T, hidden); input_ids (B, T); visual (images, patches, hidden), the pictures in the order in which
     their placeholders appear, row by row. Raises ValueError if there are more or fewer placeholders than visual tokens.
@@ -43,18 +43,18 @@ def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: T
 def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of -log p(token | all tokens before it) over the N tokens with a label, in nats (paper, eq. 3).
 
-    hidden (B, T, hidden) are the decoder's outputs; labels (B, T) are -100 where there is no loss. Returns the logits
-    (N, V) at the N positions that predict a label, and the loss (). Logits for all positions, (B, T, V), would be the
-    largest tensor of a training step, so they are not computed.
+    ``hidden`` is the decoder's output, (B, T, hidden); ``labels`` (B, T) are -100 where there is no loss. Returns the
+    logits (N, V) at the N positions that predict a label, and the loss, a scalar. Logits for all positions, (B, T, V),
+    would be the largest tensor of a training step, so they are not computed.
     """
     targets = labels[:, 1:]  # position i predicts token i + 1: (B, T - 1)
     has_loss = targets != IGNORE  # (B, T - 1)
-    logits = decoder.lm_head(hidden[:, :-1][has_loss])  # (N, V)
+    logits = decoder.lm_head(hidden[:, :-1][has_loss])  # (N, hidden) -> (N, V)
     return logits, F.cross_entropy(logits.float(), targets[has_loss])
 
 
 class Llava(nn.Module):
-    """Vision tower, projector and decoder. Attribute names are the tensor names of llava-hf's checkpoints.
+    """Vision tower, projector and decoder. Attribute names are those of llava-hf's tensors.
 
     ``processor`` turns text and pictures into ids and pixel values. encode_image(), chat() and stream() need it.
     """
@@ -91,7 +91,7 @@ class Llava(nn.Module):
             visual = self.encode_images(pixel_values)
         if visual is None:
             return self.language_model.embed_tokens(input_ids)
-        words = input_ids.masked_fill(input_ids == image, 0)  # the placeholder id may lie outside the table
+        words = input_ids.masked_fill(input_ids == image, 0)  # splice() replaces these embeddings
         return splice(self.language_model.embed_tokens(words), input_ids, image, visual)
 
     def forward(
@@ -104,12 +104,12 @@ class Llava(nn.Module):
         """Without labels: logits (B, T, V) and None. With labels: logits (N, V) and the loss of next_token_loss().
 
         input_ids (B, T); pixel_values (images, 3, H, W); labels (B, T) with -100 where there is no loss;
-        attention_mask (B, T): 0 for padding, k for the row's k-th conversation.
+        attention_mask (B, T): 0 for padding, k for the k-th of the conversations that are packed into the row.
         """
         embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         hidden = self.language_model(embeddings, attention_mask)  # (B, T, hidden)
         if labels is None:
-            return self.language_model.lm_head(hidden), None
+            return self.language_model.lm_head(hidden), None  # (B, T, V)
         return next_token_loss(self.language_model, hidden, labels)
 
     @torch.inference_mode()
@@ -124,15 +124,15 @@ class Llava(nn.Module):
     ) -> Tensor:
         """Continue input_ids (B, T): returns only the new tokens, (B, n) with n at most ``max_new_tokens``.
 
-        Rows padded on the left need attention_mask (B, T). A row ends with one of ``stop_ids``, by default the
-        processor's; rows that end earlier are filled with the padding token.
+        Rows padded on the left need attention_mask (B, T). A row ends after its first token in ``stop_ids`` (default:
+        the processor's). Rows that end before the others are filled with the padding token, or 0 if there is none.
         """
         if stop_ids is None:
             stop_ids = self.processor.stop_ids if self.processor else []
         fill = (self.processor.tokenizer.pad_id if self.processor else None) or 0
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)
-        embeddings = self.embed(input_ids, pixel_values)
+        embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
         steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
         return collect(steps, stop_ids, fill)
 
@@ -144,7 +144,7 @@ class Llava(nn.Module):
         """
         if not isinstance(image, Image.Image):
             image = open_image(image)
-        return self.encode_images(self.processor.image(image)[None])
+        return self.encode_images(self.processor.image(image)[None])  # [None]: a batch of one picture
 
     def stream(self, image: Picture | None, prompt: str, history: History | None = None, **options) -> Iterator[str]:
         """Yield the answer to ``prompt`` piece by piece. ``options`` go to talk.stream()."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minillava.model.decoder import Decoder
 
-ALPHA = 2  # alpha / r in training: 256 / 128 in the authors' scripts/v1_5/finetune_lora.sh
+ALPHA_PER_RANK = 2  # alpha / r in training: 256 / 128 in the authors' scripts/v1_5/finetune_lora.sh
 
 
 class LoraLinear(nn.Linear):
@@ -25,7 +25,7 @@ class LoraLinear(nn.Linear):
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        self.lora_A = nn.Linear(base.in_features, rank, bias=False)  # initialised as every nn.Linear: Kaiming, uniform
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False)  # initialised like any nn.Linear (Kaiming uniform)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)
         self.alpha, self.scale = alpha, alpha / rank

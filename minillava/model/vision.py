@@ -4,9 +4,9 @@
 - Positions are learned.
 - A LayerNorm comes before the first block. Most ViTs lack it; CLIP's files spell it ``pre_layrnorm``.
 - Blocks are pre-norm: x + attention(norm(x)), then x + mlp(norm(x)).
-- LLaVA reads the patches after the second-to-last block and drops the class token (paper, section 4.1).
+- LLaVA reads the patches after the second-to-last block and drops the class token (paper, table 8).
 
-Attribute names are the tensor names of CLIP's checkpoints. The letters in shapes are in ``model/__init__.py``.
+Attribute names are CLIP's tensor names without prefixes. The letters in shapes are in ``model/__init__.py``.
 """
 
 import torch
@@ -38,13 +38,14 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(1 + config.num_patches, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, patches, hidden)
+        # (B, hidden, H / patch_size, W / patch_size) -> (B, patches, hidden)
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (B, 1, hidden)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight  # (B, 1 + patches, hidden)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, T, hidden) -> (B, T, hidden)."""
+    """Multi-head self-attention, (B, T, hidden) -> (B, T, hidden). In the vision tower, T is 1 + patches."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -72,7 +73,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))  # inside: (B, T, intermediate)
 
 
 class Block(nn.Module):
@@ -91,7 +92,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The blocks, one after another. ``num_layers`` stops after that many."""
+    """The blocks, one after another. With ``num_layers``, only the first ones."""
 
     def __init__(self, config: VisionConfig | TextConfig):
         super().__init__()
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """CLIP's vision transformer."""
+    """CLIP's vision transformer: pixel_values (B, 3, H, W) -> Z_v (B, patches, hidden)."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -124,17 +125,19 @@ class VisionTower(nn.Module):
     def hidden_state(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
         """pixel_values (B, 3, H, W) -> (B, 1 + patches, hidden), the output of block ``layer``.
 
-        Blocks count from 1; 0 is the input of the first block, -1 the output of the last one. Blocks after ``layer``
-        are not computed.
+        Blocks are numbered from 1; 0 is the input of the first block, -1 the output of the last one. Blocks after
+        ``layer`` are not computed.
         """
         size = self.config.image_size
         if pixel_values.shape[1:] != (self.config.num_channels, size, size):
-            raise ValueError(f"pixel_values must be (B, 3, {size}, {size}), not {tuple(pixel_values.shape)}")
+            channels = self.config.num_channels
+            raise ValueError(f"pixel_values must be (B, {channels}, {size}, {size}), not {tuple(pixel_values.shape)}")
         depth = len(self.encoder.layers)
         count = layer if layer >= 0 else depth + 1 + layer  # how many blocks to run
         if not 0 <= count <= depth:
             raise ValueError(f"there is no layer {layer}: the tower has {depth} blocks")
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=count)
+        x = self.embeddings(pixel_values)  # (B, 1 + patches, hidden)
+        return self.encoder(self.pre_layrnorm(x), num_layers=count)
 
     def forward(self, pixel_values: Tensor, layer: int = -2, strategy: str = "default") -> Tensor:
         """The features Z_v that LLaVA reads: (B, patches, hidden), or (B, 1 + patches, hidden) with "full", which keeps

@@ -1,1 +1,1 @@
-"""What learns, from what, and how."""
+"""Training: what learns, from which data, and the loop that trains it."""

@@ -1,13 +1,14 @@
-"""Several processes that train one model together, as ``torchrun --nproc_per_node=N train.py ...`` starts them.
+"""Training one model with several processes (ranks), started by ``torchrun --nproc_per_node=N train.py ...``.
 
-All run the same program. Of each batch every process takes its share of the rows; the gradients of all are added up,
-and all make the same step, the one that a single process would make, up to rounding. Two ways to hold the model:
+Every rank runs the same program on its share of each batch's rows. The gradients are summed over all ranks, and every
+rank takes the same optimizer step: the one that a single process would take, up to rounding. There are two ways to
+hold the model:
 
-- DDP: each process has the whole of it;
-- FSDP2 (``--shard``): each has a slice of every parameter, of its gradient and of the optimiser's state, and a block is
-  put together when its turn comes. Takes less memory, and more traffic.
+- DDP: each rank holds the whole model;
+- FSDP2 (``--shard``): each rank holds a shard of every parameter, of its gradient and of its optimizer state, and the
+  parameters of a block are gathered when the block runs. This takes less memory and more communication.
 
-The first process alone prints and writes. A checkpoint holds whole tensors, so any number of processes goes on with it.
+Only rank 0 prints and writes files. A checkpoint holds whole tensors, so it can be resumed with any number of ranks.
 """
 
 import os
@@ -28,11 +29,11 @@ from minillava.errors import UserError
 from minillava.model import decoder, vision
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
-PATIENCE = timedelta(days=7)  # the others wait while the first draws the picture-book, or trains the towers
+TIMEOUT = timedelta(days=7)  # the other ranks wait while rank 0 draws the picture-book or trains the towers
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module: DDP and FSDP2 act where a module's forward begins and ends."""
+    """A model and its loss as one module, because DDP and FSDP2 hook into a module's ``forward``."""
 
     def __init__(self, model: nn.Module, loss: Loss):
         super().__init__()
@@ -44,27 +45,29 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together, as one of them sees it: it is number ``rank`` of ``size``."""
+    """The processes that train together, as seen by one of them: its ``rank``, and the world ``size``."""
 
     rank: int = 0
     size: int = 1
     shard: bool = False
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def share(self, rows: list[int], size: int) -> list[list[int]]:
-        """This process's rows of a batch, in micro-batches of at most ``size``.
+        """This rank's rows of a batch, in micro-batches of at most ``size`` rows.
 
-        Every process gets as many micro-batches, since all add up their gradients after each; so some may be empty.
+        Every rank gets the same number of micro-batches, because collective operations need every rank; so some
+        micro-batches may be empty.
         """
         step = size * self.size
         return [rows[start : start + step][self.rank :: self.size] for start in range(0, len(rows), step)]
 
     def spread(self, model: nn.Module, loss: Loss, device: str) -> Loss:
-        """Move ``model`` to where it is trained. Returns ``loss``, whose way back then gives every process the mean of
-        all processes' gradients. Every parameter that learns must have one, on each process."""
+        """Move ``model`` to ``device``, or shard it over the ranks. Returns ``loss``, wrapped so that its backward pass
+        leaves on every rank the mean of all ranks' gradients. Every trainable parameter needs a gradient on each rank.
+        """
         if self.shard:
             mesh = init_device_mesh(torch.device(device).type, (self.size,))
             for part in model.modules():
@@ -77,58 +80,62 @@ class Team:
         return DistributedDataParallel(LossModule(model, loss), gradient_as_bucket_view=True)
 
     def total(self, number: float) -> float:
-        """The sum of ``number`` over all processes. Each waits here for the others."""
+        """The sum of ``number`` over all ranks. It is an all-reduce, so each rank waits here for the others."""
         if self.size == 1:
             return number
         value = torch.tensor(number, dtype=torch.float64)
         dist.all_reduce(value)
         return value.item()
 
-    def first_alone(self, work: Callable[[], None]) -> None:
-        """``work`` is done by the first process, while the others wait."""
-        if self.leads:
+    def on_first(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on rank 0 while the other ranks wait."""
+        if self.is_first:
             work()
         self.total(0)
 
 
-ALONE = Team()
+SINGLE = Team()
 
 
 def hold_gradients(loss: Loss, hold: bool) -> AbstractContextManager:
-    """A forward pass in here leaves DDP's gradients to be added up later, with those of the next micro-batch."""
+    """A context for a forward pass. With ``hold``, DDP adds up its gradients locally, without an all-reduce."""
     return loss.no_sync() if hold and isinstance(loss, DistributedDataParallel) else nullcontext()
 
 
 def own_device(device: str) -> str:
-    """The device of this process: of several on a machine, each takes the GPU of its number. Raises UserError."""
+    """The device of this rank: ``device``, or under torchrun with "cuda" the GPU whose index is the local rank.
+
+    Raises UserError if ``device`` names one GPU ("cuda:1") under torchrun.
+    """
     number = os.environ.get("LOCAL_RANK")
     if number is None or not device.startswith("cuda"):
         return device
     if device != "cuda":
-        raise UserError(f"--device {device}: with torchrun each process takes a GPU of its own, so say cuda")
+        raise UserError(f"--device {device}: under torchrun each process uses its own GPU; pass --device cuda")
     return f"cuda:{number}"
 
 
 @contextmanager
 def started(device: str, shard: bool) -> Iterator[Team]:
-    """The team that torchrun has started this process in; ALONE without torchrun.
+    """Join the process group that torchrun started and yield this rank's Team; without torchrun, yield SINGLE.
 
-    A UserError in one process ends them all: it is raised in the first that has one, and the others end without a word.
+    A UserError on one rank ends all ranks: it is raised on the first rank that has one, and the others exit with code 2
+    and print nothing. Raises UserError for ``shard`` without torchrun.
     """
     if "LOCAL_RANK" not in os.environ:
         if shard:
-            raise UserError("--shard: started alone; start it with torchrun --nproc_per_node=N train.py ...")
-        yield ALONE
+            raise UserError("--shard: needs torchrun; start with torchrun --nproc_per_node=N train.py ...")
+        yield SINGLE
         return
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     store, rank, size = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     try:
         yield Team(rank, size, shard)
         dist.destroy_process_group()
-    except (UserError, RuntimeError) as error:  # RuntimeError: a process that ends breaks the connection to the others
+    except (UserError, RuntimeError) as error:  # RuntimeError: another rank has ended, and the connection to it is lost
         own = int(isinstance(error, UserError))
         if store.add("errors", own) > own:
             sys.exit(2)

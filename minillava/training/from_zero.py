@@ -1,4 +1,4 @@
-"""The tokenizer and the two towers from zero, on a folder of the picture-book (``data/picturebook/write.py``)."""
+"""The tokenizer, vision tower and decoder, trained from scratch on the picture-book (``data/picturebook/write.py``)."""
 
 from pathlib import Path
 
@@ -20,12 +20,15 @@ VOCABULARY = 1024
 
 
 def toy_processor(world: Path) -> Processor:
-    """The processor of the model trained from zero. Its tokenizer is trained where it is missing, beside ``world``."""
+    """The processor of the models trained from scratch.
+
+    Its tokenizer is in the folder ``tokenizer`` next to ``world``, and is trained if it is not there yet.
+    """
     folder, vision = world.parent / "tokenizer", VisionConfig()
     if not (folder / "tokenizer.json").exists():
-        print(f"tokenizer: training, to {folder}", flush=True)
+        print(f"tokenizer: training into {folder}", flush=True)
         template = TEMPLATES["v0"]
-        fixed = f"{SYSTEM}\n{template.human}\n{template.assistant}\n"  # in every conversation, so worth its merges
+        fixed = f"{SYSTEM}\n{template.human}\n{template.assistant}\n"  # in every conversation, so BPE should merge it
         text = (world / "text.txt").read_text(encoding="utf-8") + fixed * 100
         write_tokenizer(folder, train_bpe(text, VOCABULARY - len(SPECIAL_TOKENS)))
     image = ImageProcessor.for_size(vision.image_size)
@@ -33,7 +36,7 @@ def toy_processor(world: Path) -> Processor:
 
 
 def vision_task(world: Path, seed: int) -> Task:
-    """The vision tower, from random weights."""
+    """Contrastive training of the vision tower, from random weights."""
     tokenizer, config = toy_processor(world).tokenizer, VisionConfig()
     torch.manual_seed(seed)
     clip = Clip(config, TextConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
@@ -42,9 +45,11 @@ def vision_task(world: Path, seed: int) -> Task:
 
 
 def notes_task(world: Path, seed: int) -> Task:
-    """The decoder, from random weights. Its first lesson is to look things up: index cards need one look at the picture
-    for each word, where an answer such as "The fish is red." needs a look and then a thought; learned first, looking
-    makes the rest quick."""
+    """Next-token training of the decoder on notes.json, from random weights.
+
+    Notes ("red fish top left large") come before sentences, because each of their words takes one look at the picture.
+    An answer such as "The fish is red." takes a look and one more step, and is learned quickly after notes.
+    """
     processor = toy_processor(world)
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
@@ -54,7 +59,7 @@ def notes_task(world: Path, seed: int) -> Task:
 
 
 def decoder_task(world: Path) -> Task:
-    """The decoder that knows notes, beside ``world``, learns to talk."""
+    """Next-token training on conversations and prose. It starts from the folder ``notes`` next to ``world``."""
     decoder, _ = load_decoder(world.parent / "notes")
     dataset = ConversationDataset(world / "words.json", world, toy_processor(world), text_path=world / "text.txt")
     return next_token_task("decoder", decoder, dataset)

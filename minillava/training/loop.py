@@ -1,8 +1,8 @@
-"""ONE loop for all trainings.
+"""The training loop, the same for all trainings.
 
-A ``Task`` (tasks.py) says what learns, from which data, by which loss and how it is saved; a ``Recipe`` (recipes.py)
-for how long, how fast and in how much memory; a ``Run`` where to, and on which machine. The rest (order, optimiser,
-schedule, accumulation, metrics, checkpoints) is the same for all, and here.
+A ``Task`` (tasks.py) holds the model, what learns, the data, the loss and how to save the result. A ``Recipe``
+(recipes.py) sets the length of the training, the learning rate and the memory. A ``Run`` sets the output folder and the
+device. The loop does the rest: order of the rows, optimizers, schedule, accumulation, metrics and checkpoints.
 """
 
 import json
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minillava.errors import UserError
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
-from minillava.training.distributed import ALONE, Team, hold_gradients
+from minillava.training.distributed import SINGLE, Team, hold_gradients
 from minillava.training.machine import has_fast_bfloat16, keep_memory
 from minillava.training.optimizers import build_optimizers, schedule
 from minillava.training.order import Order
@@ -35,12 +35,12 @@ from minillava.training.tasks import Task
 
 @dataclass(frozen=True)
 class Run:
-    """Where a training goes and on what it runs.
+    """Where a training is written and on what it runs.
 
-    ``out`` is the checkpoint folder that it leaves, beside ``out``.metrics.jsonl and ``out``.loss.png. ``bfloat16``
-    runs the matrix products in bfloat16 over float32 weights; None means where the machine does it faster, or the
-    recipe is compact. With ``resume`` it goes on from its last checkpoint, and ends with the weights it would have had
-    without a break. ``team`` are the processes that share the work; the results do not depend on how many.
+    ``out`` is the checkpoint folder; ``out``.metrics.jsonl and ``out``.loss.png are written next to it. ``bfloat16``
+    computes the matrix products in bfloat16; None does so if the device is faster that way or the recipe is compact.
+    ``resume`` continues from the last checkpoint, and ends with the same weights as a run without a break. ``team`` is
+    the ranks that share the work; up to rounding, the result does not depend on their number.
     """
 
     out: Path
@@ -49,19 +49,20 @@ class Run:
     max_steps: int | None = None
     device: str = "cpu"
     bfloat16: bool | None = None
-    team: Team = ALONE
+    team: Team = SINGLE
 
 
 def train(task: Task, recipe: Recipe, run: Run) -> None:
-    """Run a task to its end. Every process of a team calls this.
+    """Run a task to its end. Every rank calls this.
 
-    Raises UserError where ``run.out`` is there already and ``run.resume`` is not asked for, or is another run's.
+    Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there is no checkpoint of this run to
+    resume from, and if the loss is not finite.
     """
     keep_memory()
     out, team, device = run.out, run.team, run.device
-    team.first_alone(lambda: recover_folder(out))
+    team.on_first(lambda: recover_folder(out))
     bfloat16 = recipe.compact or has_fast_bfloat16(device) if run.bfloat16 is None else run.bfloat16
-    # Each weight is used once, so its bfloat16 copy need not be kept for a second time.
+    # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
     prepare(task.model, recipe.compact and bfloat16, recipe.checkpointing)
     task = replace(task, loss=team.spread(task.model, task.loss, device))
@@ -74,14 +75,14 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     if run.resume:
         done, metrics = restore(task, optimizers, run, total)
     elif out.exists():
-        raise UserError(f"{out} is there already: --resume goes on with it, --out chooses another folder")
-    log = out.with_name(f"{out.name}.metrics.jsonl") if team.leads else Path(os.devnull)
+        raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
+    log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
 
     order.steps, start = range(done, total), time.perf_counter()
     batches = iter(DataLoader(task.dataset, batch_sampler=order, collate_fn=task.collate))
     with (
-        tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.leads else True) as bar,
+        tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.is_first else True) as bar,
         open(log, "w", buffering=1, encoding="utf-8") as file,
     ):
         file.writelines(json.dumps(row) + "\n" for row in metrics)
@@ -106,18 +107,18 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % recipe.save_every == 0 or step + 1 == total:
                 save(task, optimizers, run, step + 1, total)
-    if metrics and team.leads:
+    if metrics and team.is_first:
         draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
         if "padding" in metrics[0]:
-            print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of what was computed was padding")
+            print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
     task.model.eval()
 
 
 def accumulate(task: Task, micro: list[dict[str, Tensor]], shares: list[list[int]], run: Run, autocast) -> float:
-    """Backward over one batch in micro-batches, shared by the team; returns the batch's loss.
+    """Forward and backward passes of one batch, in this rank's micro-batches; returns the loss of the whole batch.
 
-    Each is weighted by what its mean is over, so the gradient is that of the whole batch at once. One whose share of
-    rows is empty weighs nothing.
+    Each micro-batch's mean loss is weighted by its number of terms (``task.weight``), so the gradient is that of the
+    whole batch at once. Where a rank has no rows (its share is empty), its dummy row has weight 0.
     """
     team = run.team
     weights = [task.weight(batch) if rows else 0 for batch, rows in zip(micro, shares)]
@@ -125,13 +126,13 @@ def accumulate(task: Task, micro: list[dict[str, Tensor]], shares: list[list[int
     for number, (batch, weight) in enumerate(zip(micro, weights), 1):
         with autocast, hold_gradients(task.loss, number < len(micro)):
             part = task.loss({name: value.to(run.device) for name, value in batch.items()}) * (weight / total)
-        (part * team.size).backward()  # the team takes the mean of its gradients; what is wanted is their sum
+        (part * team.size).backward()  # DDP and FSDP2 average over ranks; this makes it a sum
         loss += part.item()
     return team.total(loss)
 
 
 def padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team) -> dict[str, float]:
-    """{"padding": share of the team's positions that hold no token}; batches without lengths have none."""
+    """{"padding": share of padding (dummy rows too) in the batch's positions}; {} for batches without "lengths"."""
     if "lengths" not in micro[0]:
         return {}
     tokens = team.total(sum(batch["lengths"].sum().item() for batch, rows in zip(micro, shares) if rows))
@@ -139,14 +140,14 @@ def padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team)
 
 
 def prepare(model: nn.Module, compact: bool, checkpointing: bool) -> None:
-    """Set how much memory the model takes: the dtype of its weights, and what its decoder keeps for the way back.
+    """Set the dtype of the model's weights and, with ``checkpointing``, activation checkpointing in its decoder.
 
-    What learns is float32: a step is often smaller than a bfloat16's last digit. What is frozen is bfloat16 if
-    ``compact``, else as it is.
+    Trainable weights are float32: an optimizer step is often too small to change a bfloat16 weight. Frozen weights are
+    bfloat16 if ``compact``, and otherwise keep their dtype.
     """
     for parameter in model.parameters():
         if parameter.requires_grad or compact:
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
     for part in model.modules():
-        if checkpointing and isinstance(part, Block):  # keep a block's input only; compute the rest again going back
+        if checkpointing and isinstance(part, Block):  # save only a block's input; recompute the rest going backward
             part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)

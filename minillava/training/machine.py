@@ -1,4 +1,4 @@
-"""What the machine at hand does best: fast bfloat16, and memory that is kept."""
+"""What makes training faster on the machine at hand: bfloat16, and keeping freed memory."""
 
 import ctypes
 
@@ -6,17 +6,23 @@ import torch
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """GPUs, and CPUs with bfloat16 instructions (AVX512-BF16 or AMX), where it is two to four times float32's speed."""
+    """Whether ``device`` is a GPU that supports bfloat16, or a CPU with instructions for it (AVX512-BF16 or AMX).
+
+    On such a CPU bfloat16 is two to four times as fast as float32.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory: giving it back and asking anew, page by page, slows every step on a CPU."""
+    """Tell glibc to keep freed memory; without glibc, do nothing.
+
+    Returning memory to the system and requesting it again, page by page, slows every step on a CPU.
+    """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # not Linux, or another C library
         return
-    mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(-4, 0)  # M_MMAP_MAX: never map a large block separately
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: return memory only above 2 GiB

@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW or Muon, and how the learning rate goes up and down."""
+"""The optimizers, AdamW and Muon, and the learning-rate schedule."""
 
 import math
 
@@ -12,7 +12,7 @@ def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list
     """AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest (embeddings, norms, projections)."""
     matrices = [p for name, p in trainable.items() if recipe.optimizer == "muon" and p.ndim == 2 and "layers." in name]
     others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
-    fused = others[0].is_cuda or None  # PyTorch's choice for GPUs holds a copy of all that learns while it steps
+    fused = others[0].is_cuda or None  # PyTorch's default on GPUs needs memory for a copy of all trainable weights
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizers = [torch.optim.AdamW(others, rate, (0.9, 0.98), weight_decay=decay, fused=fused)]
     if matrices:
@@ -21,7 +21,7 @@ def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list
 
 
 def schedule(step: int, total: int, recipe: Recipe) -> float:
-    """The share of the learning rate at ``step``: up in a line over the warm-up, then down half a cosine to zero."""
+    """The factor on the learning rate at ``step`` of ``total``: linear warm-up, then half a cosine down to zero."""
     warmup = max(1, round(recipe.warmup * total))
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Which rows are in which batch, and which process computes them: decided by seed and step alone."""
+"""Which rows are in which batch, and which rank computes them. The batches depend only on seed and step."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from minillava.training.distributed import Team
 from minillava.training.recipes import Recipe
 
 
-@lru_cache(maxsize=2)  # the epoch at hand, and the next one for workers that run ahead
+@lru_cache(maxsize=2)  # the order of an epoch is needed in each of its steps
 def batch_order(length: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: every row once, shuffled; a last short batch is kept."""
+    """The batches of one epoch: every row once, shuffled. The last batch may be shorter."""
     rng = random.Random(f"{seed} {epoch}")
     order = list(range(length))
     rng.shuffle(order)
@@ -20,31 +20,31 @@ def batch_order(length: int, batch_size: int, seed: int, epoch: int) -> list[lis
 
 
 class Order(Sampler[list[tuple[int, int, int]]]):
-    """A batch sampler: this process's micro-batches in ``steps``, one after the other, as keys (seed, epoch, row).
+    """A batch sampler that yields this rank's micro-batches of ``steps`` in order, as lists of (seed, epoch, row).
 
-    A batch is a random draw. Where it is cut into micro-batches, rows of like ``size`` share one, so that they hold
-    little padding; what a step learns does not depend on the cut.
+    A batch is a random draw. If it is cut into micro-batches, rows of similar ``size`` share one, to reduce padding.
+    The gradient of a step does not depend on the cut.
     """
 
     def __init__(self, length: int, size: Callable[[int], int], recipe: Recipe, seed: int, team: Team):
-        """``length`` is the number of rows, ``size(row)`` about how long one is."""
+        """``length`` is the number of rows, ``size(row)`` the approximate length of one."""
         self.length, self.size, self.recipe, self.seed, self.team = length, size, recipe, seed, team
         self.per_epoch = -(-length // recipe.batch_size)
         self.steps = range(0)
 
     def batch(self, step: int) -> list[int]:
-        """The rows of a step's batch, of all processes."""
+        """The rows of a step's batch, over all ranks; sorted by size if the batch is divided."""
         epoch, place = divmod(step, self.per_epoch)
         rows = batch_order(self.length, self.recipe.batch_size, self.seed, epoch)[place]
         return sorted(rows, key=self.size) if self.recipe.accumulation > 1 or self.team.size > 1 else rows
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """This process's rows in each micro-batch of a step; [] where there are fewer rows than processes."""
+        """This rank's rows in each micro-batch of a step; [] where this rank has none."""
         rows = self.batch(step)
         return self.team.share(rows, -(-len(rows) // self.recipe.accumulation))
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        """A process without rows gets one all the same: it must take part when gradients are added up."""
+        """A rank without rows gets the batch's first row as a dummy: the all-reduce of gradients needs every rank."""
         for step in self.steps:
             for rows in self.micro_batches(step):
                 yield [(self.seed, step // self.per_epoch, row) for row in rows or self.batch(step)[:1]]

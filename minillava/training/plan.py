@@ -1,14 +1,15 @@
-"""How much memory a training takes, reckoned before any of it is there: ``python train.py --plan``.
+"""Computes how much memory a training takes, from sizes only, before anything is allocated: ``train.py --plan``.
 
-Held all the time are the weights and the optimiser's state. What else is held at once is the largest of
+The weights and the optimizer state are held all the time. The peak adds the largest of these to them:
 
-- where the way back begins: what autograd kept of the forward pass, and the logits or the last block's intermediate
-  results; with the gradients of earlier micro-batches, if a batch is cut into several;
-- where it ends: all gradients, and with checkpointing the one block that is computed again;
-- in the optimiser's step: all gradients, and what the step needs besides;
-- before all that, one block of the vision tower.
+- the vision tower's forward pass: one of its blocks, and the gradients of earlier micro-batches if there are any;
+- the start of the backward pass: what autograd saved in the forward pass, and the logits or the last block's
+  intermediate results; and the gradients of earlier micro-batches;
+- the end of the backward pass: all gradients, and with checkpointing the one block that is recomputed;
+- the optimizer step: all gradients, and the step's temporary tensors.
 
-What is kept of a forward pass depends on what learns: a matrix that learns needs its input again, a frozen one not.
+What autograd saves depends on what learns: a trainable matrix needs its input in the backward pass, a frozen one does
+not.
 """
 
 import math
@@ -27,18 +28,19 @@ from minillava.training.recipes import Recipe
 from minillava.training.tasks import choose_what_learns
 
 GIB = 2**30
-LORA_RANK = 128  # proposed where nothing else fits
-# What the process holds beyond its tensors. On a GPU, CUDA itself, its libraries' work space and gaps between blocks of
-# memory: a rule of thumb. On a CPU, PyTorch's libraries, and gaps: the loop has glibc keep what is freed
-# (machine.keep_memory), and as measured they come to a third up to two thirds of what comes and goes.
+LORA_RANK = 128  # proposed if nothing else fits
+# Memory beyond the tensors. On a GPU: the CUDA context, the libraries' workspaces and gaps between allocated blocks, by
+# a rule of thumb. On a CPU: PyTorch's libraries, and gaps, because the loop has glibc keep freed memory
+# (machine.keep_memory). The gaps were measured as a third to two thirds of the memory that a step allocates and frees.
 GPU_RESERVE = GIB
 CPU_RESERVE, CPU_GAPS = GIB // 10, 0.5
 
 
 class Setting:
-    """What is trained, how, and on what: the longest rows, a picture in each, and all that is no picture bearing loss.
+    """What is trained, how and on what: the longest rows, with one picture each and a loss on every other token.
 
-    ``model`` is as the loop prepares it, but without memory: it tells the parameters' sizes, dtypes and which learn.
+    ``model`` is prepared as in the loop, but on the meta device, without memory: it gives the parameters' sizes and
+    dtypes, and which of them learn.
     """
 
     def __init__(self, config: LlavaConfig, stage: int, recipe: Recipe, bfloat16: bool, gpu: bool):
@@ -48,22 +50,22 @@ class Setting:
             choose_what_learns(self.model, stage, recipe.lora)
         prepare(self.model, recipe.compact and bfloat16, recipe.checkpointing)
         self.whole = stage == 2 and not recipe.lora  # whether the decoder's own weights learn
-        self.rows = math.ceil(recipe.batch_size / recipe.accumulation)  # of a micro-batch
+        self.rows = math.ceil(recipe.batch_size / recipe.accumulation)  # in a micro-batch
         self.length = max(recipe.length, config.num_image_tokens + 1)
         self.labels = self.length - config.num_image_tokens
-        self.product = 2 if bfloat16 else 4  # bytes of a number that a matrix product reads or gives
-        # Whether attention runs in a fused kernel: attend() says when. On a GPU shared key heads need bfloat16.
+        self.product = 2 if bfloat16 else 4  # bytes per number in the inputs and outputs of matrix products
+        # Whether attention runs in a fused kernel: see attend(). On a GPU, grouped-query attention needs bfloat16.
         alike = config.decoder.num_key_value_heads == config.decoder.num_attention_heads
         self.fused = bfloat16 or alike if gpu else not bfloat16
 
 
 def plan(s: Setting) -> dict[str, int]:
-    """Bytes by their use; "parameters" and "learning" are counts. Not all is held at once: "peak" is."""
+    """Bytes by use; "parameters" and "learning" are counts. "peak" is the most that is held at once."""
     c, v, recipe = s.config.decoder, s.config.vision, s.recipe
     learning = {name: p for name, p in s.model.named_parameters() if p.requires_grad}
     weights = sum(p.nbytes for p in s.model.parameters())
     gradients = sum(p.nbytes for p in learning.values())
-    # AdamW keeps the mean of the gradients and of their squares; Muon the mean alone.
+    # AdamW keeps running means of the gradients and of their squares, Muon only the former.
     optimizer = sum(
         p.nbytes * (1 if isinstance(o, torch.optim.Muon) else 2)
         for o in build_optimizers(learning, recipe)
@@ -71,21 +73,21 @@ def plan(s: Setting) -> dict[str, int]:
     )
 
     kept = kept_bytes(s)
-    again = block_bytes(s) if recipe.checkpointing else 0  # one block at a time
-    # Three tables in float32: the logarithms of softmax, their gradients and those of the logits.
+    again = block_bytes(s) if recipe.checkpointing else 0  # one block is recomputed at a time
+    # Three float32 tables: log-softmax, its gradient and that of the logits.
     logits = 12 * s.rows * s.labels * c.vocab_size
-    # A block needs besides what it keeps two more tables of scores, or SwiGLU's gradients.
+    # In addition to what autograd saves, a block's backward pass needs two score tables, or SwiGLU's gradients.
     scores = 0 if s.fused else 2 * c.num_attention_heads * s.length
     block = s.rows * s.length * max(scores, 3 * c.intermediate_size) * s.product
-    # A block of the vision tower while it runs; it is frozen, so nothing is kept.
+    # One block of the vision tower while it runs; the tower is frozen, so autograd saves nothing.
     patches = v.num_patches + 1
     scores = 0 if s.gpu or not s.bfloat16 else 3 * v.num_attention_heads * patches
     vision = s.rows * patches * (max(scores, 3 * v.intermediate_size) * s.product + 16 * v.hidden_size)
     earlier = gradients if recipe.accumulation > 1 else 0
-    # PyTorch's AdamW takes two results of a parameter's size besides, one parameter at a time; on a GPU none.
+    # On a CPU AdamW needs two temporary tensors of a parameter's size, one parameter at a time; fused, on a GPU, none.
     step = 0 if s.gpu else 2 * max(p.nbytes for p in learning.values())
     passing = max(earlier + vision, earlier + kept + max(logits, again + block), gradients + max(again, step))
-    # The pictures, one a row: on a GPU a micro-batch's, on a CPU the whole batch's.
+    # The pictures, one per row: those of a micro-batch on a GPU, of the whole batch on a CPU.
     pixels = 4 * s.rows * (1 if s.gpu else recipe.accumulation) * v.num_channels * v.image_size**2
     reserve = GPU_RESERVE if s.gpu else CPU_RESERVE + round(CPU_GAPS * passing)
     return {
@@ -102,32 +104,32 @@ def plan(s: Setting) -> dict[str, int]:
 
 
 def kept_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of a forward pass, the loss left out."""
+    """Bytes that autograd saves in a forward pass, without the loss."""
     c, visual = s.config.decoder, s.rows * s.config.num_image_tokens
     stream = s.rows * s.length * c.hidden_size * s.model.language_model.embed_tokens.weight.itemsize
     blocks = c.num_hidden_layers * (stream if s.recipe.checkpointing else block_bytes(s))
-    # What the projection's matrices read, and GELU. The first matrix is not read again: the features before it are
-    # frozen.
+    # The inputs of the projection's matrices and of GELU. The first matrix is not saved: its input is frozen, so no
+    # gradient is computed for it.
     projection = visual * s.config.vision.hidden_size * s.product
     if s.config.projector == "mlp":
         projection += 2 * visual * c.hidden_size * s.product + copy_bytes(s, s.model.multi_modal_projector.linear_2)
-    head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0  # what it reads, before labels
+    head = s.rows * s.labels * c.hidden_size * s.product if s.whole else 0  # the head's input where there is a label
     last = s.rows * s.length * norm_bytes(s) + head + copy_bytes(s, s.model.language_model.lm_head)
     return blocks + projection + last
 
 
 def block_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of one decoder block."""
+    """Bytes that autograd saves in one decoder block."""
     c, heads = s.config.decoder, s.config.decoder.num_attention_heads
     width = heads * c.head_dim
     numbers = width + 2 * c.num_key_value_heads * c.head_dim  # queries, keys and values
-    # Softmax's results over the row; a fused kernel computes them again from its output and one float32 a head.
+    # The attention weights; a fused kernel recomputes them from its output and one float32 per head.
     numbers += width if s.fused else heads * s.length
     numbers += 3 * c.intermediate_size  # gate, silu(gate), up
     if s.stage == 2:
-        # What the matrices read, as they or low-rank ones beside them learn: q, k and v; gate and up. Where it is not
-        # in the products' dtype each makes a copy of its own. Then down; o, whose input a fused kernel has kept; every
-        # B.
+        # The inputs of the matrices, because these or their LoRA matrices learn. q, k and v share one input, gate and
+        # up another; if it is not in the products' dtype, each of the five saves its own copy. Then the inputs of down,
+        # of every LoRA B, and of o unless a fused kernel has saved it.
         alike = s.model.language_model.embed_tokens.weight.itemsize == s.product
         numbers += (2 if alike else 5) * c.hidden_size + c.intermediate_size + 7 * s.recipe.lora
         numbers += 0 if s.fused else width
@@ -136,22 +138,22 @@ def block_bytes(s: Setting) -> int:
 
 
 def norm_bytes(s: Setting) -> int:
-    """Bytes that autograd keeps of a norm for each token: its input in float32 and 1 / rms; where the norm's weight
-    learns, the normalised input too, which a GPU's kernel computes again instead."""
+    """Bytes per token that autograd saves in a norm: its input in float32 and 1 / rms. If the norm's weight learns, the
+    normalised input too, except on a GPU, whose kernel recomputes it."""
     size = 4 * s.config.decoder.hidden_size
     return size + 4 + (size if s.whole and not s.gpu else 0)
 
 
 def copy_bytes(s: Setting, part: nn.Module) -> int:
-    """Bytes of the bfloat16 copies of a part's float32 matrices: the way back reads the matrices again."""
+    """Bytes of the bfloat16 copies of ``part``'s float32 matrices, which the backward pass needs; 0 in float32."""
     if not s.bfloat16:
         return 0
     return sum(2 * p.numel() for p in part.parameters() if p.ndim == 2 and p.dtype == torch.float32)
 
 
 def settings(recipe: Recipe, stage: int) -> Iterator[Recipe]:
-    """The recipe as it is, then ever further from it: smaller pieces of the batch, then fewer activations kept, which
-    take time alone; and last LoRA, which learns something else."""
+    """The recipe itself, then recipes ever further from it: more micro-batches, then checkpointing, which both cost
+    only time; and last LoRA, which changes what learns."""
     size = recipe.batch_size
     pieces = sorted({min(recipe.accumulation * 2**n, size) for n in range(size.bit_length() + 1)})
     for lora in (recipe.lora, LORA_RANK) if stage == 2 and not recipe.lora else (recipe.lora,):
@@ -168,8 +170,8 @@ def describe(s: Setting, memory: float) -> str:
         f"stage {s.stage}: {p['parameters'] / 1e6:,.1f} M parameters, of which {p['learning'] / 1e6:,.1f} M learn "
         f"({learns})",
         f"batch {recipe.batch_size} = {recipe.accumulation} x {s.rows} rows of {s.length} tokens, "
-        f"{s.config.num_image_tokens} of them visual, {s.labels} bearing loss",
-        f"{'bfloat16' if s.bfloat16 else 'float32'} products, activation checkpointing "
+        f"{s.config.num_image_tokens} of them visual, {s.labels} with loss",
+        f"{'bfloat16' if s.bfloat16 else 'float32'} matrix products, activation checkpointing "
         f"{'on' if recipe.checkpointing else 'off'}, on a {'GPU' if s.gpu else 'CPU'}",
         "",
         *(f"{name:<12}{p[name] / GIB:>9.2f} GiB" for name in list(p)[2:]),  # all but the counts
@@ -182,12 +184,12 @@ def describe(s: Setting, memory: float) -> str:
 
 
 def nearest(s: Setting, memory: float) -> str:
-    """What to add to the command line, so that it fits in ``memory`` GiB."""
+    """The end of that line: the arguments to add so that the training fits in ``memory`` GiB."""
     for recipe in settings(s.recipe, s.stage):
         peak = plan(Setting(s.config, s.stage, recipe, s.bfloat16, s.gpu))["peak"] / GIB
         if peak <= memory:
             flags = f" --accumulation {recipe.accumulation}" if recipe.accumulation != s.recipe.accumulation else ""
             flags += " --checkpointing" if recipe.checkpointing != s.recipe.checkpointing else ""
             flags += f" --lora {recipe.lora}" if recipe.lora != s.recipe.lora else ""
-            return f"; the nearest that does:{flags} ({peak:.2f} GiB)"
-    return ", nor does anything that can be set here: a smaller decoder does, or several cards"
+            return f"; the nearest setting that does:{flags} ({peak:.2f} GiB)"
+    return ", and neither does any other setting; use a smaller decoder or several GPUs"

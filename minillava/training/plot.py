@@ -1,4 +1,4 @@
-"""Line charts with Pillow alone: the loss that every training leaves behind, and those of data programs and lessons."""
+"""Line charts drawn with Pillow: the loss of every training, and the charts of the data programs and lessons."""
 
 import math
 import os
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
-Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # its name, its colour, values across, values up
+Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # name, colour, x values, y values
 
 INK, GREY, FAINT, BLUE = (40, 40, 48), (190, 190, 190), (225, 225, 230), (40, 90, 200)
-SCALE = 2  # pixels of the picture for one of ``size``, so that lines and letters are fine
-LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name takes a row more of the top
+SCALE = 2  # pixels of the picture per unit of ``size``, for fine lines and letters
+LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name adds one ROW to the top
 
 
 def draw_loss(path: str | os.PathLike, title: str, losses: list[float]) -> None:
-    """Loss against step, from 1: every value in grey, their running mean in blue. There must be one."""
+    """Write a chart of loss against step, from 1: every value in grey, the running mean in blue. Needs at least one."""
     steps, mean, smooth = range(1, len(losses) + 1), losses[0], []
     for loss in losses:
         mean += 0.05 * (loss - mean)
@@ -26,9 +26,10 @@ def draw_loss(path: str | os.PathLike, title: str, losses: list[float]) -> None:
 def chart(
     title: str, across: str, lines: list[Line], size: tuple[int, int] = (640, 360), logarithmic: bool = False
 ) -> Image.Image:
-    """Lines over axes that hold all of them and zero; ``across`` is what the values across are.
+    """A chart of ``lines`` on axes that include all values and zero; ``across`` labels the x axis.
 
-    No line may be empty. Logarithmic axes, of which both are then, begin at a power of ten, and want values above zero.
+    No line may be empty. With ``logarithmic`` both axes are logarithmic and begin at a power of ten; all values must
+    then be above zero.
     """
     scale = math.log10 if logarithmic else float
     paths = [[(scale(x), scale(y)) for x, y in zip(xs, ys)] for _, _, xs, ys in lines]
@@ -68,8 +69,8 @@ def chart(
 
 
 def _ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
-    """About five, at multiples of 1, 2 or 5 times a power of ten, that enclose the values and zero; of logarithms, the
-    whole numbers that enclose the values."""
+    """About five ticks at multiples of 1, 2 or 5 times a power of ten that enclose the values and zero; for logarithms,
+    the whole numbers that enclose the values."""
     low, high = min(values), max(values)
     step = 1.0
     if not logarithmic:

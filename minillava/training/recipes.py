@@ -1,4 +1,4 @@
-"""The table of stages: how long and how fast each trains, what fits in memory, and the presets that gather them."""
+"""Hyperparameters: how long and how fast each stage trains, in how much memory, and the presets of all stages."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,31 +7,31 @@ from minillava.config import DecoderConfig, VisionConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast, and in how much memory.
+    """The hyperparameters of one training: how long and how fast it learns, and its memory settings.
 
-    ``minutes`` is what it takes on two CPU cores, for the estimate shown; 0 is unknown.
+    ``minutes`` is its time on two CPU cores, printed as an estimate; 0 if unknown.
     """
 
     learning_rate: float
     batch_size: int
     epochs: float
-    warmup: float = 0.03  # share of the steps; paper, appendix
+    warmup: float = 0.03  # fraction of the steps; paper, appendix
     optimizer: str = "adamw"  # "adamw", or "muon" for the matrices inside the blocks
     weight_decay: float = 0.0
-    accumulation: int = 1  # micro-batches a step; batch_size counts them all
-    checkpointing: bool = False  # keep the decoder's blocks' inputs alone, and compute the rest again on the way back
-    compact: bool = False  # hold what is frozen in bfloat16, and multiply in it; what learns stays float32
-    lora: int = 0  # rank of what the decoder's matrices learn; 0: they learn as a whole
-    length: int = 256  # tokens of a long row, visual ones too; --plan reckons with it
+    accumulation: int = 1  # micro-batches per step; batch_size is for all of them together
+    checkpointing: bool = False  # save only the inputs of decoder blocks; recompute the rest in the backward pass
+    compact: bool = False  # frozen weights and matrix products in bfloat16; trainable weights in float32
+    lora: int = 0  # rank of the updates to the decoder's matrices; 0: the matrices themselves learn
+    length: int = 256  # tokens of a long row, visual ones included; used by --plan
     save_every: int = 250  # steps
     minutes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe for each stage, and the towers that stages 1 and 2 start from: hub ids, and their sizes.
+    """A recipe for each stage, and the vision tower and decoder to start from: hub ids and sizes.
 
-    No ids mean the towers that are trained here.
+    Without ids, these are the picture-book's own, shipped or trained by stage 0.
     """
 
     recipes: dict[str, Recipe]
@@ -41,7 +41,7 @@ class Preset:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
-# From zero on two CPU cores. Muon learns shapes in far fewer steps than AdamW does.
+# From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW.
 TOY = {
     "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
     "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
@@ -49,9 +49,9 @@ TOY = {
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
     "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),
 }
-# The paper's, section 4.2 and appendix: batch, rate and epochs of its two stages; Adam without weight decay, cosine,
-# 3 % warm-up, bfloat16, activation checkpointing. A long row is one as long as the authors' scripts allow
-# (model_max_length); a caption is far shorter.
+# The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
+# weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the
+# authors' scripts (model_max_length); a caption, in stage 1, is far shorter.
 PAPER = {
     "stage1": Recipe(2e-3, batch_size=128, epochs=1, checkpointing=True, compact=True, length=768),
     "stage2": Recipe(2e-5, batch_size=32, epochs=3, checkpointing=True, compact=True, length=2048),
@@ -59,15 +59,15 @@ PAPER = {
 
 
 def in_pieces(stage1: int, stage2: int, lora: int = 0) -> dict[str, Recipe]:
-    """The paper's recipes, their batches cut into so many pieces that one card of 24 GB holds one."""
+    """The paper's recipes with so many micro-batches in each stage that one fits a card of 24 GB."""
     return {
         "stage1": replace(PAPER["stage1"], accumulation=stage1),
         "stage2": replace(PAPER["stage2"], accumulation=stage2, lora=lora),
     }
 
 
-# Sizes as the config.json files of these checkpoints have them. The decoders have 64 rows more: <image> and a padding
-# token, filled up.
+# Sizes from the config.json files of these checkpoints. The decoders' vocabularies have 64 more rows: <image> and a
+# padding token, rounded up to a multiple of 64.
 CLIP_L = VisionConfig(1024, 4096, 24, 16, image_size=224, patch_size=14, projection_dim=768)
 CLIP_L_336, CLIP_L_336_ID = replace(CLIP_L, image_size=336), "openai/clip-vit-large-patch14-336"
 TINYLLAMA = DecoderConfig(32064, 2048, 5632, 22, 32, 4, 64, max_position_embeddings=2048, rope_theta=10000.0)
@@ -78,7 +78,7 @@ PRESETS = {
     "toy": Preset(TOY),
     "paper": Preset(PAPER, "openai/clip-vit-large-patch14", "lmsys/vicuna-7b-v1.3", CLIP_L, VICUNA_7B),
     "consumer": Preset(in_pieces(8, 32), CLIP_L_336_ID, "TinyLlama/TinyLlama-1.1B-Chat-v1.0", CLIP_L_336, TINYLLAMA),
-    # Rank 128, and alpha twice that: the authors' scripts/v1_5/finetune_lora.sh. The learning rate stays the paper's,
-    # as in their scripts/finetune_lora.sh; the former has 2e-4.
+    # Rank 128 and alpha 256, as in the authors' scripts/v1_5/finetune_lora.sh. The learning rate is the paper's, as in
+    # their scripts/finetune_lora.sh; the v1_5 script has 2e-4.
     "llava-7b": Preset(in_pieces(16, 32, 128), CLIP_L_336_ID, "lmsys/vicuna-7b-v1.5", CLIP_L_336, VICUNA_7B_LONG),
 }

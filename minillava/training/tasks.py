@@ -1,6 +1,6 @@
-"""The four trainings: contrast, next token, stage 1, stage 2.
+"""The four trainings: contrastive, next-token, stage 1 and stage 2.
 
-Each says what learns and what is frozen, from which data, by which loss, and how the result is saved.
+Each defines what learns and what is frozen, the data, the loss, and how the result is saved.
 """
 
 import math
@@ -20,27 +20,27 @@ from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava, next_token_loss, splice
-from minillava.model.lora import ALPHA, add_lora
+from minillava.model.lora import ALPHA_PER_RANK, add_lora
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:
-    """How many tokens of a batch have a loss."""
+    """The number of tokens in a batch that have loss."""
     return (batch["labels"][:, 1:] != IGNORE).sum().item()
 
 
 @dataclass
 class Task:
-    """What learns (``model``'s parameters that require a gradient), from what, by which loss, and how it is saved."""
+    """What learns (``model``'s parameters that require gradients), the data, the loss, and how to save the result."""
 
     name: str
     model: nn.Module
     dataset: Dataset  # dataset[seed, epoch, row] is an example
     collate: Callable[[list[dict]], dict[str, Tensor]]
     loss: Callable[[dict[str, Tensor]], Tensor]  # the mean over a batch
-    write: Callable[[dict[str, Tensor], Path], None]  # the model's tensors by their names, to a folder
-    weight: Callable[[dict[str, Tensor]], int] = count_labels  # how many parts the mean is over
-    size: Callable[[int], int] = lambda row: 0  # about how long a row is: rows of like size share a micro-batch
+    write: Callable[[dict[str, Tensor], Path], None]  # takes the model's tensors by name, and a folder
+    weight: Callable[[dict[str, Tensor]], int] = count_labels  # number of terms in that mean
+    size: Callable[[int], int] = lambda row: 0  # approximate length of a row; rows of similar size share a micro-batch
     after_step: Callable[[], None] = lambda: None
 
 
@@ -51,14 +51,14 @@ def contrastive_task(clip: Clip, dataset: RegionDataset, tokenizer: Tokenizer) -
         write_clip(clip, tokenizer, folder, tensors=tensors)
 
     def after_step() -> None:
-        clip.logit_scale.data.clamp_(max=math.log(100))  # CLIP's bound on the temperature
+        clip.logit_scale.data.clamp_(max=math.log(100))  # CLIP's limit: logits are scaled by at most 100
 
     loss = partial(clip_loss, clip)
     return Task("vision", clip, dataset, dataset.collate, loss, write, weight=lambda batch: 1, after_step=after_step)
 
 
 def next_token_task(name: str, decoder: Decoder, dataset: ConversationDataset) -> Task:
-    """Train the decoder alone, on text and on pictures told in words."""
+    """Train only the decoder, on text and on pictures given as words."""
     tokenizer = dataset.processor.tokenizer
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
@@ -77,19 +77,19 @@ def next_token_task(name: str, decoder: Decoder, dataset: ConversationDataset) -
 def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
     """word_ids (pictures, patches, words), -1 for no word -> each patch's mean embedding (pictures, patches, hidden).
 
-    The visual tokens that an ideal projection would give: what the patch shows, in the decoder's own words.
+    These are the visual tokens that an ideal projection would give: the decoder's embeddings of what a patch shows.
     """
     there = (word_ids >= 0).unsqueeze(-1)
     return (embedding(word_ids.clamp(min=0)) * there).sum(dim=2) / there.sum(dim=2)
 
 
 def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
-    """Stage 1 trains W alone; stage 2 trains W and the decoder, or low-rank matrices beside the decoder's (``lora`` is
-    their rank). The vision tower is frozen in both (paper, 4.2)."""
+    """Stage 1 trains only W. Stage 2 trains W and the decoder or, with ``lora`` as their rank, W and low-rank matrices
+    added to the decoder's. The vision tower is frozen in both (paper, section 4.2)."""
     model.requires_grad_(False)
     model.multi_modal_projector.requires_grad_(True)
     if stage == 2 and lora:
-        add_lora(model.language_model, lora, ALPHA * lora)
+        add_lora(model.language_model, lora, ALPHA_PER_RANK * lora)
     elif stage == 2:
         model.language_model.requires_grad_(True)
 
@@ -97,11 +97,11 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
 def llava_task(
     model: Llava, dataset: ConversationDataset, stage: int, lora: int = 0, base: Path | str = "", pack: bool = False
 ) -> Task:
-    """Stage 1 or 2 on ``model``. With ``lora`` an adapter to ``base``, where the model is from, is saved; with ``pack``
-    conversations share rows."""
+    """Stage 1 or 2 on ``model``. With ``lora``, only an adapter is saved; ``base`` is the folder or hub id that the
+    model was loaded from. With ``pack``, several conversations share a row."""
     choose_what_learns(model, stage, lora)
-    # Rows of text alone pass the tower and W with no pictures, so W has a gradient, of zero: every process of a team
-    # must have the same gradients to add up.
+    # A batch without pictures passes zero pictures through the tower and W, so that W gets a gradient, of zero: the
+    # all-reduce needs a gradient of the same parameters on every rank.
     no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
@@ -114,17 +114,18 @@ def llava_task(
         else:
             write_llava(model, folder, tensors=tensors)
 
-    if pack:  # rows of any size together: short ones fill up what long ones leave
+    if pack:  # no ``size``: short rows fill the space that long ones leave
         return Task(f"stage{stage}", model, dataset, dataset.collate_packed, loss, write)
     return Task(f"stage{stage}", model, dataset, dataset.collate, loss, write, size=dataset.size)
 
 
 def initialise(module: nn.Module) -> None:
-    """Fresh weights for a tower trained from zero: normal, 0.02 for embeddings and 1 / sqrt(inputs) for matrices.
+    """Random weights for a tower trained from scratch: normal, with a standard deviation of 0.02 for embeddings and
+    1 / sqrt(inputs) for matrices. Biases are zero.
 
-    The last matrix of every attention and MLP starts at zero, so a block begins by passing its input on unchanged. A
-    decoder's word embeddings start large (1.0) and its head at zero: words that stay distinct from the first step on
-    are what attention learns to find.
+    The last matrix of every attention and MLP starts at zero, so each block at first passes its input on unchanged. A
+    decoder's word embeddings have a standard deviation of 1.0, and its head starts at zero: attention learns to find
+    words that are distinct from the first step on.
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding):

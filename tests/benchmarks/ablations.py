@@ -1,7 +1,8 @@
 """``python tests/benchmarks/ablations.py --run out/toy``: what each choice of the recipe is worth.
 
-From the towers and the world of a finished run, trains stages 1 and 2 again with one thing changed, all for the same
-number of steps, and scores each on the first questions of ``heldout.json``. Prints a table; ``--json`` a line of JSON.
+Trains stages 1 and 2 again from the towers and the picture-book of a finished run, each time with one thing changed and
+for the same number of steps, and evaluates on the first rows of ``heldout.json``. Prints a table; ``--json`` adds a
+line of JSON.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def random_vision(run: Path, folder: Path) -> None:
 
 
 def fresh_projection(run: Path, folder: Path) -> None:
-    """The two towers with an untrained W: stage 2 without stage 1."""
+    """The two towers with an untrained W, for stage 2 without stage 1."""
     save(join(run / "vision", run / "decoder"), folder)
 
 
@@ -39,7 +40,7 @@ def main() -> None:
         "--run", type=Path, required=True, help="a finished run of train.py, with data, vision, decoder"
     )
     parser.add_argument("--out", type=Path, default=Path("out/ablations"))
-    parser.add_argument("--steps", type=int, default=600, help="of stage 2, and at most of stage 1")
+    parser.add_argument("--steps", type=int, default=600, help="steps of stage 2, and at most of stage 1")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()

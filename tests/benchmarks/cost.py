@@ -1,9 +1,10 @@
 """``python tests/benchmarks/cost.py``: how the time of a training step grows with the rows' length and with pictures.
 
-Stage 2 on random weights and rows: rows of ever more words behind one picture, and batches of ever more pictures in
-rows of one length. Beside each time stand the operations needed (flops.py). Below each table the exponent: the slope
-of a line through the logarithms, 1 if twice as much takes twice as long, 2 if four times; measured, and as the
-operations have it. On small sizes the measured one is lower, since a part of each step is the same for all.
+Stage 2 with random weights and rows: first rows of increasing length with one picture each, then batches with an
+increasing number of pictures and rows of one length. The table gives the time of each step and the operations it needs
+(flops.py). Below it is the exponent, the slope of a line through the logarithms, of the measured times and of the
+operations: 1 if a doubled size takes twice as long, 2 if four times. For small sizes the measured exponent is lower,
+because part of each step takes the same time at every size.
 """
 
 import argparse
@@ -29,14 +30,14 @@ def shape_of(rows: int, length: int) -> Shape:
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
-    """The slope of the line through log(cost) over log(size), by least squares."""
+    """The slope of log(cost) over log(size), by least squares."""
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
 
 
 def measure(what: str, sizes: list[int], rounds: int) -> dict:
-    """Median seconds of a step and its operations at each size; all sizes take turns."""
+    """Median seconds of a step, and its operations, at each size. The sizes run in alternation."""
     settings, steps = {}, {}
     for size in sizes:
         rows, length = (2, size) if what == "length" else (size, 128)
@@ -75,7 +76,7 @@ def main() -> None:
     for what, sizes in (("length", a.lengths), ("pictures", a.pictures)):
         r = measure(what, sizes, a.rounds)
         results.append(r)
-        print(f"{what:<10}{'ms a step':>12}{'GFLOP':>10}{'GFLOP/s':>10}")
+        print(f"{what:<10}{'ms per step':>12}{'GFLOP':>10}{'GFLOP/s':>10}")
         for size, seconds, flops in zip(sizes, r["seconds"], r["flops"]):
             print(f"{size:<10}{seconds * 1e3:>12.1f}{flops / 1e9:>10.2f}{flops / seconds / 1e9:>10.1f}")
         print(f"{'exponent':<10}{r['exponent']:>12.2f}{r['exponent_of_flops']:>10.2f}\n", flush=True)

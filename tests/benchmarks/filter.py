@@ -1,8 +1,8 @@
 """``python tests/benchmarks/filter.py``: how fast the caption filter is, and how much memory it takes.
 
-Writes synthetic captions, as many as CC3M has unless told otherwise, filters them in a process of its own, and prints
-captions per second and that process's peak of resident memory. A caption holds one to three noun phrases; as in real
-ones, the k-th commonest is about k times rarer than the commonest, and most are seen once or twice.
+Writes synthetic captions (by default 3 million, as in CC3M), filters them in a separate process, and prints captions
+per second and that process's peak resident memory. A caption has one to three noun phrases. As in real captions, the
+k-th most frequent phrase is about k times rarer than the most frequent, and most occur once or twice.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LETTERS = "bcdfghjklmnpqrstvwz"
 
 
 def word(number: int) -> str:
-    """A made-up word for each number, none of which is English or ends like a verb."""
+    """A made-up word for each number. None is English or ends like a verb."""
     text = ""
     while number or not text:
         number, digit = divmod(number, len(LETTERS))
@@ -39,7 +39,7 @@ def synthetic(count: int, seed: int = 0) -> Iterator[str]:
     for index in range(count):
         phrases = []
         for _ in range(rng.randint(1, 3)):
-            noun = int(10_000 ** rng.random()) - 1  # each decade of ranks is drawn alike: frequency is 1 / rank
+            noun = int(10_000 ** rng.random()) - 1  # log-uniform: frequency is proportional to 1 / rank
             adjective = f"{word(20_000 + int(3000 ** rng.random()))} " if rng.random() < 0.3 else ""
             phrases.append(f"{adjective}{word(noun)}")
         caption = "a " + phrases[0] + "".join(rng.choice(links) + phrase for phrase in phrases[1:])
@@ -47,7 +47,7 @@ def synthetic(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def peak() -> int:
-    """Bytes of memory that this process has held at most."""
+    """The peak of this process's resident memory, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--captions", type=int, default=3_000_000)
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the process of its own is told
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for the separate process
     a = parser.parse_args()
     if a.measure:
         before, start, busy = peak(), time.perf_counter(), time.process_time()
@@ -73,10 +73,10 @@ def main() -> None:
     result = {"captions": a.captions, **json.loads(last)}
     print("\n".join(table))
     seconds, busy = result["seconds"], result["processor_seconds"]
-    print(f"{a.captions:,} captions, read twice, chunked, selected and written: {a.captions / seconds:,.0f} a second")
-    print(f"in {seconds:.1f} s, in {busy:.1f} s of which the processor was at work on it")
+    print(f"{a.captions:,} captions, read twice, chunked, selected and written: {a.captions / seconds:,.0f} per second")
+    print(f"in {seconds:.1f} s, with {busy:.1f} s of CPU time")
     before, most = result["before_bytes"] / 1e6, result["peak_bytes"] / 1e6
-    print(f"peak memory {most:,.0f} MB, of which {before:,.0f} MB before the first caption, the imports")
+    print(f"peak memory {most:,.0f} MB, of which {before:,.0f} MB before the first caption, from imports")
     if a.json:
         print(json.dumps(result))
 

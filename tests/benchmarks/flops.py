@@ -1,19 +1,20 @@
 """How many floating-point operations a training step needs, counted from the configuration.
 
-A product of (n, k) and (k, m) takes 2 n k m operations, a multiplication and an addition each; nothing else counts
-enough to be counted. On the way back it takes as many for the gradient of what it read, and as many for that of its
-weights if they learn. So, for rows of T tokens, of which ``labels`` bear loss:
+A product of (n, k) and (k, m) takes 2 n k m operations: n k m multiplications and as many additions. Only matrix
+products are counted. In the backward pass a product takes as many operations again for the gradient of its input, and
+as many for the gradient of its weights if they learn. So, for rows of T tokens, of which ``labels`` have loss:
 
-- the vision tower: forward alone, since it is frozen, and only the blocks up to the layer that is read;
-- the projection: forward, its weights' gradients, and between its two layers the gradient of what the second read;
-- the decoder's matrices: forward and back, since the projection learns through them, and a third time where they learn
-  (6 operations a parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two besides: three times, always;
-- the head: at the positions that bear loss;
-- attention: q k^T and the weights times v are 2 T^2 width each; going back doubles that. All T^2 are counted, as is
-  usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half.
+- the vision tower: only the forward pass, because it is frozen, and only the blocks up to the layer that W reads;
+- the projection: forward pass, gradients of its weights, and, if it has two layers, of the second layer's input;
+- the decoder's matrices: forward pass, gradients of their inputs, because the projection learns through them, and of
+  their weights if they learn (6 operations per parameter and token: Kaplan et al. 2020, section 2.1); LoRA's two
+  matrices always count three times;
+- the head: the same, at the positions that have loss;
+- attention: q k^T and the weights times v take 2 T^2 width each, and twice that in the backward pass. All T^2 scores
+  are counted, as is usual (Chowdhery et al. 2022, appendix B), although the causal mask hides about half.
 
-What activation checkpointing computes again is not counted: it is of no use to the model. Hence "model FLOP
-utilisation", these operations a second over what the maker says the device can do.
+What activation checkpointing recomputes is not counted. "Model FLOP utilisation" is the number of these operations per
+second, divided by the device's peak according to its maker.
 """
 
 import sys
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from minillava.training.plan import Setting
 
-# Dense bfloat16 operations a second as the makers' data sheets have them, by a part of the device's name.
+# Dense bfloat16 operations per second from the makers' data sheets, by a part of the device's name.
 PEAKS = {
     "H200": 989e12,
     "H100": 989e12,  # SXM
@@ -34,7 +35,7 @@ PEAKS = {
 
 
 def step_flops(s: Setting) -> int:
-    """Operations of one micro-batch, forward and back; the optimiser's step is nothing beside it."""
+    """Operations of the forward and backward pass of one micro-batch. The optimizer step is negligible."""
     return vision_flops(s) + projection_flops(s) + decoder_flops(s) + head_flops(s)
 
 

@@ -1,14 +1,15 @@
-"""``python tests/benchmarks/generation.py``: tokens a second of greedy generation, against transformers' ``generate``.
+"""``python tests/benchmarks/generation.py``: tokens per second of greedy generation, compared with transformers.
 
-Minillava goes the way of ``chat``: a flat pass for each new token (fast.py), unless the decoder is compiled.
-Both have the same weights (a folder that minillava writes and transformers opens), the same picture and the same
-question, one row, and run in alternation in one process. Two things are timed: the first new token, for which the
-picture and the question are read, and all ``--tokens`` of them, from the picture on. A ratio above 1 says how many
-times as fast minillava is; it is the median over the rounds.
+Minillava generates as ``chat`` does: with fast.py's pass for each new token, unless the decoder is compiled. Both sides
+have the same weights (a folder that minillava writes and transformers opens), the same picture and the same question,
+one row, and run in alternation in one process. Two times are measured: up to the first new token, which includes
+reading the picture and the question, and for all ``--tokens`` of them, from the picture on. The ratio is transformers'
+time over minillava's (above 1: minillava is faster), the median over the rounds.
 
-Both must give the same tokens. In bfloat16 two correct programs round differently, and where two tokens are about as
-likely they may choose differently; so what minillava chose is shown to transformers, and how far below its own choice
-it puts it is printed, in standard deviations of its logits: 0 in float32, some hundredths in bfloat16.
+Both sides should choose the same tokens. In bfloat16 they round differently, and may choose differently where two
+tokens are about equally likely. So transformers also gets minillava's tokens, and the largest amount by which their
+logits are below its own best is printed, in standard deviations of its logits: 0 in float32, some hundredths in
+bfloat16.
 """
 
 import argparse
@@ -26,7 +27,7 @@ DTYPES = {"toy": torch.float32, "135m": torch.float32, "1.1b": torch.bfloat16}
 
 @torch.no_grad()
 def shortfall(theirs: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> float:
-    """By how many standard deviations of transformers' logits a chosen token is below its likeliest, at most."""
+    """The most by which a chosen token's logit is below the largest, in standard deviations of transformers' logits."""
     ids = torch.cat([inputs["input_ids"], chosen], dim=1)
     logits = theirs(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -chosen.shape[1] - 1 : -1].float()
     behind = logits.max(dim=-1).values - logits.gather(1, chosen.T).squeeze(1)
@@ -37,7 +38,7 @@ def measure(size: str, tokens: int, rounds: int, compile: bool) -> dict:
     dtype = DTYPES[size]
     ours = build(size, dtype)
     theirs = opened_by_transformers(ours, dtype)
-    theirs.generation_config.eos_token_id = None  # both go on to the end
+    theirs.generation_config.eos_token_id = None  # generate all the tokens
     if compile:
         ours.language_model.compile()
     inputs = real_batch(ours, rows=1, stage=1)
@@ -46,7 +47,7 @@ def measure(size: str, tokens: int, rounds: int, compile: bool) -> dict:
     mask = torch.ones_like(ids)
 
     decoder = ours.language_model
-    generate_ids = (fast if fast.is_plain(decoder) else generation).generate_ids  # as talk.stream() chooses
+    generate_ids = (fast if fast.is_plain(decoder) else generation).generate_ids  # as in talk.stream()
 
     @torch.inference_mode()
     def minillava(count: int) -> Tensor:
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile minillava's decoder with torch.compile first")
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
     a = parser.parse_args()
-    print(f"{'':<16}{'first token, ms':^27}{'tokens a second':^27}{'same':>6}{'short':>7}")
+    print(f"{'':<16}{'first token, ms':^27}{'tokens per second':^27}{'same':>6}{'short':>7}")
     print(f"{'':<16}" + f"{'ours':>9}{'theirs':>9}{'ratio':>7}  " * 2 + f"{'tokens':>6}{'fall':>7}")
     results = []
     for size in a.size:

@@ -1,13 +1,13 @@
-"""``python tests/benchmarks/gpu.py``: how fast a preset trains on one GPU, how well it uses it, in how much memory.
+"""``python tests/benchmarks/gpu.py``: the speed, utilisation and memory of training a preset on one GPU.
 
-Random weights and rows of the preset's sizes, made on the device; whole steps as ``train.py`` takes them: the preset's
-micro-batches of its longest rows, a picture in each, then the gradient's norm and AdamW. The first step is not counted.
-``--memory 24`` is a hard cap: what does not fit in so many GiB fails, whatever the card has.
+Uses random weights and rows of the preset's sizes, and whole steps as in ``train.py``: the preset's micro-batches of
+its longest rows, with a picture in each, then gradient clipping and the optimizer step. The first step is not counted.
+``--memory 24`` is a hard limit: a training that needs more GiB fails, even if the card has them.
 
-Printed for each: tokens a second, visual ones among them; the memory that PyTorch's allocator held at most (tensors,
-and with the gaps between them), beside what ``--plan`` reckons; and model FLOP utilisation, the operations that the
-model needs (flops.py says how they are counted) over those the card could do meanwhile in bfloat16. ``--device cpu
---preset toy`` runs the same anywhere, without the last.
+Prints tokens per second, visual tokens included; the peak memory of PyTorch's allocator (tensors only, and with the
+gaps between them) and what ``--plan`` computes; and model FLOP utilisation, the operations that the model needs
+(counted as in flops.py) over those that the card could do in that time in bfloat16. ``--device cpu --preset toy`` runs
+the same on any machine, without utilisation.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        assert math.isfinite(loss.item())  # which also waits until all is done
+        assert math.isfinite(loss.item())  # item() also waits until the GPU has finished
 
     step()
     start = time.perf_counter()
@@ -92,24 +92,24 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="consumer")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--memory", type=float, default=24, help="GiB, a hard cap on a GPU (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="measured, after one that is not (default %(default)s)")
+    parser.add_argument("--memory", type=float, default=24, help="hard limit on a GPU, in GiB (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="steps measured, after a first one (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
     a = parser.parse_args()
     if a.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu.py: no CUDA device here, so nothing to measure; --device cpu --preset toy shows how it runs")
+        sys.exit("gpu.py: no CUDA device here; run it on the CPU with --device cpu --preset toy")
     r = measure(a.preset, a.stage, a.steps, a.device, a.memory)
     rows = f"{r['accumulation']} x {r['rows']} rows of {r['length']} tokens"
     learns = f", LoRA {r['lora']}" if r["lora"] else ""
-    print(f"{r['preset']}, stage {r['stage']}{learns}, on {r['device']}: {rows} a step")
+    print(f"{r['preset']}, stage {r['stage']}{learns}, on {r['device']}: {rows} per step")
     print(f"{'step':<24}{r['step_seconds']:>10.2f} s")
-    print(f"{'tokens a second':<24}{r['tokens_per_second']:>10,.0f}")
-    print(f"{'operations a second':<24}{r['flops_per_second'] / 1e12:>10.2f} TFLOP/s")
-    used = "unknown: no figure for this device" if r["utilisation"] is None else f"{r['utilisation']:>10.1%}"
+    print(f"{'tokens per second':<24}{r['tokens_per_second']:>10,.0f}")
+    print(f"{'operations per second':<24}{r['flops_per_second'] / 1e12:>10.2f} TFLOP/s")
+    used = "unknown: no peak known for this device" if r["utilisation"] is None else f"{r['utilisation']:>10.1%}"
     print(f"{'model FLOP utilisation':<24}{used}")
     print(f"{'peak memory':<24}{r['peak_bytes'] / GIB:>10.2f} GiB")
     if r["reserved_bytes"] is not None:
-        print(f"{'with gaps':<24}{r['reserved_bytes'] / GIB:>10.2f} GiB, of {a.memory:g}")
+        print(f"{'with gaps':<24}{r['reserved_bytes'] / GIB:>10.2f} GiB of {a.memory:g}")
     print(f"{'planned':<24}{r['planned']['peak'] / GIB:>10.2f} GiB")
     if a.json:
         print(json.dumps(r))

@@ -1,8 +1,8 @@
-"""``python tests/benchmarks/load.py``: how much memory loading takes, over the size of the weights loaded.
+"""``python tests/benchmarks/load.py``: how much memory loading takes, relative to the size of the weights.
 
-Writes a checkpoint of random bfloat16 weights, shard by shard, loads it in a process of its own, and prints that
-process's peak of resident memory. ``--seven-billion`` takes the sizes of LLaVA-1.5-7B (about 14 GB, on disk and then in
-memory) and has the model answer too. ``--json`` adds a line of JSON.
+Writes a checkpoint of random bfloat16 weights, shard by shard, loads it in a separate process, and prints that
+process's peak resident memory. ``--seven-billion`` uses the sizes of LLaVA-1.5-7B (about 14 GB on disk and in memory)
+and also generates an answer. ``--json`` adds a line of JSON.
 """
 
 import argparse
@@ -45,7 +45,7 @@ LLAMA_7B = DecoderConfig(
 
 
 def config_of_size(megabytes: int) -> tuple[VisionConfig, DecoderConfig]:
-    """Towers that weigh about so much in bfloat16: TinyLlama's width, as many layers as it takes, a small ViT."""
+    """Sizes of about ``megabytes`` in bfloat16: a small ViT, and a decoder of TinyLlama's width with enough layers."""
     decoder = replace(LLAMA_7B, vocab_size=32000, hidden_size=2048, intermediate_size=5632)
     decoder = replace(decoder, num_attention_heads=16, num_key_value_heads=16)
     layer = 4 * 2048**2 + 3 * 2048 * 5632
@@ -55,12 +55,12 @@ def config_of_size(megabytes: int) -> tuple[VisionConfig, DecoderConfig]:
 
 
 def write_random(config: LlavaConfig, folder: Path) -> int:
-    """Write a llava-hf folder of random bfloat16 weights that is never whole in memory; returns their bytes."""
+    """Write a llava-hf folder of random bfloat16 weights, never all in memory; returns their size in bytes."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Llava(config).state_dict().items()}
-    noise = torch.randn(2**20, dtype=torch.bfloat16)  # repeated: to draw each number takes longer than to load it
+    noise = torch.randn(2**20, dtype=torch.bfloat16)  # repeated: drawing every number takes longer than loading it
     places = {}
-    for start in range(0, len(shapes), 40):  # a shard of 7B's is about 2 GB
+    for start in range(0, len(shapes), 40):  # a shard of the 7B model is about 2 GB
         tensors = {}
         for name in list(shapes)[start : start + 40]:
             size, scale = shapes[name].numel(), shapes[name][1:].numel() ** -0.5
@@ -73,7 +73,7 @@ def write_random(config: LlavaConfig, folder: Path) -> int:
 
 
 def measure(folder: Path, answer: bool) -> dict:
-    """Load ``folder`` in this process; with ``answer``, read a picture and a question and write 16 tokens too."""
+    """Load ``folder`` in this process; with ``answer``, also read a picture and a question and generate 16 tokens."""
     result = {"before_bytes": resident("VmRSS")}
     start = time.perf_counter()
     model = load(folder, dtype=torch.bfloat16)
@@ -90,10 +90,10 @@ def measure(folder: Path, answer: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=2000, help="of weights (default %(default)s)")
-    parser.add_argument("--seven-billion", action="store_true", help="LLaVA-1.5-7B's sizes instead, and an answer")
+    parser.add_argument("--megabytes", type=int, default=2000, help="size of the weights (default %(default)s)")
+    parser.add_argument("--seven-billion", action="store_true", help="use LLaVA-1.5-7B's sizes, and generate an answer")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the process of its own is told
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for the separate process
     a = parser.parse_args()
     if a.measure:
         print(json.dumps(measure(a.measure, a.seven_billion)))
@@ -111,7 +111,7 @@ def main() -> None:
     peak, before = result["peak_bytes"], result["before_bytes"]
     print(f"weights {total / 1e9:.2f} GB in {shards} shards, loaded in {result['load_seconds']:.1f} s")
     print(f"peak {peak / 1e9:.2f} GB, of which {before / 1e9:.2f} GB before loading")
-    print(f"peak over weights: {peak / total:.3f}; without what was there before: {(peak - before) / total:.3f}")
+    print(f"peak over weights: {peak / total:.3f}; without the memory before loading: {(peak - before) / total:.3f}")
     if a.seven_billion:
         peak = result["peak_bytes_with_answer"]
         print(f"16 tokens after a picture in {result['answer_seconds']:.1f} s, peak {peak / 1e9:.2f} GB")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: models of known sizes with random weights, the same in transformers, inputs, clocks."""
+"""Shared by the benchmarks: models of known sizes with random weights, also in transformers; inputs; timing."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Before anything imports transformers: no warnings, no look-ups on the hub, no progress bars.
+# Set before transformers is imported: no warnings, no requests to the hub, no progress bars.
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import torch
@@ -38,7 +38,7 @@ SIZES = {"toy": None, "135m": (CLIP_B, SMOLLM2_135M), "1.1b": (CLIP_B, TINYLLAMA
 
 
 def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
-    """The shipped model, or one of random weights with the shipped tokenizer, whose rows are then the first of many."""
+    """The shipped model, or one with random weights, the shipped tokenizer and more embeddings than it has tokens."""
     if size == "toy":
         return load(PRETRAINED / "llava", dtype=dtype)
     vision, decoder = SIZES[size]
@@ -51,7 +51,7 @@ def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
 
 
 def fill_at_random(model: Llava, device: str) -> None:
-    """Give memory to a model that has none, and numbers that keep the size of what goes through."""
+    """Allocate a model that is on the meta device, with random weights that keep the scale of activations."""
     torch.manual_seed(0)
     model.to_empty(device=device)
     if model.config.decoder.tie_word_embeddings:
@@ -74,7 +74,7 @@ def opened_by_transformers(model: Llava, dtype: torch.dtype = torch.float32) -> 
 
 
 def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
-    """Picture-book rows as training reads them: a caption in stage 1, a conversation in stage 2."""
+    """A batch of picture-book rows as in training: captions in stage 1, conversations in stage 2."""
     rng = random.Random(0)
     pairs, pictures = [], []
     for _ in range(rows):
@@ -89,7 +89,7 @@ def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
 
 
 class RandomRows:
-    """A dataset of random rows: a picture, then words that all bear loss."""
+    """A dataset of random rows: a picture, then text tokens that all have loss."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -98,11 +98,11 @@ class RandomRows:
         return 1000
 
     def size(self, index: int) -> int:
-        return 1  # all are of one length
+        return 1  # all rows have the same length
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
         s, size = self.setting, self.setting.config.vision.image_size
-        ids = torch.randint(0, s.config.image_token_id, (s.length,))  # no placeholder among the words
+        ids = torch.randint(0, s.config.image_token_id, (s.length,))  # no image token in the text
         ids[: -s.labels] = s.config.image_token_id
         labels = ids.clone()
         labels[: -s.labels] = IGNORE
@@ -118,7 +118,7 @@ def first_rows(task: Task, rows: int) -> dict[str, Tensor]:
 
 
 def random_task(setting: Setting, device: str) -> Task:
-    """A training of ``setting`` on random weights, made on the device in the dtype to train in, and random rows."""
+    """A training of ``setting`` with random rows, and random weights on ``device`` in their training dtypes."""
     recipe = setting.recipe
     with torch.device("meta"), Unfilled():
         model = Llava(setting.config)
@@ -129,10 +129,10 @@ def random_task(setting: Setting, device: str) -> Task:
 
 
 def alternate(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds that each function takes, called in turn ``rounds`` times, after one call of each that is not counted.
+    """Seconds that each function takes. All are called in turn ``rounds`` times, after one call of each not counted.
 
-    Whatever else goes on in the machine falls on all of them alike, so the ratio within a round means more than the
-    seconds do.
+    Other load on the machine affects all of them about equally, so ratios within a round are more reliable than
+    seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):
@@ -145,6 +145,6 @@ def alternate(rounds: int, **functions: Callable[[], object]) -> dict[str, list[
 
 
 def resident(key: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
+    """This process's resident memory in bytes: now (VmRSS) or its peak (VmHWM)."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024

@@ -1,10 +1,11 @@
-"""``python tests/benchmarks/plan.py``: the memory that ``train.py --plan`` reckons, against what a training takes.
+"""``python tests/benchmarks/plan.py``: the memory that ``train.py --plan`` computes, against what a training takes.
 
-Each shape is trained for two steps (the second finds the optimiser's state there) on random weights and rows, in a
-process of its own, and its largest resident memory (VmHWM) is measured, less what it held once all was imported. This
-is done twice. As trained, the loop has glibc keep what is freed, which leaves gaps; that is compared with the whole
-plan. With large blocks given back at once, what is resident are the tensors; that is compared with the plan less its
-reserve. With ``--device cuda`` only the latter, as PyTorch's allocator counts it. ``--json`` adds a line of JSON.
+Each shape is trained for two steps (in the second, the optimizer state exists from the start) with random weights and
+rows in a separate process. Its peak resident memory (VmHWM) is measured, less the memory after the imports. This is
+done twice. "as trained": the loop has glibc keep freed memory, which leaves gaps; compared with the whole plan.
+"tensors": glibc returns large blocks to the system at once, so only tensors are resident; compared with the plan
+without its reserve. With ``--device cuda`` only "tensors" is measured, by PyTorch's allocator. ``--json`` adds a line
+of JSON.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from minillava.training import loop
 from minillava.training.plan import Setting, plan
 from minillava.training.recipes import CLIP_L_336, PRESETS, TINYLLAMA, Recipe
 
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks one by one, unless keep_memory forbids it
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc maps larger blocks separately, unless keep_memory() forbids it
 
 
 @dataclass
@@ -58,7 +59,7 @@ SHAPES = {
 
 
 def measure(shape: Shape, device: str, give_back: bool) -> int:
-    """Bytes that two steps take at most, in this process."""
+    """The peak memory of two steps in this process, in bytes."""
     if give_back:
         loop.keep_memory = lambda: None
     setting, before = shape.setting(gpu=device == "cuda"), resident("VmRSS")
@@ -73,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--measure", choices=SHAPES, help=argparse.SUPPRESS)  # these two a process of its own is told
+    parser.add_argument("--measure", choices=SHAPES, help=argparse.SUPPRESS)  # both for the separate process
     parser.add_argument("--give-back", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.measure:
@@ -92,9 +93,9 @@ def main() -> None:
                 command.append("--give-back")
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=GIVE_BACK | os.environ)
             measured = int(output.stdout.splitlines()[-1])
-            reckoned = planned["peak"] - (planned["reserve"] if kind == "tensors" else 0)
+            estimated = planned["peak"] - (planned["reserve"] if kind == "tensors" else 0)
             rows[-1][kind] = measured
-            print(f"{measured / 2**30:>10.2f}{reckoned / 2**30:>9.2f}{reckoned / measured:>7.2f}", end="", flush=True)
+            print(f"{measured / 2**30:>10.2f}{estimated / 2**30:>9.2f}{estimated / measured:>7.2f}", end="", flush=True)
         print()
     if a.json:
         print(json.dumps(rows))

@@ -1,8 +1,8 @@
-"""``python tests/benchmarks/rows.py``: what it costs to read LLaVA JSON of a gigabyte by offset.
+"""``python tests/benchmarks/rows.py``: what it costs to read a gigabyte of LLaVA JSON by offset.
 
-Writes a synthetic file like LLaVA-1.5's 665,000 rows, opens it, and lets forked workers read rows at random. Printed
-are the seconds and memory to open it, rows per second, and how much memory each worker adds: its private pages, which
-are those it does not share with the process that it was forked from.
+Writes a synthetic file of the size of LLaVA-1.5's 665,000 rows, opens it, and lets forked workers read random rows.
+Prints the seconds and memory to open it, rows per second, and how much memory each worker adds: its private pages,
+which it does not share with the process that it was forked from.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from minillava.inputs.conversations import check_row  # noqa: E402
 
 
 def synthetic(count: int, length: int):
-    """``count`` rows of about ``length`` characters, no two alike, in one to five turns each, one in eight accented."""
+    """``count`` different rows of about ``length`` characters, with one to five questions; some words are not ASCII."""
     rng = random.Random(0)
     words = [f"word{index}" if index % 8 else f"mot\u00e9{index}" for index in range(5000)]
     pool = [" ".join(rng.choices(words, k=30)) for _ in range(2000)]
@@ -38,7 +38,7 @@ def synthetic(count: int, length: int):
 
 
 def memory(pid: int | str = "self") -> dict[str, float]:
-    """Megabytes of a process: resident, proportional (shared pages divided by their sharers), private."""
+    """A process's memory in MB: resident, proportional (shared pages divided by the number of sharers), private."""
     pairs = (line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kilobytes = {name: int(value.split()[0]) for name, value in pairs}
     private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
@@ -51,13 +51,13 @@ def work(rows: Rows, seed: int, count: int, done, leave) -> None:
     for index in (rng.randrange(len(rows)) for _ in range(count)):
         assert rows[index]["id"] == str(index)
     done.put({"rows_per_second": count / (time.perf_counter() - start), **memory()})
-    leave.wait()  # all are measured while all are there: a page is private once the last sharer has gone
+    leave.wait()  # all are measured while all are alive: a page becomes private when its other sharers end
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=665_000)
-    parser.add_argument("--length", type=int, default=1500, help="characters of a row (default %(default)s)")
+    parser.add_argument("--length", type=int, default=1500, help="characters per row (default %(default)s)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--reads", type=int, default=20_000, help="rows that each worker reads (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
@@ -70,8 +70,8 @@ def main() -> None:
         before, start, busy = memory(), time.perf_counter(), time.process_time()
         rows = Rows(path, check_row)
         seconds, busy, after = time.perf_counter() - start, time.process_time() - busy, memory()
-        print(f"{size / 1e9:.2f} GB, {len(rows):,} rows, opened in {seconds:.1f} s, in {busy:.1f} s of which")
-        print(f"the processor was at work on it ({size / busy / 1e6:.0f} MB/s)")
+        print(f"{size / 1e9:.2f} GB, {len(rows):,} rows, opened in {seconds:.1f} s with {busy:.1f} s of CPU time,")
+        print(f"{size / busy / 1e6:.0f} MB per second of CPU time")
         print(f"this process: {before['resident']:.0f} MB resident before, {after['resident']:.0f} MB after")
         done, leave = context.Queue(), context.Event()
         workers = [context.Process(target=work, args=(rows, seed, a.reads, done, leave)) for seed in range(a.workers)]

@@ -1,13 +1,13 @@
 """``python tests/benchmarks/train_step.py``: one training step and its memory, against transformers.
 
 A step is the forward pass, the loss, the backward pass, AdamW's step and zero_grad. Both sides have the same weights
-and dtype (float32), the same batch of picture-book rows (a picture each; answers alone bear loss; no mask, since the
-padding stands on the right), the same parameters that learn (the projection, in stage 2 the decoder too) and the same
-optimiser, and take turns in one process, with glibc told to keep what is freed, as minillava's loop has it. Their
+and dtype (float32), the same batch of picture-book rows (one picture each; loss only on the answers; no attention mask,
+because padding is on the right), the same trainable parameters (the projection, in stage 2 the decoder too) and the
+same optimizer. They run in alternation in one process, where glibc keeps freed memory, as in minillava's loop. Their
 losses are compared at every step.
 
-Memory is the largest resident size of a process that takes two steps (the second finds the optimiser's state there),
-less what it holds before the first, when library and weights are there; one process for each side.
+Memory is measured in a separate process for each side: the peak resident memory of two steps (in the second, the
+optimizer state exists from the start), less the memory before the first, with libraries and weights loaded.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from minillava.training.machine import keep_memory
 from minillava.training.tasks import choose_what_learns
 
-# Rows a batch: the toy recipes', and what two cores do in seconds.
+# Rows per batch: the toy recipes', and what two cores compute in seconds.
 ROWS = {("toy", 1): 32, ("toy", 2): 16, ("135m", 1): 4, ("135m", 2): 4}
 SIDES = ("minillava", "transformers")
 
 
 def learning(model: nn.Module, stage: int, mlp: bool) -> list[nn.Parameter]:
-    """What learns in transformers' model: what choose_what_learns() chooses in ours."""
+    """The trainable parameters of transformers' model: the same as choose_what_learns() selects in ours."""
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
-    if not mlp:  # the second layer is there for the form's sake
+    if not mlp:  # the format has a second layer: an identity, frozen
         model.model.multi_modal_projector.linear_2.requires_grad_(False)
     if stage == 2:
         model.model.language_model.requires_grad_(True)
@@ -42,7 +42,7 @@ def learning(model: nn.Module, stage: int, mlp: bool) -> list[nn.Parameter]:
 
 
 def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]:
-    """For each side what makes its step, which gives the loss."""
+    """For each side, a function that builds its step; a step returns the loss."""
     source = build(size)
     batch = real_batch(source, ROWS[size, stage], stage)
 
@@ -71,7 +71,7 @@ def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]
 
 
 def memory(size: str, stage: int, side: str) -> int:
-    """Bytes that two steps of one side take at most, in this process."""
+    """The peak memory of two steps of one side in this process, in bytes."""
     step = steps(size, stage)[side]()
     before = resident("VmRSS")
     step()
@@ -82,7 +82,7 @@ def memory(size: str, stage: int, side: str) -> int:
 def measure(size: str, stage: int, rounds: int) -> dict:
     keep_memory()
     made = steps(size, stage)
-    theirs, ours = made["transformers"](), made["minillava"]()  # ours last: it is the one whose weights are saved
+    theirs, ours = made["transformers"](), made["minillava"]()  # ours last: theirs starts from its saved weights
     losses: dict[str, list[float]] = {side: [] for side in SIDES}
     seconds = alternate(
         rounds,
@@ -113,12 +113,12 @@ def main() -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2), nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
-    parser.add_argument("--memory", choices=SIDES, help=argparse.SUPPRESS)  # what a process of its own is told
+    parser.add_argument("--memory", choices=SIDES, help=argparse.SUPPRESS)  # for the separate process
     a = parser.parse_args()
     if a.memory:
         print(memory(a.size[0], a.stage[0], a.memory))
         return
-    print(f"{'':<22}{'ms a step':^27}{'peak MB of a step':^27}{'losses':>9}")
+    print(f"{'':<22}{'ms per step':^27}{'peak MB of a step':^27}{'losses':>9}")
     print(f"{'':<22}" + f"{'ours':>9}{'theirs':>9}{'ratio':>7}  " * 2 + f"{'differ':>9}")
     results = []
     for size in a.size:
