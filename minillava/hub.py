@@ -34,7 +34,7 @@ def resolve_folder(name: Folder) -> Path:
         why = "if it is an id on the Hugging Face hub, install huggingface_hub (pip install huggingface_hub)"
     except (OSError, ValueError) as error:
         why = f"downloading it from the Hugging Face hub failed ({type(error).__name__})"
-    raise UserError(f"{name}: no such folder; {why}, or download it yourself and give its path")
+    raise UserError(f"{name}: no such folder; {why}; you can also download it yourself and give its path")
 
 
 def resolve_decoder(name: Folder) -> Path:

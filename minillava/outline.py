@@ -111,7 +111,8 @@ def read_template(source: Path, tokenizer: Tokenizer) -> Template:
         if text is None and (source / name).exists():
             text = read_json_object(source / name).get("chat_template")
     if isinstance(text, list):  # several, by name
-        text = next((one["template"] for one in text if one.get("name") == "default" and "template" in one), text)
+        named = [one for one in text if isinstance(one, dict) and one.get("name") == "default"]
+        text = named[0].get("template", text) if named else text
     return TEMPLATES["v0"] if text is None else find_template(text, tokenizer, source)
 
 

@@ -128,7 +128,11 @@ def test_the_chat_template_is_found_wherever_it_lies(towers, place):
     assert join(vision, decoder).processor.template == TEMPLATES["llama-2"]
 
 
-@pytest.mark.parametrize("text", ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}]])
+@pytest.mark.parametrize(
+    "text",
+    ["<|user|>\n{{ messages }}<|assistant|>", [{"name": "default"}], [{"name": "default", "template": 3}],
+     [{"name": ["default"]}, "x"], [], 3],
+)  # fmt: skip
 def test_an_unknown_chat_template_is_reported(towers, capsys, text):
     vision, decoder = towers
     path = decoder / "tokenizer_config.json"
