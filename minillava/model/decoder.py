@@ -182,8 +182,8 @@ class Decoder(nn.Module):
         length = embeddings.shape[1]
         mask, positions = None, torch.arange(past, past + length, device=embeddings.device)[None]  # (1, T)
         if attention_mask is None and past and length > 1:
-            # is_causal lets query i see keys 0..i only. If the cache has tokens, several new ones need an explicit
-            # mask; with ones everywhere, the row is one conversation.
+            # is_causal lets query i see keys 0..i only, so two or more new tokens after a cache need an explicit mask.
+            # A mask filled with 1 means one conversation without padding.
             attention_mask = embeddings.new_ones(1, past + length)
         if attention_mask is not None:
             see = visible(attention_mask, past)  # (B, T, S)

@@ -77,5 +77,5 @@ class Step:
 
 
 def is_plain(decoder: Decoder) -> bool:
-    """Whether Step may replace ``decoder``. It must not have LoRA, which Step ignores, or be compiled."""
+    """Whether Step may replace ``decoder``. Not with LoRA, which Step ignores, and not if it is compiled."""
     return decoder._compiled_call_impl is None and not any(isinstance(part, LoraLinear) for part in decoder.modules())
