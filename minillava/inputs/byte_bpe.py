@@ -50,8 +50,8 @@ def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> b
     """Whether ``merges`` lists, for each token in turn, every pair of tokens that makes it, as files converted from
     tiktoken's format do.
 
-    All merges of a token are then together, so the order of the tokens is enough to rank them. False if each token has
-    only one pair: the places of the merges are right then.
+    All merges of a token are then together, so the order of the tokens is enough to rank them. If each token has only
+    one pair, this returns False: the ranks then come from the places of the merges.
     """
     if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
         return False
@@ -89,8 +89,8 @@ class ByteBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
-        # Added tokens are left out, so ordinary text never becomes one. A name of one character is a single byte, which
-        # has no other token, and is kept.
+        # Added tokens are left out, so ordinary text never becomes one. One whose name is one character is kept: it is
+        # the only token of that byte.
         added = {token for token in files.tokens if len(token) > 1}
         names = [name for name in files.vocab if name not in added]
         spelled = all_to_bytes({*names, *chain(*files.merges)})

@@ -10,9 +10,10 @@ Other model families write a conversation differently; each way is a ``Template`
 stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
 label is -100. Ids and labels are made in the same step, so they always match.
 
-Text is encoded in long pieces, which end at a special token, before an answer (and the space in front of it), after its
-stop, and before the next question. The ids are those of the whole text encoded at once, unless the tokenizer would have
-joined characters across such a cut: an answer that begins with a space or an empty line may get other ids.
+Text is cut at special tokens and between four parts: the question; the answer with the space before it and its stop;
+the text after the stop; the next question. Each piece is encoded at once. The ids are those of the whole text encoded
+at once, unless the tokenizer would have joined characters across such a cut: an answer that begins with a space or an
+empty line may get other ids.
 """
 
 import hashlib
@@ -55,8 +56,8 @@ def encode_conversation(
 
     <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
     should begin: in v0 after "Assistant:". Raises UserError if the speakers are not human, gpt, human, ... in this
-    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template
-    (it may lack those in WORDS, which are then ordinary text).
+    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
+    Those in WORDS may be missing; they are then ordinary text.
     """
     turns = _checked(conversations)
     if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):

@@ -48,7 +48,7 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
     With ``turns``, only that many turns are encoded; if it is odd, the ids end where the next answer should begin.
     """
     if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
-        processor = processor.for_captions()  # captions get stage 1's template among other rows too
+        processor = processor.for_captions()  # a caption always gets stage 1's template
     ids, labels = processor.encode(row["conversations"][:turns], image_first)
     patches = processor.num_image_tokens
     words = row.get("words", [""] * patches)

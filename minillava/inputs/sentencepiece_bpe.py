@@ -25,7 +25,7 @@ class Where(Enum):
     START = "at the beginning"
     AFTER_TOKEN = "after an added token"
     INSIDE = "after other text"
-    FRESH = "after a picture, in the LLaVA authors' code: as at the beginning, and a space is added even before a space"
+    FRESH = "after a picture, in the LLaVA authors' code: a space is added even if the text begins with one"
 
 
 class SentencePieceBPE:
@@ -72,7 +72,8 @@ class SentencePieceBPE:
         return ids
 
     def _characters(self, text: str) -> list[str]:
-        """The characters of ``text``. A tokenizer.json replaces those without a token by their bytes before merging."""
+        """The characters of ``text``. With a tokenizer.json, those without a token become their bytes here, before
+        merging; with a tokenizer.model, after it."""
         if self._ranks is not None:
             return list(text)
         parts: list[str] = []

@@ -126,9 +126,9 @@ class Tokenizer:
     def from_pretrained(cls, folder: str | os.PathLike, original: bool = False) -> "Tokenizer":
         """Read a folder's tokenizer.json or, if it has none, its tokenizer.model (SentencePiece's or Llama 3's).
 
-        ``original`` is for a folder of the LLaVA authors' code: tokenizer.model is then preferred to tokenizer.json;
-        it is "legacy" (see encode()) unless the folder says otherwise, which was the default of transformers 4; and
-        text after a picture is encoded like the beginning of a text.
+        ``original``, for a folder of the LLaVA authors' code, changes three things. tokenizer.model is preferred to
+        tokenizer.json. The tokenizer is "legacy" (see encode()) unless the folder says otherwise; this was the default
+        of transformers 4. Text after a picture is encoded like the beginning of a text.
         Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
         return cls(Path(folder), read_files(folder, original), original)
@@ -139,8 +139,8 @@ class Tokenizer:
         self._use(interpret(folder, files))
 
     def _use(self, read: TokenizerFiles, model: ByteBPE | SentencePieceBPE | None = None) -> None:
-        # A template's special tokens are special even if the files do not say so. Then encode(special=False) keeps one
-        # that a user types as ordinary text.
+        # A template's special tokens are special even if the files do not say so. So if a user types
+        # such a token, encode(special=False) treats it as ordinary text.
         tokens = {name: t._replace(special=t.special or bool(MARK.fullmatch(name))) for name, t in read.tokens.items()}
         with blame(read.source):
             self._model = model or (ByteBPE if read.byte_level else SentencePieceBPE)(read)
