@@ -17,6 +17,8 @@ PATHS = {
     "contrastive": "minillava/model/contrastive.py",
     "templates": "minillava/inputs/templates.py",
     "chat_template": "minillava/formats/chat_template.py",
+    "gguf": "minillava/formats/gguf.py",
+    "gguf_llama": "minillava/formats/gguf_llama.py",
     "conversation": "minillava/inputs/conversation.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from minillava.config import DecoderConfig
 from minillava.formats import gguf_llama
-from minillava.formats.gguf import read_gguf
 from minillava.formats.tensors import Dtype, fill, list_tensors, rename
 from minillava.hub import Folder, resolve_decoder
 from minillava.inputs.processor import Processor
@@ -49,7 +48,7 @@ def load_decoder(source: Folder, device: str = "cpu", dtype: Dtype = None) -> tu
     with building(source) as config:
         decoder = Decoder(DecoderConfig.from_dict(config))
     if source.is_file():
-        file = read_gguf(source)
+        file = gguf_llama.read_llama(source)
         tensors, tokenizer = gguf_llama.tensors(file), Tokenizer(source, gguf_llama.tokenizer(source, file))
     else:
         tensors, tokenizer = rename(list_tensors(source), DECODER_NAMES), Tokenizer.from_pretrained(source)

@@ -71,7 +71,7 @@ def building(source: Folder, *types: str) -> Iterator[dict]:
     """
     path = Path(source)
     if path.is_file():
-        config = gguf_llama.config(path, read_gguf(path))
+        config = gguf_llama.config(path, gguf_llama.read_llama(path))
     else:
         config, path = read_config(path), path / "config.json"
     try:

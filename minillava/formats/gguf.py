@@ -90,7 +90,7 @@ def read_gguf(path: Path) -> Gguf:
     """The key-values and tensors of a file; the tensors' data is not read yet.
 
     Raises UserError, naming the file, if it is missing, truncated, or has a type that is not supported. Memory is
-    bounded by the size of the file, whatever lengths it claims.
+    at most a small multiple of the size of the file, whatever lengths it claims; so is that of all its tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -106,10 +106,12 @@ class _Reader:
 
     def __init__(self, path: Path, file):
         self.path, self.file, self.size = path, file, path.stat().st_size
+        self.left = self.size
 
     def take(self, count: int) -> bytes:
-        if count > self.size - self.file.tell():
+        if count > self.left:
             raise ValueError(f"it ends at byte {self.size}, in the middle of its values: truncated, or a false length")
+        self.left -= count
         return self.file.read(count)
 
     def number(self, letter: str) -> int | float | bool:
@@ -128,7 +130,7 @@ class _Reader:
             raise ValueError(f"a value of the unknown type {kind}")
         kind, count = self.number("I"), self.number("Q")
         if kind == STRING:
-            if count * 8 > self.size - self.file.tell():  # each has 8 bytes of length
+            if count * 8 > self.left:  # each has 8 bytes of length
                 raise ValueError(f"an array of {count} strings in a file of {self.size} bytes")
             return [self.string() for _ in range(count)]
         if kind not in SCALARS:
@@ -157,8 +159,9 @@ class _Reader:
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 1 << 16:
             raise ValueError(f"general.alignment is {alignment!r}")
-        data = -(-self.file.tell() // alignment) * alignment
+        data = math.ceil((self.size - self.left) / alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
+        total = 0
         for name, shape, number, offset in table:
             if name in tensors:
                 raise ValueError(f"tensor {name!r:.80} is there twice")
@@ -169,7 +172,11 @@ class _Reader:
             weights = math.prod(shape)
             if not shape or not weights or shape[-1] % kind.weights:
                 raise ValueError(f"tensor {name!r:.80} has the shape {shape}, in blocks of {kind.weights}")
-            if start + weights // kind.weights * kind.size > self.size:
+            size = weights // kind.weights * kind.size
+            if start + size > self.size:
                 raise ValueError(f"tensor {name!r:.80} reaches beyond the end of the file: truncated?")
+            total += size
             tensors[name] = GgufTensor(self.path, name, shape, kind, start)
+        if total > self.size:  # a small file could fill the memory otherwise
+            raise ValueError("its tensors overlap")
         return Gguf(values, tensors)

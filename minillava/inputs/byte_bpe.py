@@ -1,7 +1,7 @@
 """Byte-level BPE, the tokenizer of GPT-2, SmolLM2, Llama 3 and of our own model. tiktoken runs it.
 
 "Byte-level" means that BPE starts from single bytes. If all 256 are tokens, every text can be encoded. Some
-vocabularies lack control characters; as in `tokenizers`, these are left out.
+vocabularies lack the bytes of control characters; as in `tokenizers`, such bytes of a text are skipped.
 
 tiktoken does not take a list of merges. It takes a rank for each token, and always joins the two neighbours whose
 joined token has the lowest rank. ``rank_tokens`` computes ranks that give the same result as the merges.

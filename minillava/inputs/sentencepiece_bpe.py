@@ -6,7 +6,7 @@ and TinyLlama.
 - A character without a token becomes its UTF-8 bytes, written "<0xE2>" and so on, so every text can be encoded.
 - A space is added before the text, so that a word gets the same token at the beginning as after a space. LLaMA
   tokenizers differ in where they add it.
-- A "▁" in the text is decoded to a space, so it is not restored.
+- If the text itself contains a "▁", decoding gives a space in its place.
 """
 
 import re

@@ -45,7 +45,7 @@ def train_bpe(text: str, vocab_size: int) -> list[tuple[bytes, bytes]]:
 
     Sennrich et al. 2016, algorithm 1: count all adjacent pairs within words, join the most frequent pair, count again.
     Of equally frequent pairs the first in byte order is joined, so the same text always gives the same merges. Training
-    stops early when no pair occurs twice. The names of SPECIAL_TOKENS in the text are skipped.
+    stops early when no pair occurs twice. The names of SPECIAL_TOKENS in the text count as newlines.
     """
     for token in SPECIAL_TOKENS:
         text = text.replace(token, "\n")
@@ -128,7 +128,7 @@ class Tokenizer:
 
         ``original``, for a folder of the LLaVA authors' code, changes three things. tokenizer.model is preferred to
         tokenizer.json. The tokenizer is "legacy" (see encode()) unless the folder says otherwise; this was the default
-        of transformers 4. Text after a picture is encoded like the beginning of a text.
+        of transformers 4. Text after a picture is encoded as Where.FRESH says.
         Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
         return cls(Path(folder), read_files(folder, original), original)
@@ -160,16 +160,19 @@ class Tokenizer:
         self._normalized = Splitter({self._model.normalize(name, Where.START): token for name, token in other.items()})
 
     def add_special_tokens(self, names: Iterable[str]) -> None:
-        """Make ``names`` special tokens. Those that are not in the vocabulary get new ids, from ``vocab_size`` up. A
-        "<pad>" among them becomes the padding token, if there is none."""
+        """Add ``names`` as special tokens.
+
+        One that is an added token already is skipped; those that are not in the vocabulary get new ids, from
+        ``vocab_size`` up. A "<pad>" among them becomes the padding token, if there is none.
+        """
         names = list(names)
         # The BPE is built again only if it could make one of the new tokens from ordinary text.
         model = None if any(name in self._read.vocab for name in names) else self._model
         self._use(extend(self._read, names, self.vocab_size), model)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write the files this tokenizer was read from, plus a tokenizer.json and a tokenizer_config.json from which
-        transformers' AutoTokenizer gives the same ids."""
+        """Write this tokenizer's files. transformers' AutoTokenizer gives the same ids from their tokenizer.json and
+        tokenizer_config.json."""
         for name, content in self._read.files.items():
             (Path(folder) / name).write_bytes(dump(content) if isinstance(content, dict) else content)
 

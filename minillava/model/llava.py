@@ -41,7 +41,7 @@ def splice(embeddings: Tensor, input_ids: Tensor, image_token_id: int, visual: T
 
 
 def next_token_loss(decoder: Decoder, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of -log p(token | all tokens before it) over the N tokens with a label, in nats (paper, eq. 3).
+    """The mean of -log p(token | all tokens before it) over the N tokens with a loss, in nats (paper, eq. 3).
 
     ``hidden`` is the decoder's output, (B, T, hidden); ``labels`` (B, T) are -100 where there is no loss. Returns the
     logits (N, V) at the N positions that predict a label, and the loss, a scalar. Logits for all positions, (B, T, V),
