@@ -103,7 +103,7 @@ def test_greedy_answers_are_those_of_transformers(ours, theirs):
             logits, expected = decoder.lm_head(decoder(decoder.embed_tokens(ids))), theirs(ids).logits
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         ends = {"eos_token_id": stops, "pad_token_id": 2}
-        answer = theirs.generate(ids, max_new_tokens=12, do_sample=False, **ends)[0, ids.shape[1] :].tolist()
+        answer = theirs.generate(ids, max_new_tokens=8, do_sample=False, **ends)[0, ids.shape[1] :].tolist()
         with torch.no_grad():
             steps = fast.generate_ids(decoder, decoder.embed_tokens(ids), len(answer), 0.0)
             assert [step.item() for step in steps] == answer, question
