@@ -28,9 +28,10 @@ WORDS_KEPT = 1 << 14  # how many words are cached with their ids: texts repeat a
 def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
     """A rank for each token, with which tiktoken gives the same tokens as the merges applied in order.
 
-    Several merges may make the same token, from different pairs. Only one of them is ever used: BPE builds a token by
-    the same merges wherever the token is, so the merge that completes it is always the same. The rank of a token is 256
-    + the place of that merge in the list. A token that BPE does not build from its own bytes has no rank.
+    Several merges may make the same token, from different pairs. BPE joins the bytes of a token in the same order
+    everywhere in a text, so only one of these merges is ever the last step that makes it. The rank of a token is 256 +
+    the place of that merge in the list. If BPE, given only the bytes of a token, does not end with that one token, the
+    token has no rank.
 
     If the list has every pair of each token (see _has_every_pair), the tokens are numbered from 256 instead.
     """
@@ -47,11 +48,11 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> bool:
-    """Whether ``merges`` lists, for each token in turn, every pair of tokens that makes it, as files converted from
-    tiktoken's format do.
+    """Whether ``merges`` is grouped by token and has, for each token, all pairs that form it. Files converted from
+    tiktoken's format are like this.
 
-    All merges of a token are then together, so the order of the tokens is enough to rank them. If each token has only
-    one pair, this returns False: the ranks then come from the places of the merges.
+    The order of the tokens is then enough to rank them. If each token has only one pair, this returns False, and
+    rank_tokens() uses the place of each merge in the list.
     """
     if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
         return False
@@ -89,8 +90,8 @@ class ByteBPE:
 
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
-        # Added tokens are left out, so ordinary text never becomes one. One whose name is one character is kept: it is
-        # the only token of that byte.
+        # Added tokens are left out, so ordinary text never becomes one. An added token whose name is one character is
+        # kept: that character stands for a byte, and no other token stands for that byte.
         added = {token for token in files.tokens if len(token) > 1}
         names = [name for name in files.vocab if name not in added]
         spelled = all_to_bytes({*names, *chain(*files.merges)})

@@ -10,10 +10,10 @@ Other model families write a conversation differently; each way is a ``Template`
 stops after them have a loss (paper, eq. 3), with the spaces that the template puts around them; everywhere else the
 label is -100. Ids and labels are made in the same step, so they always match.
 
-Text is cut at special tokens and between four parts: the question; the answer with the space before it and its stop;
-the text after the stop; the next question. Each piece is encoded at once. The ids are those of the whole text encoded
-at once, unless the tokenizer would have joined characters across such a cut: an answer that begins with a space or an
-empty line may get other ids.
+Text is cut at special tokens and between three parts, which repeat for each question: the question with the template's
+text around it; the answer with the space before it and its stop; the text after the stop. Each piece is encoded in one
+call. The ids are the same as if the whole text were encoded in one call, unless the tokenizer would have joined
+characters across such a cut: an answer that begins with a space or an empty line may get other ids.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Rows of a file -> examples -> batches. A file holds LLaVA JSON or lines of plain text.
 
-A row of LLaVA JSON may have a picture ("image"), or a picture given as words ("words": for each patch a string that
-says what is there), with which a decoder is trained before it has seen pictures. In a batch, a row holds one
+A row of LLaVA JSON may have a picture ("image"), or words in place of a picture ("words": for each patch, a string that
+says what is there). Rows with words train a decoder before it sees real pictures. In a batch, a row holds one
 conversation, or several ("packed"), and padding.
 """
 

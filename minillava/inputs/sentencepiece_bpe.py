@@ -72,8 +72,8 @@ class SentencePieceBPE:
         return ids
 
     def _characters(self, text: str) -> list[str]:
-        """The characters of ``text``. With a tokenizer.json, those without a token become their bytes here, before
-        merging; with a tokenizer.model, after it."""
+        """The characters of ``text``. With a tokenizer.json, characters without a token become bytes here, before
+        merging. With a tokenizer.model, encode() does this after merging."""
         if self._ranks is not None:
             return list(text)
         parts: list[str] = []
