@@ -141,8 +141,8 @@ HOSTILE = {
     ),
     "an unknown type of tensor": (header(tensors=1) + entry("w", (256,), kind=12) + bytes(256), "'w' is of type 12"),
     "a row that is no whole block": (
-        header(tensors=1) + entry("w", (33, 2), kind=8) + bytes(256),
-        "'w' has the shape (2, 33), in blocks of 32",
+        header(tensors=1) + entry("w", (48, 2), kind=8) + bytes(256),  # three blocks in all
+        "'w' has the shape (2, 48), in blocks of 32",
     ),
     "a tensor twice": (header(tensors=2) + entry("w", (4,)) * 2 + bytes(128), "tensor 'w' is there twice"),
     "tensors that share their data": (
