@@ -1,8 +1,9 @@
-"""Folders in Hugging Face's format -> models: LLaVA folders (llava-hf), CLIP vision towers, LLaMA decoders.
+"""Folders in Hugging Face's format -> models: LLaVA folders (llava-hf) and CLIP towers.
 
 Reads the tensor names that transformers writes, the variants in files on the hub, and the layout of the LLaVA authors'
 own folders. A model is built without memory (on PyTorch's meta device) and then filled tensor by tensor, in the
-requested dtype and on the requested device. outline.py reads the folders' other files; saving.py writes the folders.
+requested dtype and on the requested device. outline.py reads the folders' other files, language_model.py reads decoders
+and saving.py writes the folders.
 """
 
 import math

@@ -79,11 +79,16 @@ def write_gguf(path: Path, values: dict, tensors: dict[str, np.ndarray]) -> Path
         (writer.add_int32 if value == -1 else add.get(type(value), writer.add_uint32))(key, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
+    finish(writer)
+    return path
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write what was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def write_small(path: Path, model: LlamaForCausalLM, changes: dict | None = None, pre: str = "smollm") -> Path:

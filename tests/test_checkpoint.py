@@ -23,11 +23,12 @@ from transformers import (
 )
 
 from minillava import Llava, load, save
-from minillava.checkpoint import load_decoder, load_vision
+from minillava.checkpoint import load_vision
 from minillava.config import LlavaConfig, TextConfig
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.image import ImageProcessor
+from minillava.language_model import load_decoder
 from minillava.model.contrastive import Clip
 from minillava.saving import recover_folder, replace_folder, write_clip, write_decoder
 

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from make_gguf import small_llama, write_small
+from make_gguf import finish, small_llama, write_small
 
 from minillava.errors import UserError
 from minillava.formats.gguf import read_gguf
@@ -26,10 +26,7 @@ def quantised(path: Path, kinds: list[str]) -> dict[str, np.ndarray]:
             weights = (rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, shape)).astype(np.float32)
             name = f"{kind}{'x'.join(map(str, shape))}"
             writer.add_tensor(name, gguf.quantize(weights, number), raw_dtype=number)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return {
         tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         for tensor in gguf.GGUFReader(path).tensors
@@ -76,10 +73,7 @@ def test_the_data_begins_where_the_files_own_alignment_says(tmp_path):
     weights = {"a": np.arange(5, dtype=np.float32), "b": np.arange(6, dtype=np.float32).reshape(2, 3)}
     for name, tensor in weights.items():
         writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     for name, tensor in read_gguf(tmp_path / "x.gguf").tensors.items():
         assert np.array_equal(tensor.read().numpy(), weights[name])
 

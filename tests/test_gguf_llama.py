@@ -269,7 +269,7 @@ ODD = (0, -1, 2**31, math.nan, True, "x", [1], ["a"], [math.nan], [1] * 2000)
 
 @pytest.mark.parametrize("key", [key for key in key_values() if key != "general.architecture"])
 def test_a_value_of_another_type_is_refused_or_harmless(path, key):
-    """No traceback; and nothing but whole numbers stands for a whole number."""
+    """Each gets one line, not a traceback. Only an int is accepted where an int is expected."""
     model, usual = small_llama(), key_values()[key]
     for value in ODD:
         write_small(path, model, {key: value})

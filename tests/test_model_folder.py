@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from minillava import load, save
-from minillava.checkpoint import load_decoder, load_vision
+from minillava.checkpoint import load_vision
 from minillava.errors import UserError
 from minillava.inputs.tokenizer import Tokenizer
+from minillava.language_model import load_decoder
 from minillava.saving import write_decoder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"  # fmt: skip  # noqa: E501

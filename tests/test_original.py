@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from minillava import Llava, Processor, Tokenizer, load, save
-from minillava.checkpoint import add_image_token, load_decoder
+from minillava.checkpoint import add_image_token
 from minillava.config import TextConfig
 from minillava.errors import UserError
 from minillava.inputs.image import ImageProcessor
 from minillava.inputs.templates import TEMPLATES
+from minillava.language_model import load_decoder
 from minillava.model.contrastive import Clip
 from minillava.saving import write_clip, write_decoder
 

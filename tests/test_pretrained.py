@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from data.picturebook.write import write_world
-from minillava.checkpoint import load, load_clip, load_decoder, load_vision
+from minillava.checkpoint import load, load_clip, load_vision
 from minillava.config import PRETRAINED
 from minillava.evaluate import evaluate
+from minillava.language_model import load_decoder
 
 
 @pytest.fixture(scope="module")

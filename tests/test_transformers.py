@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from minillava import load
-from minillava.checkpoint import load_decoder, load_vision
+from minillava.checkpoint import load_vision
+from minillava.language_model import load_decoder
 from minillava.model.generation import collect, generate_ids
 
 TOKENS = 64

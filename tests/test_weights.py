@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from minillava import load, save
-from minillava.checkpoint import load_decoder
 from minillava.errors import UserError
 from minillava.formats import json_object
 from minillava.formats import tensors as tensor_files
+from minillava.language_model import load_decoder
 from minillava.model import lora
 from minillava.saving import write_adapter, write_decoder
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 FILE = "chat_template.jinja"
 IMAGE = "<image>"
 BOS, EOS = "<s>", "</s>"  # what styles write where a template says bos_token and eos_token
-HOLE = "SYSTEM_MESSAGE"  # stands for any system message
+HOLE = "SYSTEM_MESSAGE"  # a placeholder that matches any system message
 LITERAL = r"((?:[^'{}<|\\]|\\[n'])+)"  # a text within '...' in jinja
 # How a system message is written: what comes before the first question of a conversation.
 SYSTEMS = {
@@ -20,7 +20,8 @@ SYSTEMS = {
     "llama-3": f"<|start_header_id|>system<|end_header_id|>\n\n{HOLE}<|eot_id|>",
 }
 BEGINS = {"llama-3": "<|begin_of_text|>"}  # what comes before that
-# Strings that every chat template of a family contains. v0, brief and plain are only in folders written by us.
+# Strings that every chat template of a family contains. v0, brief and plain need none: only this package writes
+# them, and recognise() finds their exact text.
 SIGNS = {
     "v1": ("ASSISTANT:",),
     "llama-2": ("[INST]", "<<SYS>>"),

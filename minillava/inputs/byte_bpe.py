@@ -91,7 +91,7 @@ class ByteBPE:
     def __init__(self, files: TokenizerFiles):
         """Raises UserError if ``files`` ask for something unsupported."""
         # Added tokens are left out, so ordinary text never becomes one. An added token whose name is one character is
-        # kept: that character stands for a byte, and no other token stands for that byte.
+        # kept, because it is the only token of the byte that this character spells.
         added = {token for token in files.tokens if len(token) > 1}
         names = [name for name in files.vocab if name not in added]
         spelled = all_to_bytes({*names, *chain(*files.merges)})
@@ -102,7 +102,7 @@ class ByteBPE:
             ranks = rank_tokens([(spelled[a], spelled[b]) for a, b in files.merges if a + b not in added])
         self.token_bytes = {index: token for token, index in ids.items()}
         self._ids = {rank: ids[token] for token, rank in ranks.items() if token in ids}
-        self.missing = bytes(byte for byte in range(256) if byte not in self._ids)
+        self.missing = bytes(byte for byte in range(256) if bytes([byte]) not in ids)
         # With ignore_merges, a word that equals a token is encoded as that token, even if no merge makes it.
         self._whole = ids if files.ignore_merges else {}
         patterns, gpt2_split = split_patterns(files.stored)

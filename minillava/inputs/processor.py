@@ -18,7 +18,7 @@ class Processor:
     """
 
     tokenizer: Tokenizer
-    image: ImageProcessor
+    image: ImageProcessor | None  # None for a language model without pictures
     num_image_tokens: int
     template: Template = TEMPLATES["v0"]
     end_ids: tuple[int, ...] = ()

@@ -42,8 +42,10 @@ class SentencePieceBPE:
         self.token_bytes = {index: token.replace(SPACE, " ").encode() for token, index in self._vocab.items()}
         self.token_bytes |= {index: bytes([byte]) for byte, index in enumerate(self._byte_ids)}
         self._whole = self._vocab if files.ignore_merges else {}
-        self._merges = {pair: rank for rank, pair in enumerate(files.merges) if "".join(pair) not in files.tokens}
+        # A tokenizer.model has ranks; otherwise there are merges.
         self._ranks = files.ranks and {piece: rank for piece, rank in files.ranks.items() if piece not in files.tokens}
+        merges = [] if files.ranks else files.merges
+        self._merges = {pair: rank for rank, pair in enumerate(merges) if "".join(pair) not in files.tokens}
         steps = normalizer_steps(files.stored.get("normalizer"))
         self._steps = [(regex.compile(pattern), *rest) for pattern, *rest in steps]
         self._scheme, self._splits = metaspace(files.stored.get("pre_tokenizer"))

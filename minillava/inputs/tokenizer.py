@@ -129,6 +129,7 @@ class Tokenizer:
         ``original``, for a folder of the LLaVA authors' code, changes three things. tokenizer.model is preferred to
         tokenizer.json. The tokenizer is "legacy" (see encode()) unless the folder says otherwise; this was the default
         of transformers 4. Text after a picture is encoded as Where.FRESH says.
+
         Raises UserError, naming the file, if it is missing, damaged or of a kind that is not supported.
         """
         return cls(Path(folder), read_files(folder, original), original)
@@ -139,8 +140,8 @@ class Tokenizer:
         self._use(interpret(folder, files))
 
     def _use(self, read: TokenizerFiles, model: ByteBPE | SentencePieceBPE | None = None) -> None:
-        # A template's special tokens are special even if the files do not say so. So if a user types
-        # such a token, encode(special=False) treats it as ordinary text.
+        # A template's special tokens are special even if the files do not say so. So if a user types such a token,
+        # encode(special=False) treats it as ordinary text.
         tokens = {name: t._replace(special=t.special or bool(MARK.fullmatch(name))) for name, t in read.tokens.items()}
         with blame(read.source):
             self._model = model or (ByteBPE if read.byte_level else SentencePieceBPE)(read)

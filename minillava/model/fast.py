@@ -45,7 +45,7 @@ class Step:
         self.norm = decoder.norm.weight
         blocks = [dict(layer.named_parameters()) for layer in decoder.layers]
         self.layers = [(block, keys, values) for block, (keys, values) in zip(blocks, cache.store[:, :, 0])]
-        # RoPE's cos and sin for all positions. Computing them anew for each token would take as long as its attention.
+        # RoPE's cos and sin for all positions. Computing them at every step would double the time of attention.
         positions = torch.arange(cache.store.shape[4], device=cache.store.device)[None]
         self.rope = rope_tables(positions, rope_frequencies(decoder.config, cache.store.device))
         # A tensor, since PyTorch turns a Python number into a new tensor at every call.

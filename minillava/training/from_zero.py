@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from minillava.checkpoint import load_decoder
 from minillava.config import DecoderConfig, TextConfig, VisionConfig
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import ImageProcessor
@@ -12,6 +11,7 @@ from minillava.inputs.processor import Processor
 from minillava.inputs.regions import RegionDataset
 from minillava.inputs.templates import SYSTEM, TEMPLATES
 from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
+from minillava.language_model import load_decoder
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
 from minillava.training.tasks import Task, contrastive_task, initialise, next_token_task
