@@ -35,11 +35,11 @@ def rank_tokens(merges: list[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
     If the list has every pair of each token (see _has_every_pair), the tokens are numbered from 256 instead.
     """
-    order = {pair: 256 + place for place, pair in enumerate(merges)}
     tokens = list(dict.fromkeys(map(b"".join, merges)))
     ranks = {bytes([byte]): byte for byte in range(256)}
     if _has_every_pair(merges, tokens):
         return ranks | {token: 256 + place for place, token in enumerate(tokens)}
+    order = {pair: 256 + place for place, pair in enumerate(merges)}
     for token in tokens:
         rank = _last_merge(token, order)
         if rank is not None:
@@ -56,7 +56,7 @@ def _has_every_pair(merges: list[tuple[bytes, bytes]], tokens: list[bytes]) -> b
     """
     if len(merges) == len(tokens) or sum(1 for _ in groupby(map(b"".join, merges))) > len(tokens):
         return False
-    known = {bytes([byte]) for byte in range(256)}.union(tokens, *merges)
+    known = {bytes([byte]) for byte in range(256)}.union(tokens, chain.from_iterable(merges))
     pairs = sum(token[:cut] in known and token[cut:] in known for token in tokens for cut in range(1, len(token)))
     return pairs == len(merges)
 
@@ -94,7 +94,8 @@ class ByteBPE:
         # kept, because it is the only token of the byte that this character spells.
         added = {token for token in files.tokens if len(token) > 1}
         names = [name for name in files.vocab if name not in added]
-        spelled = all_to_bytes({*names, *chain(*files.merges)})
+        # Merges may have an added token as a part.
+        spelled = all_to_bytes([*names, *added.intersection(chain.from_iterable(files.merges))])
         ids = {spelled[name]: files.vocab[name] for name in names}
         if files.ranks:  # a file in tiktoken's format
             ranks = {spelled[name]: rank for name, rank in files.ranks.items() if name not in added}
