@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
+from minillava.evaluate import check_judgement
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import check_row, encode_row
@@ -68,6 +69,8 @@ def read_file(path: Path, processor: Processor) -> Report:
             try:
                 check_row(row)
                 ids, labels = encode_row(row, processor)
+                for position, turn in enumerate(row["conversations"]):
+                    check_judgement(turn, position)
             except UserError as error:
                 report.malformed.append(f"row {index}: {error}")
                 continue

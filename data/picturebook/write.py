@@ -2,15 +2,21 @@
 
 images/{train,heldout,unseen}/*.png
 contexts.jsonl   each training picture's captions and boxes, each box with a phrase; trains the vision tower
-text.txt         descriptions of scenes, questions and answers, as prose; trains the tokenizer and the decoder
+text.txt         descriptions of scenes, questions and answers, nouns, as prose; trains the tokenizer and the decoder
 notes.json       pictures given as words, and notes of what is in them: LLaVA rows with "words" in place of "image",
                  64 texts in reading order; what the decoder learns first
 words.json       pictures given as words in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
 instruct.json    stage 2: conversations, detailed descriptions, reasoning, some captions as in stage 1; no row shows a
                  pair of UNSEEN_PAIRS
-heldout.json     questions about scenes that are in no other file
+heldout.json     questions of the nine old types in their old wordings, about scenes that are in no training file
+heldout_words.json   all types about the same scenes, in wordings that are put together from the training's parts and
+                 are themselves not in the training (wordings.py)
+heldout_frames.json  the same types in frames, and with nouns, that are not in the training (unseen_wordings.py)
 unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
+
+In heldout_words.json and heldout_frames.json each answer has its own ``type``, and ``need`` and ``refuse``: words that
+must be in a right answer (one of each list) and words that must not.
 """
 
 import errno
@@ -24,9 +30,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.picturebook import language
+from data.picturebook import language, nouns, wordings
 from data.picturebook.draw import draw_scene
+from data.picturebook.heldout import PER_TYPE, TYPES, UnseenFrames, new_composition, questions_of
+from data.picturebook.questions import QUESTIONS, reasoning
 from data.picturebook.scene import UNSEEN_PAIRS, Scene, sample_scene
+from data.picturebook.talk import LENGTH, ask, worded
+from data.picturebook.talk import conversation as talk
 from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 
@@ -71,6 +81,8 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
     write_rows(out / "instruct.json", _instructions(train, rng))
     write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
+    for split, put in (("words", new_composition), ("frames", UnseenFrames())):
+        write_rows(out / f"heldout_{split}.json", _judged(heldout, split, put, rng))
     write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
     os.replace(out, final)
 
@@ -128,7 +140,8 @@ def _context(scene: Scene, index: int) -> dict:
 
 def _prose(scene: Scene, rng: random.Random) -> str:
     told = rng.choice([*language.captions(scene), language.description(scene)])
-    return " ".join([told, *(f"{q} {a}" for q, a in language.conversation(scene, rng, language.LENGTH))])
+    words = language.listing([nouns.absent(rng).word for _ in range(3)])
+    return " ".join([told, *(f"{q} {a}" for q, a in talk(scene, rng, LENGTH)), language.sentence(words)])
 
 
 def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
@@ -150,19 +163,23 @@ def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
 
 
 def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return rng.choice(BRIEF_REQUESTS), rng.choice(language.captions(scene))
+    request = rng.choice(BRIEF_REQUESTS) if rng.random() < 0.5 else wordings.ask("brief", {}, rng)
+    return request, rng.choice(language.captions(scene))
 
 
-def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """A conversation. In some, one turn (at a random position) asks for a detailed or a brief description."""
+def _detail(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    request = rng.choice(DETAIL_REQUESTS) if rng.random() < 0.5 else wordings.ask("describe", {}, rng)
+    return request, language.description(scene)
+
+
+def _talk(scene: Scene, rng: random.Random, without: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """A conversation. Some begin or end with a request for a detailed or a brief description."""
     form = rng.random()
     if form < 0.75:
-        return language.conversation(scene, rng, language.LENGTH)
-    detail = rng.choice(DETAIL_REQUESTS), language.description(scene)
-    told = detail if form < 0.9 else _brief(scene, rng)
-    turns = [told, *language.conversation(scene, rng, language.LENGTH - len(told[1]))]
-    rng.shuffle(turns)
-    return turns
+        return talk(scene, rng, LENGTH, without)
+    told = _detail(scene, rng) if form < 0.9 else _brief(scene, rng)
+    turns = talk(scene, rng, LENGTH - len(told[1]), without)[:4]
+    return [told, *turns] if rng.random() < 0.5 else [*turns, told]
 
 
 def _caption(scene: Scene, index: int, rng: random.Random) -> dict:
@@ -175,30 +192,28 @@ def _instructions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]:
             continue
         form = rng.random()
         if form < 0.1:
-            turns, kind = [(rng.choice(DETAIL_REQUESTS), language.description(scene))], "detail"
-        elif form < 0.15 and (turn := language.reasoning(scene, rng)):
-            turns, kind = [turn], "reasoning"
+            turns, kind = [_detail(scene, rng)], "detail"
+        elif form < 0.15 and (question := reasoning(scene, rng)):
+            turns, kind = [(worded(question, rng), question.answer)], "reasoning"
         elif form < 0.2:
             turns, kind = [_brief(scene, rng)], "caption"
         else:
-            turns, kind = _talk(scene, rng), "conversation"
-        turns = [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
+            turns, kind = _talk(scene, rng, without=UNSEEN_PAIRS), "conversation"
         if turns:
             yield _row(f"instruct-{index:06d}", scene, turns, image=_image_name("train", index), type=kind)
 
 
 def _questions(scenes: list[Scene], split: str, rng: random.Random) -> Iterator[dict]:
-    """For every scene, a question of each type that it allows, and a detailed description or a caption."""
+    """For every scene, a question of each old type that it allows, and a detailed description or a caption."""
     for index, scene in enumerate(scenes):
         image = _image_name(split, index)
-        for kind, make in language.QUESTIONS.items():
-            turn = make(scene, rng) or make(scene, rng)
-            if turn:
+        for kind in QUESTIONS:
+            if turn := ask(kind, scene, rng) or ask(kind, scene, rng):
                 yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
         if index % 2 == 0:
             turn, kind = (rng.choice(DETAIL_REQUESTS), language.description(scene)), "detail"
         else:
-            turn, kind = _brief(scene, rng), "caption"
+            turn, kind = (rng.choice(BRIEF_REQUESTS), rng.choice(language.captions(scene))), "caption"
         yield _row(f"{split}-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
 
 
@@ -207,7 +222,22 @@ def _unseen_questions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]
     for index, scene in enumerate(scenes):
         subject = rng.choice([thing for thing in scene.things if thing.pair in UNSEEN_PAIRS])
         for kind in ("existence", "colour", "kind", "position", "relation", "size"):
-            turn = language.QUESTIONS[kind](scene, rng, subject)
-            if turn:
+            if turn := ask(kind, scene, rng, subject):
                 image = _image_name("unseen", index)
                 yield _row(f"unseen-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
+
+
+def _judged(scenes: list[Scene], split: str, put, rng: random.Random) -> Iterator[dict]:
+    """PER_TYPE rows of each type, whose answers are judged by meaning. ``put(question, rng)`` words a question."""
+    for kind in TYPES:
+        for index in range(PER_TYPE):
+            questions = []
+            while not questions:
+                number = rng.randrange(len(scenes))
+                questions = questions_of(kind, scenes[number], rng, split == "frames")
+            turns = [(put(question, rng), question.answer) for question in questions]
+            image = _image_name("heldout", number)
+            row = _row(f"{split}-{kind}-{index:03d}", scenes[number], turns, image=image, type=kind)
+            for turn, question in zip(row["conversations"][1::2], questions):
+                turn |= {"type": question.kind, "need": question.need, "refuse": question.refuse}
+            yield row

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from data.contexts import Context
-from data.picturebook import language
+from data.picturebook import language, nouns, questions, talk, wordings
 from data.picturebook.read import scene_of
 from data.picturebook.scene import UNSEEN_PAIRS, Scene
 from data.teachers import Request
@@ -39,17 +39,17 @@ def scene_told(context: Context) -> Scene:
 
 def rules() -> bytes:
     """The source code that determines the replies: if it has changed, they may have too."""
-    return Path(__file__).read_bytes() + Path(language.__file__).read_bytes()
+    modules = (language, questions, talk, wordings, nouns)
+    return b"".join(Path(path).read_bytes() for path in (__file__, *(module.__file__ for module in modules)))
 
 
 def _reason(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """A question and answer. Some questions have no sure answer in some scenes, so others are tried; one fits any."""
-    while not (turn := language.reasoning(scene, rng)):
+    while not (question := questions.reasoning(scene, rng)):
         pass
-    return turn
+    return talk.worded(question, rng), question.answer
 
 
 def _talk(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """A conversation without questions about the pairs that ``unseen.json`` tests: not even whether there is one."""
-    turns = language.conversation(scene, rng, language.LENGTH)
-    return [turn for turn in turns if not any(pair in turn[0] for pair in UNSEEN_PAIRS)]
+    return talk.conversation(scene, rng, talk.LENGTH, without=UNSEEN_PAIRS)
