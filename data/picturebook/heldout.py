@@ -12,7 +12,14 @@ from data.picturebook.wordings import typed
 
 PER_TYPE = 160  # rows of each type in each of the two files
 LEANING = ("it", "and", "sure", "else")  # types of follow-ups
-TYPES = (*(kind for kind in MAKERS if kind not in ("several existence", "something of a colour")), *LEANING)
+FURTHER = {  # type -> makers with other names whose questions have this type
+    "existence": ("several existence", "something of a colour"),
+    "count": ("count of some",),
+    "colour": ("colour or",),
+    "setting": ("setting or not",),
+    "check": ("check count",),
+}
+TYPES = (*(kind for kind in MAKERS if kind not in sum(FURTHER.values(), ())), *LEANING)
 
 
 def new_composition(question: Question, rng: random.Random) -> str:
@@ -42,7 +49,7 @@ def questions_of(kind: str, scene: Scene, rng: random.Random, unseen_nouns: bool
         last = make(scene, rng)
         question = last and rng.choice(list(FOLLOW_UPS.values()))(scene, rng, last)
         return [last, question] if question and question.kind == kind else []
-    names = ("existence", "several existence", "something of a colour") if kind == "existence" else (kind,)
+    make = MAKERS[rng.choice((kind, *FURTHER.get(kind, ())))]
     noun = rng.choice(nouns.everyday()[1]) if unseen_nouns and kind in ("absent", "missing", "say") else None
-    question = MAKERS[rng.choice(names)](scene, rng, noun)
+    question = make(scene, rng, noun)
     return [question] if question else []

@@ -19,6 +19,7 @@ from data.picturebook.language import (
     description,
     listing,
     plural,
+    region,
     sentence,
     some_things,
     with_article,
@@ -43,6 +44,13 @@ NEAR = {  # whether the second thing is there, seen from the first
     "below": lambda thing, other: other.row > thing.row,
     "next to": lambda thing, other: abs(other.row - thing.row) + abs(other.column - thing.column) == 1,
 }
+CATEGORIES = {
+    "animal": ("fish", "bird"),
+    "vehicle": ("car", "boat"),
+    "plant": ("tree", "flower"),
+    "building": ("house",),
+}
+GROUNDS = {"meadow": "grass", "sea": "water", "desert": "sand", "snow": "snow", "mountains": "mountains"}
 YES, NO = ("yes",), ("no", "not", "none", "nothing", "isn't", "don't", "nowhere")
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 Words = tuple[str, ...]
@@ -94,8 +102,11 @@ def name(thing: Thing, scene: Scene) -> str:
 
 
 def called(thing: Thing, scene: Scene, rng: random.Random) -> str:
-    """A name of a thing, which may have its colour where it need not."""
-    return thing.pair if rng.random() < 0.25 else name(thing, scene)
+    """A name of a thing as people choose it: sometimes with a colour that it does not need, or with a colour only."""
+    form = rng.random()
+    if form < 0.1 and sum(other.colour == thing.colour for other in scene.things) == 1:
+        return f"{thing.colour} thing"
+    return thing.pair if form < 0.3 else name(thing, scene)
 
 
 def placed(found: Sequence[Thing], size: bool = False) -> str:
@@ -245,7 +256,7 @@ def _several(what: str) -> str:
 def position(scene, rng, subject=None):
     thing = subject or rng.choice(scene.things)
     asked = called(thing, scene, rng)
-    said, wrong = f"the {asked} is {at(thing)}", (*other_places([thing]), *other_kinds(asked))
+    said, wrong = f"the {asked} is {at(thing)}", (*other_places([thing]), *other_kinds(thing.kind))
     the, need = {"the": f"the {asked}"}, places_of([thing])
     return Question("position", "position", the, sentence(said), need, wrong, (thing,), "position", said)
 
@@ -255,7 +266,7 @@ def size(scene, rng, subject=None):
     asked = called(thing, scene, rng)
     said = f"the {asked} is {thing.size}"
     [wrong] = [words for size, words in SIZE_WORDS.items() if size != thing.size]
-    wrong = (*wrong, *other_kinds(asked))
+    wrong = (*wrong, *other_kinds(thing.kind))
     the, need = {"the": f"the {asked}"}, (SIZE_WORDS[thing.size],)
     return Question("size", "size", the, sentence(said), need, wrong, (thing,), "size", said)
 
@@ -369,12 +380,19 @@ QUESTIONS: dict[str, Maker] = {
 
 
 def existence_of_several(scene, rng, subject=None):
-    """Existence asked in the plural ("any red boats?"), or of a kind of which there may be several."""
-    number = rng.choice(("one", "many", "many"))
-    if rng.random() < 0.5:
+    """Existence asked in the plural ("any red boats?"), or of a kind, a size or a wider word ("animals")."""
+    number, form = rng.choice(("one", "many", "many")), rng.random()
+    if form < 0.5:
+        return _existence(scene, *_something(scene, rng), number)
+    if form < 0.7:
         kind = rng.choice(scene.things).kind
         return _existence(scene, kind, [thing for thing in scene.things if thing.kind == kind], number)
-    return _existence(scene, *_something(scene, rng), number)
+    if form < 0.85:
+        word = rng.choice(list(CATEGORIES))
+        return _existence(scene, word, [thing for thing in scene.things if thing.kind in CATEGORIES[word]], number)
+    size, kind = rng.choice(list(SIZES)), rng.choice(scene.things).kind
+    found = [thing for thing in scene.things if (thing.size, thing.kind) == (size, kind)]
+    return _existence(scene, f"{size} {kind}", found, number)
 
 
 def something_of_a_colour(scene, rng, subject=None):
@@ -389,8 +407,63 @@ def something_of_a_colour(scene, rng, subject=None):
     return Question("existence", form, slots, sentence(f"yes, {placed(found)}"), (YES,), refuse, tuple(found), "", said)
 
 
+def count_of_some(scene, rng, subject=None):
+    """How many of a size, of a colour and kind, or of a wider word, are there?"""
+    thing, form = rng.choice(scene.things), rng.random()
+    if form < 0.4:
+        size = rng.choice(list(SIZES))
+        return _count(f"{size} things", [other for other in scene.things if other.size == size])
+    if form < 0.7:
+        word = rng.choice(list(CATEGORIES))
+        return _count(plural(word), [other for other in scene.things if other.kind in CATEGORIES[word]])
+    pair = f"{rng.choice((thing.colour, rng.choice(list(COLOURS))))} {thing.kind}"
+    return _count(plural(pair), [other for other in scene.things if other.pair == pair])
+
+
+def check_count(scene, rng, subject=None):
+    """ "Are there two boats?" They are counted aloud, and then comes the verdict."""
+    what, found = some_things(scene, rng)
+    number = len(found) if len(found) > 1 and rng.random() < 0.5 else rng.randint(2, 4)
+    some, true = NUMBERS[number], len(found) == number
+    if rng.random() < 0.3:
+        some, true = "more than one", len(found) > 1
+    aloud = listing([f"one {at(thing)}" for thing in found]) if found else "none"
+    answer = sentence(f"{aloud}, so {'yes' if true else 'no'}")
+    need, refuse = ((YES,), ("no", "not")) if true else ((NO,), YES)
+    slots, refuse = {"some": some, "many": what}, (*refuse, *other_places(found))
+    return Question("check", "check count", slots, answer, need, refuse)
+
+
+def colour_or(scene, rng, subject=None):
+    """Is it red or blue?"""
+    question = colour(scene, rng, subject)
+    if question is None:
+        return None
+    thing = question.subject
+    one, two = rng.sample((thing.colour, rng.choice(other_colours([thing]))), 2)
+    return replace(question, form="colour or", slots={**question.slots, "one": one, "two": two})
+
+
+def setting_or_not(scene, rng, subject=None):
+    """Is this the sea? Is there any water? The latter only where the settings leave no doubt."""
+    where, true = setting(scene, rng), rng.random() < 0.5
+    if rng.random() < 0.6:
+        asked = scene.setting if true else rng.choice([name for name in SETTING_NAMES if name != scene.setting])
+        form, slots = "is it this place", {"place": SETTING_NAMES[asked]}
+    elif scene.setting in ("night", "mountains"):
+        return None
+    else:
+        asked = scene.setting if true else rng.choice([name for name in GROUNDS if name != scene.setting])
+        form, slots = "is there this ground", {"many": GROUNDS[asked]}
+    verdict, need, refuse = ("yes", YES, ("no", "not")) if true else ("no", NO, YES)
+    answer, refuse = sentence(f"{verdict}, {where.said}"), (*refuse, *where.refuse)
+    return Question("setting", form, slots, answer, (need, *where.need), refuse, (), "", where.said)
+
+
 def place(scene, rng, subject=None):
     """What is in a cell, which is empty in two of five questions, or in a whole column or row."""
+    if rng.random() < 0.15:
+        return _colour_or_size_at(rng.choice(scene.things), rng)
     if rng.random() < 0.4:
         side = rng.choice(list(SIDES))
         found = [thing for thing in scene.things if SIDES[side](thing)]
@@ -402,6 +475,16 @@ def place(scene, rng, subject=None):
     if rng.random() < 0.35:
         return _at((thing := rng.choice(scene.things)).place, [thing])
     return _at(rng.choice(other_places(scene.things)), [])
+
+
+def _colour_or_size_at(thing: Thing, rng: random.Random) -> Question:
+    """The colour or the size of "the thing in the centre". The answer tells what it is as well."""
+    if rng.random() < 0.5:
+        return replace(_at(thing.place, [thing]), form="colour at")
+    said = f"{at(thing)} there is {with_article(f'{thing.size} {thing.pair}')}"
+    slots, wrong = {"at": f"<{thing.place}>"}, tuple(size for size in SIZES if size != thing.size)
+    need, refuse = ((thing.size,), (thing.pair,)), (*others([thing]), *wrong)
+    return Question("place", "size at", slots, sentence(said), need, refuse, (thing,), "", said)
 
 
 def near(scene, rng, subject=None):
@@ -423,7 +506,7 @@ def near(scene, rng, subject=None):
 
 def compare(scene, rng, subject=None):
     """Which of two things is larger or smaller; have they the same size or colour?"""
-    form = rng.choice(("larger", "smaller", "same size", "same colour"))
+    form = rng.choice(("larger", "smaller", "bigger than", "same size", "same colour"))
     things = scene.things
     if form == "same colour":  # "the red car" would give the answer away
         things = [thing for thing in scene.things if name(thing, scene) == thing.kind]
@@ -434,13 +517,17 @@ def compare(scene, rng, subject=None):
         differ = [pair for pair in pairs if pair[0].size != pair[1].size]
         turn = _larger(scene, rng, differ if differ and rng.random() < 0.7 else pairs, form)
         return replace(turn, kind="compare")
-    told = (lambda thing: thing.size) if form == "same size" else (lambda thing: thing.colour)
-    equal = rng.random() < 0.5
-    alike = [pair for pair in pairs if (told(pair[0]) == told(pair[1])) == equal]
-    a, b = rng.choice(alike or pairs)
-    verdict = told(a) == told(b)
+    wanted, more = rng.random() < 0.5, rng.choice(("large", "small"))
+    told, holds = {
+        "bigger than": (lambda thing: thing.size, lambda a, b: a.size == more != b.size),
+        "same size": (lambda thing: thing.size, lambda a, b: a.size == b.size),
+        "same colour": (lambda thing: thing.colour, lambda a, b: a.colour == b.colour),
+    }[form]
+    a, b = rng.choice([pair for pair in pairs if holds(*pair) == wanted] or pairs)
+    verdict = holds(a, b)
     said = f"{_two(a, b, scene, told)}, so {'yes' if verdict else 'no'}"
     slots = {"the": f"the {name(a, scene)}", "other": f"the {name(b, scene)}"}
+    slots["more"] = "<bigger>" if more == "large" else "smaller"
     need, refuse = ((YES,), NO) if verdict else ((NO,), YES)
     refuse = (*refuse, *other_kinds(a.kind, b.kind))
     refuse += other_colours([a, b]) if form == "same colour" else ()
@@ -472,7 +559,7 @@ def check(scene, rng, subject=None):
     said = f"the {asked} is {fact}"
     verdict, need, refuse = ("yes", YES, ("no", "not")) if true else ("no", NO, YES)
     slots, answer = {"the": f"the {asked}", "is": value}, sentence(f"{verdict}, {said}")
-    refuse = (*refuse, *wrong, *other_kinds(asked))
+    refuse = (*refuse, *wrong, *other_kinds(thing.kind))
     return Question("check", "check", slots, answer, (need,), refuse, (thing,), "", said)
 
 
@@ -513,21 +600,31 @@ def about(scene, rng, subject=None):
 
 
 def describe(scene, rng, subject=None):
+    """The whole picture, or one thing."""
+    if rng.random() < 0.5:
+        thing = rng.choice(scene.things)
+        slots, wrong = {"the": f"the {called(thing, scene, rng)}"}, tuple(size for size in SIZES if size != thing.size)
+        need, refuse = ((thing.size,), (thing.pair,), (thing.place,)), (*others([thing]), *wrong)
+        return Question("describe", "describe one", slots, sentence(region(thing)), need, refuse, (thing,))
     where = setting(scene, rng)
     need, refuse = (*where.need, *all_of(scene.things)), (*where.refuse, *others(scene.things))
     return Question("describe", "describe", {}, description(scene), need, refuse, scene.things)
 
 
 def things_there(scene, rng, subject=None):
-    """All things, or those of a colour."""
-    if rng.random() < 0.7:
+    """All things, or those of a colour or a size."""
+    form = rng.random()
+    if form < 0.65:
         answer, need, refuse = sentence(placed(scene.things)), all_of(scene.things), others(scene.things)
         return Question("list", "list", {}, answer, need, refuse, scene.things)
-    colour = rng.choice(scene.things).colour
-    found = [thing for thing in scene.things if thing.colour == colour]
-    slots = {"colour": colour}
-    answer, need, refuse = sentence(placed(found)), all_of(found), others(found)
-    return Question("list", "list of a colour", slots, answer, need, refuse, tuple(found))
+    thing = rng.choice(scene.things)
+    if form < 0.8:
+        form, slots = "list of a size", {"size": "<big>" if thing.size == "large" else "<small>"}
+        found = [other for other in scene.things if other.size == thing.size]
+    else:
+        form, slots = "list of a colour", {"colour": thing.colour}
+        found = [other for other in scene.things if other.colour == thing.colour]
+    return Question("list", form, slots, sentence(placed(found)), all_of(found), others(found), tuple(found))
 
 
 def colours(scene, rng, subject=None):
@@ -573,6 +670,9 @@ def several(scene, rng, subject=None):
 
 def absent(scene, rng, subject=None):
     """Is there something that this world does not have? ``subject``: its noun."""
+    if subject is None and rng.random() < 0.06:
+        said, refuse = no_such("people", "many"), (*YES, *CELLS, *KINDS)
+        return Question("absent", "anybody", {}, sentence(f"no, {said}"), (NO,), refuse, (), "existence", said)
     noun = subject or nouns.absent(rng)
     form = {"one": "existence", "many": "existence many", "mass": "existence mass"}[noun.number]
     said = no_such(noun.word, noun.number, noun.known)
@@ -606,6 +706,10 @@ def missing(scene, rng, subject=None):
 MORE: dict[str, Maker] = {
     "several existence": existence_of_several,
     "something of a colour": something_of_a_colour,
+    "count of some": count_of_some,
+    "check count": check_count,
+    "colour or": colour_or,
+    "setting or not": setting_or_not,
     "place": place,
     "near": near,
     "compare": compare,

@@ -103,20 +103,20 @@ def and_another(scene: Scene, rng: random.Random, last: Question) -> Question | 
 
 def are_you_sure(scene: Scene, rng: random.Random, last: Question) -> Question | None:
     """The answer is said again, without the verdict that it began with."""
+    if last.kind in ("talk", "beyond", "say"):
+        return None
+    if rng.random() < 0.1:
+        return Question("sure", "how do you know", {}, "I see it in the picture.", (("see",),))
     if not last.said or last.kind == "sure":
         return None
     need = tuple(words for words in last.need if words not in (YES, NO))
     refuse = tuple(word for word in last.refuse if word not in (*YES, *NO))
-    return replace(
-        last,
-        kind="sure",
-        form="sure",
-        slots={},
-        answer=sentence(f"yes, {last.said}"),
-        need=(("yes", "sure"), *need) if last.told or need else (("yes", "sure"), NO),
-        refuse=refuse,
-        asks="",
-    )
+    need = need if last.told or need else (NO,)
+    if rng.random() < 0.5:
+        form, answer = "again", sentence(last.said)
+    else:
+        form, answer, need = "sure", sentence(f"yes, {last.said}"), (("yes", "sure"), *need)
+    return replace(last, kind="sure", form=form, slots={}, answer=answer, need=need, refuse=refuse, asks="")
 
 
 def no_it_is(scene: Scene, rng: random.Random, last: Question) -> Question | None:
@@ -179,6 +179,10 @@ WEIGHTS = {
     "reasoning": 4,
     "several existence": 2,
     "something of a colour": 1,
+    "count of some": 1.5,
+    "check count": 1,
+    "colour or": 0.5,
+    "setting or not": 0.8,
     "place": 2.5,
     "near": 2,
     "compare": 2,

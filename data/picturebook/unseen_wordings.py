@@ -37,6 +37,7 @@ UNSEEN = {
         "does the image contain a {colour} thing",
         "I love {colour}. do you notice something in that colour",
     ],
+    "anybody": ["is there a soul in sight", "does the image contain a human being", "can you spot some person"],
     "colour": [
         "what's the shade of {the}",
         "identify the colour of {the}.",
@@ -63,14 +64,20 @@ UNSEEN = {
         "identify whatever is {at}.",
         "if I point my finger {at}, what am I pointing to",
     ],
+    "colour at": ["whatever lies {at}, which colour has it", "can you make out the colour {at}"],
+    "size at": ["whatever lies {at}, does it look big or small"],
     "count": [
         "how many {many} can you spot",
         "how many {many} does the image contain",
         "what's the total of {many}",
         "please work out how many {many} we have.",
         "how many times do you notice {many}",
-        "the {many} number how many",
+        "if you add up the {many}, where do you end",
         "are you able to tell how many {many} there might be",
+    ],
+    "colour or": [
+        "{one} or {two}, which fits {the}",
+        "does {the} come in {one} or in {two}",
     ],
     "position": [
         "where does {the} lie",
@@ -121,6 +128,8 @@ UNSEEN = {
         "could you identify the location",
         "what does the land look like",
     ],
+    "is it this place": ["does it look like {place} to you", "could one call this {place}"],
+    "is there this ground": ["can you spot any {many}", "does the image contain {many}"],
     "day": [
         "is the sun up or is it night already",
         "does the picture depict day or night",
@@ -164,6 +173,7 @@ UNSEEN = {
         "out of everything, what would count as {most}",
         "who wins if we look for the {most} object",
     ],
+    "list of a size": ["which objects count as {size}", "identify the {size} objects."],
     "larger": [
         "between {the} and {other}, which has the larger size",
         "does {the} beat {other} in size, or which one is bigger",
@@ -173,6 +183,7 @@ UNSEEN = {
         "between {the} and {other}, which has the smaller size",
         "if I need the smaller one, do I take {the} or {other}",
     ],
+    "bigger than": ["does {the} count as {more} than {other}", "could one call {the} {more} than {other}"],
     "same size": [
         "do {the} and {other} match in size",
         "is there no difference in size between {the} and {other}",
@@ -189,6 +200,7 @@ UNSEEN = {
         "are you able to confirm that {the} is {is}",
         "somebody told me {the} was {is}, is that a lie",
     ],
+    "check count": ["can you spot {some} {many}", "does the image contain {some} {many}"],
     "several colour": [
         "which colours do the {many} come in",
         "can you make out the colour of each of the {many}",
@@ -216,6 +228,7 @@ UNSEEN = {
         "leave nothing out and depict the scene in words.",
         "give a full account of what the image contains.",
     ],
+    "describe one": ["paint me {the} in words.", "depict {the} for me in words.", "what features does {the} have"],
     "it colour": ["and its shade", "which hue does it come in", "what colour would I paint it"],
     "it position": ["and where does it lie", "can you locate it", "whereabouts on the page"],
     "it size": ["does it look big or small", "and its dimensions", "how much room does it take up"],
@@ -245,11 +258,19 @@ UNSEEN = {
     "sure": [
         "would you bet on it",
         "honestly",
-        "you are not lying to me",
-        "how certain are you of that",
+        "is it the honest truth",
+        "can you promise me that",
+        "would you swear it",
         "no doubts at all",
-        "is there a chance you are mistaken",
     ],
+    "again": [
+        "have another look, will you.",
+        "that cannot possibly be.",
+        "I did not catch that.",
+        "you are pulling my leg.",
+        "go back and inspect it once more.",
+    ],
+    "how do you know": ["on what grounds", "what is your evidence"],
     "no it is": [
         "nonsense, it is {is}.",
         "are you blind? it is {is}",
@@ -257,7 +278,7 @@ UNSEEN = {
         "my sister swears that it is {is}.",
     ],
     "hello": ["howdy.", "yo, what's up", "a very good afternoon to you."],
-    "thanks": ["cheers, mate.", "much obliged.", "I appreciate it."],
+    "thanks": ["nice one, mate.", "much obliged.", "I appreciate it."],
     "bye": ["cheerio", "take care, until next time.", "I am off now, so long."],
     "how are you": ["how's life treating you", "feeling good today"],
     "who are you": ["are you made of flesh and blood", "is there a person behind this screen"],

@@ -14,7 +14,7 @@ import zlib
 from functools import lru_cache
 
 PARTS = {
-    "picture": "picture|picture|picture|image|photo|drawing|scene",
+    "picture": "picture|picture|picture|image|photo|drawing|scene|pic|painting",
     "in": "||| in the <picture>| in this <picture>| here",
     "of": "||| of the <picture>| of this <picture>",
     "things": "things|things|objects|items",
@@ -27,11 +27,11 @@ PARTS = {
     "if": "if|whether",
     "see": "do you see|can you see|do you see|can you see|could you find|can you find|do we see|can I see",
     # Greetings and the like before a question, and words after it
-    "opener": "[hi|hello|hey|hi there|good morning|excuse me|ok|okay|so|now|well|please|and|sorry|oh|hmm|great"
+    "opener": "[hi|hello|hey|hi there|good morning|excuse me|ok|okay|so|now|well|please|sorry|oh|hmm|great"
     "|one more question|another question|quick question|next question|a question|just curious][,|,|:|]"
     "|look at [the|this] <picture>.|here is a <picture>.|I have a question.|let us see.|I can not see [well|much]."
     "|thanks.|thank you.|nice <picture>.|I like [it|this <picture>].|tell me something.|help me.",
-    "closer": ", please| please|, thanks|, do you know|, can you tell| exactly|, in your opinion| then|, my friend",
+    "closer": ", please| please|, do you know|, can you tell|, in your opinion| then|, my friend",
     "land": "France|Italy|Spain|Germany|China|Japan|India|Brazil|Canada|Egypt|England|Poland|Sweden|Turkey|Kenya|Peru"
     "|Paris|London|Rome|Berlin|Africa|Asia|America|Mexico|Norway|Russia|the United States|my country|Europe",
     "few": "two|three|four|five|six|seven|eight|nine|ten|2|3|4|5|7|8|12|15|20|100",
@@ -116,6 +116,16 @@ FRAMES = {
         "what colour {the}",
         "{the} colour",
     ],
+    "colour or": [
+        "is {the} {one} or {two}",
+        "is {the} {one} or [is it |]{two}",
+        "<tell> <if> {the} is {one} or {two}",
+        "{the}[,|:] [is it |]{one} or {two}",
+        "what colour is {the}, {one} or {two}",
+        "would you say {the} is {one} or {two}",
+        "look at {the}. is it {one} or {two}",
+        "{the} is {one} or {two}",
+    ],
     "position": [
         "where is {the}<in>",
         "where is {the}<in>",
@@ -126,7 +136,7 @@ FRAMES = {
         "<tell> the [position|place|location] of {the}",
         "in which [part|corner|place|area] of the <picture> is {the}",
         "which [part|corner|place|area] of the <picture> is {the} in",
-        "[what|which] is the [position|place|location] of {the}<in>",
+        "what is the [position|place|location] of {the}<in>",
         "[the |][position|place|location] of {the}",
         "whereabouts is {the}<in>",
         "{the}[,|:] where is it",
@@ -144,6 +154,8 @@ FRAMES = {
         "where is {the} to be found",
         "where has {the} [gone|been put|been drawn]",
         "how do I find {the}",
+        "[can you |]help me [find|look for] {the}.",
+        "is {the} [on the left or on the right|left or right|at the top or at the bottom|high up or low down]",
     ],
     "size": [
         "how <big> is {the}<in>",
@@ -258,6 +270,15 @@ FRAMES = {
         "is any <thing><in> {colour}",
         "I [want|am looking for] something {colour}. is there anything",
     ],
+    "anybody": [
+        "is [anybody|anyone|somebody|someone] [there|here|in the <picture>|in this <picture>]",
+        "<see> [anybody|anyone|somebody|someone]<in>",
+        "who [is|do you see|can you see] [in the <picture>|there|here]",
+        "who is that<in>",
+        "<tell> <if> [anybody|anyone] is [there|here|in the <picture>]",
+        "[anybody|anyone][ there| here| in the <picture>|]",
+        "does [the|this] <picture> show [anybody|anyone]",
+    ],
     # ---- what is it? ----
     "kind": [
         "what is the {colour} <thing><in>",
@@ -298,6 +319,7 @@ FRAMES = {
         "name the <thing> [that is |]{at}.",
         "describe what is {at}.",
         "what about {at}<of>",
+        "what is [the|that|this] <thing> {at}",
         "is there [anything|something] {at}<of>",
         "<see> [anything|something] {at}<of>",
         "what would I find {at}",
@@ -305,6 +327,21 @@ FRAMES = {
         "what does the <picture> show {at}",
         "what {at}",
         "{at}",
+    ],
+    "colour at": [
+        "what colour is the <thing> {at}",
+        "what is the colour of the <thing> {at}",
+        "<tell> the colour of the <thing> {at}",
+        "<tell> what colour the <thing> {at} is",
+        "the <thing> {at}[,|:] what colour is it",
+        "what colour do you see {at}",
+    ],
+    "size at": [
+        "how <big> is the <thing> {at}",
+        "is the <thing> {at} [<big> or <small>|<small> or <big>]",
+        "what size is the <thing> {at}",
+        "<tell> how <big> the <thing> {at} is",
+        "the <thing> {at}[,|:] how <big> is it",
     ],
     # ---- how many? {many} is "boats", "red things" or "things" ----
     "count": [
@@ -420,6 +457,25 @@ FRAMES = {
         "[background|setting|landscape|scenery]",
         "what environment is this",
         "what [kind|sort] of [background|setting|surroundings] [is it|is this|do you see]",
+    ],
+    "is it this place": [
+        "is this {place}",
+        "is it {place}",
+        "are we [in|at] {place}",
+        "does the <picture> show {place}",
+        "is {place} [shown|in the background]",
+        "is the [background|setting|landscape] {place}",
+        "<tell> <if> this is {place}",
+        "I think this is {place}. [am I right|is that right]",
+        "was [this|the] <picture> [made|taken] [in|at] {place}",
+    ],
+    "is there this ground": [
+        "is there [any |]{many}<in>",
+        "<see> [any |some |]{many}<in>",
+        "any {many}<in>",
+        "<tell> <if> there is any {many}<in>",
+        "does [the|this] <picture> [show|have] any {many}",
+        "have you [seen|found] any {many}<in>",
     ],
     "day": [
         "is it [day or night|night or day]<in>",
@@ -540,6 +596,14 @@ FRAMES = {
         "the {most} <thing>",
         "of all the <things>, which is {most}",
     ],
+    "list of a size": [
+        "[which|what] <things> are {size}<in>",
+        "[list|name] [the|all the] {size} <things><in>.",
+        "what are the {size} <things><in>",
+        "what is {size}<in>",
+        "<tell> [which|what] <things> are {size}",
+        "which of the <things> are {size}",
+    ],
     # ---- two things ----
     "larger": [
         "which [one |]is <bigger>, {the} or {other}",
@@ -565,6 +629,16 @@ FRAMES = {
         "[compare|look at] {the} and {other}. which [one |]is smaller",
         "of {the} and {other}, which is smaller",
         "is {the} or {other} smaller",
+    ],
+    "bigger than": [
+        "is {the} {more} than {other}",
+        "is {the} [really |much |also ]{more} than {other}",
+        "<tell> <if> {the} is {more} than {other}",
+        "would you say {the} is {more} than {other}",
+        "do you think {the} is {more} than {other}",
+        "{the} is {more} than {other}, [right|isn't it|correct]",
+        "is it true that {the} is {more} than {other}",
+        "compared [to|with] {other}, is {the} {more}",
     ],
     "same size": [
         "are {the} and {other} [the same size|of the same size|equally <big>|of equal size]",
@@ -608,6 +682,17 @@ FRAMES = {
         "can you see <if> {the} is {is}",
         "check <if> {the} is {is}.",
         "{the} {is}",
+    ],
+    # {some} is a number, or "more than one"
+    "check count": [
+        "are there {some} {many}<in>",
+        "<see> {some} {many}<in>",
+        "<tell> <if> there are {some} {many}<in>",
+        "there are {some} {many}<in>, [right|aren't there|correct]",
+        "I [see|count] {some} {many}. is that right",
+        "is it true that there are {some} {many}<in>",
+        "does the <picture> [show|have] {some} {many}",
+        "are {some} {many} [there|in the <picture>|to be seen]",
     ],
     # ---- several things of a kind ----
     "several colour": [
@@ -675,6 +760,18 @@ FRAMES = {
         "starting on the {start}, what is the first <thing>",
     ],
     # ---- descriptions ----
+    "describe one": [
+        "describe {the}<in>.",
+        "tell me [more |something |]about {the}.",
+        "[can|could] you describe {the}",
+        "what [can you say|do you know] about {the}",
+        "what does {the} look like",
+        "how does {the} look",
+        "what is {the} like",
+        "<tell> what {the} looks like",
+        "give me a description of {the}.",
+        "{the}[,|:] describe it",
+    ],
     "describe": [
         "describe [the|this] <picture>[ in detail| to me| for me|].",
         "describe [what you see|everything you see|it in detail].",
@@ -817,13 +914,30 @@ FRAMES = {
         "is that [right|true|correct|so]",
         "are you certain",
         "is that [really |]true",
+        "do you [really |]mean [it|that]",
+        "you are [quite |]sure",
+        "is that your answer",
+    ],
+    "again": [
         "[can|could] you [check|look] [that |]again",
         "[please |]look again.",
         "[please |]check again.",
         "I do not believe [you|it|that].",
         "I am not so sure.",
-        "you must be wrong.",
+        "[I think |]you [must be|are] wrong.",
         "that is [wrong|not right|not true].",
+        "[can you |please |]say that again",
+        "what did you say",
+        "[pardon|sorry|what]",
+        "repeat that, please.",
+        "once more, please.",
+    ],
+    "how do you know": [
+        "how do you know[ that| this|]",
+        "why[ do you say that| do you think so| is that|]",
+        "what makes you [say|think] [that|so]",
+        "how can you tell",
+        "who told you that",
     ],
     "no it is": [
         "no, it is {is}.",
@@ -855,6 +969,7 @@ FRAMES = {
     ],
     "thanks": [
         "[thanks|thank you|many thanks|thanks a lot|thank you very much|thanks so much].",
+        "[thx|ty|thanks a bunch|cheers].",
         "[thanks|thank you|thank you very much][, that is all|, that helps| for your help].",
         "[great|perfect|ok|good|nice], [thanks|thank you].",
         "that [was|is] [helpful|very helpful|kind|kind of you].",
@@ -921,6 +1036,9 @@ FRAMES = {
         "[translate|say] [that|this|it|good morning] [in|into] [French|Spanish|German|Latin|Chinese].",
         "[what is|tell me] your [favourite|best] [colour|food|film|song|animal|number]",
         "do you [like|love|hate|know|remember] [me|music|school|football|my mother|work]",
+        "[is it|is this <picture>] [pretty|beautiful|any good|ugly|famous|expensive]",
+        "what do you think [of|about] [it|this <picture>]",
+        "[do you like|do you love] [it|the <picture>]",
         "[are you|am I] [happy|sad|hungry|tired|old|in love|angry]",
         "how old [are you|am I|is my mother|is the world]",
         "where do [you|I|my friends] live",
@@ -1054,7 +1172,9 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
             wording = pattern.sub(short.replace("'", apostrophe), wording)
     if rng.random() < 0.03:
         wording = slip(wording, rng)
-    text = re.sub(r"\b([Aa]) (?=(?:image|object|item)\b)", r"\1n ", fill(wording, slots, rng.choice))
+    if rng.random() < 0.02:
+        wording = re.sub(r"\b(you|are|please)\b", lambda word: {"you": "u", "are": "r"}.get(word[0], "pls"), wording)
+    text = re.sub(r"\b([Aa]) (?=(?:image|object|item|orange)\b)", r"\1n ", fill(wording, slots, rng.choice))
     if rng.random() < 0.45:
         for british, american in AMERICAN:
             text = text.replace(british, american)
