@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from data.picturebook import language
+from data.picturebook import language, talk
 from data.picturebook.scene import sample_scene
 from data.replies import Malformed, names_its_source, parse
 
@@ -130,5 +130,5 @@ def test_nothing_that_is_said_of_the_picture_book_is_taken_for_a_source():
     rng = random.Random(0)
     for _ in range(300):
         scene = sample_scene(rng)
-        turns = [("Tell me.", language.description(scene)), *language.conversation(scene, rng, 600)]
+        turns = [("Tell me.", language.description(scene)), *talk.conversation(scene, rng, 600)]
         assert not any(names_its_source(turn) for turn in turns)

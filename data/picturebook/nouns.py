@@ -8,7 +8,8 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from data.picturebook.scene import KINDS
+from data.picturebook.scene import COLOURS, KINDS
+from data.picturebook.unseen_wordings import VERBS
 
 # "wolf/wolves" gives a plural that is not just the noun with an s.
 COUNTED = {
@@ -107,15 +108,15 @@ def made_up(rng: random.Random) -> str:
                 rng.choice(ONSETS.split()) + rng.choice(VOWELS.split()) for _ in range(rng.choice((1, 1, 2, 2, 3)))
             ]
             word = "".join(syllables) + rng.choice(CODAS.split()) + rng.choice(ENDINGS)
-        if word.isalpha() and 3 <= len(word) <= 12 and not _exists(word) and not any(part in word for part in RUDE):
+        if word.isalpha() and 4 <= len(word) <= 12 and not _exists(word) and not any(part in word for part in RUDE):
             return word
 
 
 def _exists(word: str) -> bool:
-    """Whether a word is a noun of ours or looks like one in the plural."""
+    """Whether a word is one of ours or looks like one in the plural."""
     return bool({word, f"{word}s", word.removesuffix("s"), word.removesuffix("es")} & _taken())
 
 
 @cache
 def _taken() -> frozenset[str]:
-    return frozenset(KINDS) | {noun.word for nouns in everyday() for noun in nouns}
+    return frozenset((*KINDS, *COLOURS, *VERBS)) | {noun.word for nouns in everyday() for noun in nouns}

@@ -111,7 +111,8 @@ def are_you_sure(scene: Scene, rng: random.Random, last: Question) -> Question |
         return None
     need = tuple(words for words in last.need if words not in (YES, NO))
     refuse = tuple(word for word in last.refuse if word not in (*YES, *NO))
-    need = need if last.told or need else (NO,)
+    if not need:  # only a verdict was needed; now it is the last word of the clause, or that there is none
+        need = ((last.said.split()[-1],),) if last.told else (NO,)
     if rng.random() < 0.5:
         form, answer = "again", sentence(last.said)
     else:

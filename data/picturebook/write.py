@@ -26,6 +26,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -228,13 +229,13 @@ def _unseen_questions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]
 
 
 def _judged(scenes: list[Scene], split: str, put, rng: random.Random) -> Iterator[dict]:
-    """PER_TYPE rows of each type, whose answers are judged by meaning. ``put(question, rng)`` words a question."""
+    """PER_TYPE rows of each type that the scenes allow; their answers are judged by meaning. ``put(question, rng)``
+    words a question."""
     for kind in TYPES:
-        for index in range(PER_TYPE):
-            questions = []
-            while not questions:
-                number = rng.randrange(len(scenes))
-                questions = questions_of(kind, scenes[number], rng, split == "frames")
+        numbers = (rng.randrange(len(scenes)) for _ in range(100 * PER_TYPE))
+        tries = ((number, questions_of(kind, scenes[number], rng, split == "frames")) for number in numbers)
+        found = ((number, questions) for number, questions in tries if questions)
+        for index, (number, questions) in enumerate(islice(found, PER_TYPE)):
             turns = [(put(question, rng), question.answer) for question in questions]
             image = _image_name("heldout", number)
             row = _row(f"{split}-{kind}-{index:03d}", scenes[number], turns, image=image, type=kind)
