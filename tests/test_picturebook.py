@@ -116,7 +116,7 @@ def check_turns(scene: Scene, turns: list[dict]) -> None:
         question, answer = asked["value"].removeprefix("<image>\n"), told["value"]
         if question in DETAIL_REQUESTS:
             check_description(scene, answer)
-        elif question.startswith("Make "):
+        elif re.fullmatch(r"Make (notes of the picture|a list of the .+)\.", question):
             check_notes(scene, question, answer)
         elif question in BRIEF_REQUESTS or answer in true_captions(scene):
             assert answer in true_captions(scene)

@@ -18,11 +18,11 @@ COUNTED = {
         kangaroo, camel, deer/deer, moose/moose, hippo, rhino, panda, koala, crocodile, snake, lizard, turtle,
         frog, whale, dolphin, octopus/octopuses, crab, lobster, snail, worm, spider, ant, bee,
         butterfly/butterflies, dragonfly/dragonflies, beetle, mosquito/mosquitoes, puppy/puppies, kitten, lamb,
-        dinosaur, dragon, unicorn""",
+        dinosaur, dragon, unicorn, hamster, otter, seal, pony/ponies, badger""",
     "people": """man/men, woman/women, boy, girl, baby/babies, child/children, person/persons, king, queen,
         prince, princess/princesses, knight, pirate, clown, doctor, nurse, teacher, farmer, policeman/policemen,
         fireman/firemen, soldier, sailor, cook, dancer, singer, astronaut, ghost, witch/witches, wizard, robot,
-        snowman/snowmen, mermaid, cowboy""",
+        snowman/snowmen, mermaid, cowboy, judge, waiter, skeleton, angel, ballerina""",
     "food": """apple, banana, pear, peach/peaches, cherry/cherries, strawberry/strawberries, lemon, melon,
         pineapple, carrot, potato/potatoes, tomato/tomatoes, onion, cucumber, pumpkin, mushroom, egg,
         sandwich/sandwiches, burger, pizza, sausage, pancake, cake, cookie, biscuit, doughnut, muffin, pie, hot

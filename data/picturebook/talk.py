@@ -97,7 +97,8 @@ def and_another(scene: Scene, rng: random.Random, last: Question) -> Question | 
     if last.asks == "count":
         return replace(count(scene, rng), kind="and", form="and many")
     if last.asks == "place":
-        return replace(MORE["place"](scene, rng), kind="and", form="and at")
+        turn = MORE["place"](scene, rng)
+        return replace(turn, kind="and", form="and at") if turn.form == "at" else None
     return None
 
 
