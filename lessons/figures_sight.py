@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.picturebook.language import captions, colour, region
+from data.picturebook.language import captions, region
 from data.picturebook.scene import Scene
+from data.picturebook.talk import ask
 from data.requests import BRIEF_REQUESTS
 from lessons.sheet import BLUE, GREEN, GREY, ORANGE, VIOLET, Sheet, shade, text_width
 from lessons.small_world import drawn_scenes
@@ -44,7 +45,7 @@ def cut(picture: Image.Image) -> list[Image.Image]:
 def whole() -> Image.Image:
     """Both stages: which parts are frozen, which learn, and the shapes of what goes from part to part."""
     scene, picture = drawn(3)
-    question, answer = colour(scene, random.Random(0))
+    question, answer = ask("colour", scene, random.Random(0))
     sheet = Sheet(1000, 640)
     first = [
         ("words", BRIEF_REQUESTS[0]),
@@ -246,7 +247,7 @@ def regions() -> Image.Image:
 def splice() -> Image.Image:
     """The decoder's input for a question, token by token; each of the 64 visual tokens is shown as its patch."""
     scene, picture = drawn(3)
-    question, _ = colour(scene, random.Random(0))
+    question, _ = ask("colour", scene, random.Random(0))
     model = load(PRETRAINED / "llava")
     ids, _ = encode_conversation([{"from": "human", "value": f"<image>\n{question}"}], model.processor.tokenizer)
     sheet = Sheet(1000, 176)

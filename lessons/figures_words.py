@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.picturebook import language
+from data.picturebook.talk import ask
 from lessons.looking import attention_weights
 from lessons.sheet import BLUE, GREEN, VIOLET, Colour, Sheet, text_width
 from lessons.small_world import (
@@ -199,7 +199,7 @@ def looking() -> Image.Image:
     bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]
     for line, (scene, picture) in enumerate(bright[:2]):
         y = 40 + 145 * line
-        question, answer = language.position(scene, random.Random(0))
+        question, answer = ask("position", scene, random.Random(0))
         turns = [{"from": "human", "value": f"<image>\n{question}"}]
         start = len(encode_conversation(turns, tokenizer)[0])
         ids, _ = encode_conversation([*turns, {"from": "gpt", "value": answer}], tokenizer)

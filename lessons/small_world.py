@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import Scene, sample_scene
+from data.picturebook.talk import conversation
 from data.requests import BRIEF_REQUESTS
 from minillava.checkpoint import join
 from minillava.config import PRETRAINED
@@ -54,7 +55,7 @@ def conversations(model: Llava, count: int, seed: int) -> dict[str, Tensor]:
     """A batch as in stage 2: a conversation of a few turns about each of ``count`` pictures."""
     scenes, pictures = drawn_scenes(count, seed)
     rng = random.Random(seed)
-    return small_batch(model.processor, pictures, [language.conversation(scene, rng, 120) for scene in scenes])
+    return small_batch(model.processor, pictures, [conversation(scene, rng, 120) for scene in scenes])
 
 
 def joined_towers() -> Llava:

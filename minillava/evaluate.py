@@ -160,16 +160,17 @@ def answer_all(
 
 def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, float]]:
     """Share of exactly right answers: overall and by type. (nan, {}) without questions."""
-    return _shares(asked, [answer == question.reference for question, answer in zip(asked, answers)])
+    return shares(asked, [answer == question.reference for question, answer in zip(asked, answers)])
 
 
 def meaning(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, float]]:
     """Share of answers that are right by their meaning: overall and by type. (nan, {}) without questions."""
     known = own_words(asked)
-    return _shares(asked, [means(question, answer, known) for question, answer in zip(asked, answers)])
+    return shares(asked, [means(question, answer, known) for question, answer in zip(asked, answers)])
 
 
-def _shares(asked: list[Question], hits: list[bool]) -> tuple[float, dict[str, float]]:
+def shares(asked: list[Question], hits: list[bool]) -> tuple[float, dict[str, float]]:
+    """Share of right answers, from whether each of them is: overall and by type. (nan, {}) without questions."""
     right: dict[str, list[bool]] = defaultdict(list)
     for question, hit in zip(asked, hits):
         right[question.kind].append(hit)

@@ -240,6 +240,20 @@ def test_image_folder_may_be_elsewhere(check, folder, tmp_path_factory):
     assert code == 2 and numbers(out)["missing or broken pictures"] == 3
 
 
+def test_keys_of_judgement_pass_or_are_named_with_their_row_and_turn(check):
+    def judged(**keys) -> dict:
+        row = pictured("a.png", "Is there a fish?", "No.", "Sure?", "Yes.")
+        row["conversations"][3] |= keys
+        return row
+
+    assert check([judged(type="sure", need=[["yes", "sure"]], refuse=["no"], more=1)])[0] == 0
+    code, out, err = check([FINE[0], judged(need=["yes"]), judged(refuse="no"), judged(type=["sure"])])
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "  row 1: turn 3: 'need' must be a list of lists of words\n" in out
+    assert "  row 2: turn 3: 'refuse' must be a list of words\n" in out
+    assert "  row 3: turn 3: 'type' must be a string\n" in out
+
+
 GARBAGE = [
     None,
     True,
@@ -271,7 +285,8 @@ def garbage(rng: random.Random, depth: int = 0):
         if isinstance(row.get("conversations"), list) and row["conversations"] and rng.random() < 0.5:
             turn = rng.randrange(len(row["conversations"]))
             if isinstance(row["conversations"][turn], dict):
-                row["conversations"][turn][rng.choice(["from", "value"])] = rng.choice(GARBAGE)
+                key = rng.choice(["from", "value", "type", "need", "refuse"])
+                row["conversations"][turn][key] = rng.choice(GARBAGE)
     return row if rng.random() < 0.97 else rng.choice(GARBAGE)
 
 

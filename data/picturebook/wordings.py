@@ -129,7 +129,7 @@ FRAMES = {
     "position": [
         "where is {the}<in>",
         "where is {the}<in>",
-        "where [exactly|] is {the}",
+        "where [exactly |]is {the}",
         "where [can|could|do|would] [I|you|we|one] [find|see] {the}<in>",
         "<tell> where {the} is<in>",
         "<tell> where [to find|I find|you see|I can see] {the}",
