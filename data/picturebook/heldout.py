@@ -49,7 +49,8 @@ def questions_of(kind: str, scene: Scene, rng: random.Random, unseen_nouns: bool
         last = make(scene, rng)
         question = last and rng.choice(list(FOLLOW_UPS.values()))(scene, rng, last)
         return [last, question] if question and question.kind == kind else []
-    make = MAKERS[rng.choice((kind, *FURTHER.get(kind, ())))]
+    names = (kind, *FURTHER.get(kind, ()))
+    [name] = rng.choices(names, [WEIGHTS[name] for name in names])
     noun = rng.choice(nouns.everyday()[1]) if unseen_nouns and kind in ("absent", "missing", "say") else None
-    question = make(scene, rng, noun)
+    question = MAKERS[name](scene, rng, noun)
     return [question] if question else []
