@@ -173,8 +173,9 @@ def how_many(scene: Scene, slots: dict) -> str:
 
 
 def count_is(scene: Scene, slots: dict) -> str:
-    found, some = those(scene, slots["many"]), slots["some"]
-    right = len(found) > 1 if some == "more than one" else len(found) == NUMBERS.index(some)
+    found = those(scene, slots["many"])
+    assert "single" not in slots or those(scene, slots["single"]) == found
+    right = len(found) == NUMBERS.index(slots["some"]) if "some" in slots else len(found) > 1
     return f"{aloud(found)}, so {'yes' if right else 'no'}"
 
 
@@ -335,6 +336,7 @@ RIGHT: dict[str, Callable[[Scene, dict], str]] = {
     "kind": kind_of, "at": what_is_at, "colour at": what_is_at,
     "size at": lambda s, slots: what_is_at(s, slots, size=True),
     "count": how_many, "check count": count_is,
+    "more than one": count_is,
     "relation": where_from, "across": where_from, "down": where_from, "near": what_is_near, "check": holds,
     "setting": lambda s, slots: f"it is {SETTINGS[s.setting][1]}",
     "is it this place": is_this, "is there this ground": is_this,

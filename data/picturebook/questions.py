@@ -421,17 +421,17 @@ def count_of_some(scene, rng, subject=None):
 
 
 def check_count(scene, rng, subject=None):
-    """ "Are there two boats?" They are counted aloud, and then comes the verdict."""
+    """ "Are there two boats?", "Is there more than one?" They are counted aloud, and then comes the verdict."""
     what, found = some_things(scene, rng)
     number = len(found) if len(found) > 1 and rng.random() < 0.5 else rng.randint(2, 4)
-    some, true = NUMBERS[number], len(found) == number
-    if rng.random() < 0.3:
-        some, true = "more than one", len(found) > 1
+    form, slots, true = "check count", {"some": NUMBERS[number], "many": what}, len(found) == number
+    if rng.random() < 0.4:
+        single = what if what.endswith("fish") else what.removesuffix("s")
+        form, slots, true = "more than one", {"single": single, "many": what}, len(found) > 1
     aloud = listing([f"one {at(thing)}" for thing in found]) if found else "none"
     answer = sentence(f"{aloud}, so {'yes' if true else 'no'}")
     need, refuse = ((YES,), ("no", "not")) if true else ((NO,), YES)
-    slots, refuse = {"some": some, "many": what}, (*refuse, *other_places(found))
-    return Question("check", "check count", slots, answer, need, refuse)
+    return Question("check", form, slots, answer, need, (*refuse, *other_places(found)))
 
 
 def colour_or(scene, rng, subject=None):

@@ -200,6 +200,7 @@ UNSEEN = {
         "are you able to confirm that {the} is {is}",
         "somebody told me {the} was {is}, is that a lie",
     ],
+    "more than one": ["can you spot two or more {many}", "does the image contain a second {single}"],
     "check count": ["can you spot {some} {many}", "does the image contain {some} {many}"],
     "several colour": [
         "which colours do the {many} come in",

@@ -511,7 +511,7 @@ FRAMES = {
     "about": [
         "what is [the|this] <picture> about",
         "what is it about",
-        "what is this [a <picture> of|about]",
+        "what is this about",
         "what does [the|this] <picture> show",
         "what [is shown|do they show|is drawn] [here|in the <picture>]",
         "<tell> what [the|this] <picture> [is about|shows]",
@@ -683,7 +683,18 @@ FRAMES = {
         "check <if> {the} is {is}.",
         "{the} {is}",
     ],
-    # {some} is a number, or "more than one"
+    # {some} is a number, {single} one of {many}: "boat" of "boats"
+    "more than one": [
+        "is there more than one {single}<in>",
+        "<see> more than one {single}<in>",
+        "<tell> <if> there is more than one {single}<in>",
+        "there is more than one {single}<in>, [right|isn't there|correct]",
+        "is there more than a single {single}<in>",
+        "are there several {many}<in>",
+        "<see> several {many}<in>",
+        "is it true that there are several {many}",
+        "does the <picture> [show|have] more than one {single}",
+    ],
     "check count": [
         "are there {some} {many}<in>",
         "<see> {some} {many}<in>",
@@ -795,7 +806,7 @@ FRAMES = {
         "what colour is it",
         "[and |]what colour is it",
         "[and |]what [about|is] its colour",
-        "[and |]which colour [is it|does it have|]",
+        "[and |]which colour[ is it| does it have|]",
         "what colour does it have",
         "<tell> what colour it is",
         "and the colour[ of it|]",
@@ -887,7 +898,7 @@ FRAMES = {
     ],
     "how many are there": [
         "how many are there",
-        "[and |]how many [are there|are they|do you see|of them|]",
+        "[and |]how many[ are there| are they| do you see| of them|]",
         "how many of them [are there|do you see|can you see]",
         "<tell> how many there are",
         "count them.",
@@ -1017,7 +1028,7 @@ FRAMES = {
     "beyond": [
         "what is the capital of <land>",
         "[who is the|who was the first] [president|king|leader] of <land>",
-        "how many [people|inhabitants|lakes|towns] [live in|are there in|does] <land>",
+        "how many [people|inhabitants|lakes|towns] are there in <land>",
         "[where is|how far is it to|how big is] <land>",
         "what language [is spoken|do they speak] in <land>",
         "what [time|day|month|year] is it[ now| today|]",
@@ -1033,7 +1044,7 @@ FRAMES = {
         "what is the meaning of [life|this|the word <work>]",
         "[tell me|do you know] a [joke|story|poem|secret|fairy tale|riddle].",
         "[sing|write|read] me a [song|poem|story].",
-        "[translate|say] [that|this|it|good morning] [in|into] [French|Spanish|German|Latin|Chinese].",
+        "[translate [that|this|it] into|say [that|good morning] in] [French|Spanish|German|Latin|Chinese].",
         "[what is|tell me] your [favourite|best] [colour|food|film|song|animal|number]",
         "do you [like|love|hate|know|remember] [me|music|school|football|my mother|work]",
         "[is it|is this <picture>] [pretty|beautiful|any good|ugly|famous|expensive]",
