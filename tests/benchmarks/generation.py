@@ -47,11 +47,10 @@ def measure(size: str, tokens: int, rounds: int, compile: bool) -> dict:
     mask = torch.ones_like(ids)
 
     decoder = ours.language_model
-    generate_ids = (fast if fast.is_plain(decoder) else generation).generate_ids  # as in talk.stream()
 
     @torch.inference_mode()
     def minillava(count: int) -> Tensor:
-        steps = generate_ids(decoder, ours.embed(ids, pixel_values), max_new_tokens=count)
+        steps = fast.generate_ids(decoder, ours.embed(ids, pixel_values), max_new_tokens=count)  # as in talk.stream()
         return generation.collect(steps, stop_ids=[], fill=0)
 
     def transformers(count: int) -> Tensor:

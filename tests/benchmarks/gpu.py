@@ -43,7 +43,7 @@ def measure(name: str, stage: int, steps: int, device: str, memory: float) -> di
             min(1.0, memory * GIB / torch.cuda.get_device_properties(0).total_memory)
         )
     task = random_task(setting, device)
-    prepare(task.model, compact=False, checkpointing=recipe.checkpointing)
+    prepare(task.model, None, recipe.checkpointing)
     model = task.model.train()
     trainable = {key: p for key, p in model.named_parameters() if p.requires_grad}
     optimizers = build_optimizers(trainable, recipe)

@@ -123,7 +123,7 @@ def random_task(setting: Setting, device: str) -> Task:
     with torch.device("meta"), Unfilled():
         model = Llava(setting.config)
         task = llava_task(model, RandomRows(setting), setting.stage, recipe.lora, base="base")
-    prepare(model, recipe.compact and setting.bfloat16, checkpointing=False)
+    prepare(model, torch.bfloat16 if recipe.compact and setting.bfloat16 else None, checkpointing=False)
     fill_at_random(model, device)
     return task
 
