@@ -152,6 +152,6 @@ def test_an_error_in_a_worker_is_its_own_one_line(world, tmp_path):  # noqa: F81
 
 
 def test_a_gpus_workers_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16))
     assert [machine.default_workers("cuda:0", n) for n in (1, 4, 16)] == [8, 3, 1]
     assert machine.default_workers("cpu", 1) == 0

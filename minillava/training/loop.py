@@ -67,15 +67,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     keep_memory()
     out, team, device = run.out, run.team, run.device
     team.on_first(lambda: recover_folder(out))
-    kind, dtype = torch.device(device).type, run.dtype or fastest_dtype(device)
-    if recipe.compact and run.dtype is None and dtype == torch.float32:
-        dtype = torch.bfloat16
-    if dtype == torch.float16 and team.shard:
-        raise UserError("--shard: needs bfloat16 or float32; choose one with --dtype")
-    # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
-    autocast = torch.autocast(kind, dtype, enabled=dtype != torch.float32, cache_enabled=False)
-    # Small gradients are zero in float16, so the loss is scaled up, and the gradients down before the step.
-    scaler = GradScaler(kind, enabled=dtype == torch.float16)
+    dtype, autocast, scaler = precision(recipe, run)
     prepare(task.model, dtype if recipe.compact else None, recipe.checkpointing)
     order = Order(len(task.dataset), task.size, recipe, run.seed, team)
     total = max(1, round(recipe.epochs * order.per_epoch))
@@ -101,7 +93,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         batch_sampler=order,
         collate_fn=task.collate,
         num_workers=run.workers,
-        pin_memory=kind == "cuda",
+        pin_memory=torch.device(device).type == "cuda",
     )
     batches = iter(loader)
     with (
@@ -141,6 +133,22 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         if "padding" in metrics[0]:
             print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
     task.model.eval()
+
+
+def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, GradScaler]:
+    """The dtype of the matrix products, the context that computes them in it, and the scaler of the loss.
+
+    Small gradients would be zero in float16. So the scaler multiplies the loss, and divides the gradients before the
+    step. In other dtypes it does nothing. Raises UserError for a sharded training in float16.
+    """
+    kind, dtype = torch.device(run.device).type, run.dtype or fastest_dtype(run.device)
+    if recipe.compact and run.dtype is None and dtype == torch.float32:
+        dtype = torch.bfloat16
+    if dtype == torch.float16 and run.team.shard:
+        raise UserError("--shard: needs bfloat16 or float32; choose one with --dtype")
+    # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
+    autocast = torch.autocast(kind, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    return dtype, autocast, GradScaler(kind, enabled=dtype == torch.float16)
 
 
 def accumulate(

@@ -55,7 +55,8 @@ def default_workers(device: str, processes: int) -> int:
     On a CPU none, since they would only take turns with the training itself."""
     if torch.device(device).type != "cuda":
         return 0
-    return min(8, max(1, (os.cpu_count() or 1) // processes - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // processes - 1))
 
 
 def keep_memory() -> None:
