@@ -24,6 +24,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from flops import PEAKS, step_flops
@@ -65,8 +66,8 @@ def setting_of(name: str, stage: int, device: str, memory: float) -> Setting:
 
 def step_seconds(setting: Setting, steps: int, device: str, compile: bool | None) -> list[float]:
     """The seconds of each step but the first in a run of the loop that saves nothing."""
-    task, loop.save = random_task(setting, device), lambda *arguments: None
-    with tempfile.TemporaryDirectory() as folder:
+    task = random_task(setting, device)
+    with tempfile.TemporaryDirectory() as folder, patch.object(loop, "save"):
         out = Path(folder) / "out"
         loop.train(task, setting.recipe, loop.Run(out, max_steps=steps + 1, device=device, compile=compile))
         lines = out.with_name("out.metrics.jsonl").read_text().splitlines()

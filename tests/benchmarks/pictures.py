@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -68,9 +69,9 @@ def waited(path: Path, preset: str, steps: int, device: str) -> tuple[float, flo
     dataset = ConversationDataset(path, path.parent, processor.for_captions())
     task.model.config.image_token_id = processor.tokenizer.image_id
     task = replace(task, dataset=dataset, collate=dataset.collate, size=dataset.size)
-    loop.save = lambda *arguments: None
     run = loop.Run(path.parent / "out", max_steps=steps + 1, device=device, workers=default_workers(device, 1))
-    loop.train(task, replace(setting.recipe, epochs=10**6), run)
+    with patch.object(loop, "save"):
+        loop.train(task, replace(setting.recipe, epochs=10**6), run)
     lines = [json.loads(line) for line in (path.parent / "out.metrics.jsonl").read_text().splitlines()]
     spent = lines[-1]["seconds"] - lines[0]["seconds"]
     return sum(line["waited"] for line in lines[1:]) / spent, spent / steps
