@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of matrix products (default: the fastest)")
     add("--device", help="cuda, mps or cpu (default: cuda if there is a GPU, else cpu)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile the blocks (default: if that saves time)")
-    add("--workers", type=count, help="processes that prepare batches (default: 8 with a GPU, else 0)")
+    add("--workers", type=count, help="processes that prepare batches (default: up to 8 with a GPU, else 0)")
     add("--shard", action="store_true", help="under torchrun: shard the model over the processes")
     add("--plan", action="store_true", help="print the memory that training takes, and do not train")
     add("--memory", type=float, help="GiB to plan for, or to train in (default: what the GPU has free; 24 without one)")
@@ -187,7 +187,8 @@ def fill_card(stage: int, config: LlavaConfig, recipe: Recipe, a: argparse.Names
     """The recipe in the micro-batches that fill the GPU's free memory, or --memory; as it is if these were given."""
     if a.accumulation or a.checkpointing:
         return recipe
-    free = torch.cuda.mem_get_info(a.device)[0] / GIB
+    # The first process's, for all: each process must compute as many micro-batches as the others.
+    free = a.team.total(torch.cuda.mem_get_info(a.device)[0] / GIB if a.team.is_first else 0)
     memory = min(free, a.memory or free)
     chosen = fill(Setting(config, stage, recipe, bfloat16=a.dtype != "float32", gpu=True), memory)
     if chosen is None:
@@ -209,7 +210,7 @@ def plan(a: argparse.Namespace) -> None:
         decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)
         config = LlavaConfig(vision, decoder, a.projector)
     recipe, gpu = recipe_of(f"stage{a.stage}", a), a.device != "cpu"
-    bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype == "bfloat16"
+    bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype != "float32"
     free = torch.cuda.mem_get_info()[0] / GIB if gpu and torch.cuda.is_available() else 24.0
     print(describe(Setting(config, a.stage, recipe, bfloat16, gpu), a.memory or free))
 
@@ -224,6 +225,8 @@ def main() -> None:
         plan(a)
         return
     device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if a.memory and (a.shard or not device.startswith("cuda")):
+        raise UserError("--memory: needs --plan, or a GPU without --shard")
     with started(device, a.shard) as team:
         a.team, a.device = team, own_device(device)
         try:

@@ -93,17 +93,32 @@ def test_what_a_graph_would_replay_gives_the_plain_tokens(randomise, name, rows,
 def test_a_graph_is_kept_while_it_fits_and_the_weights_stay(randomise):
     decoder = randomise(Decoder(CONFIGS["GQA"]))
     one, two = torch.zeros(1, 5, 32), torch.zeros(2, 5, 32)
-    first = GraphStep.of(decoder, one, 30)
-    assert GraphStep.of(decoder, one, 256) is first
-    assert GraphStep.of(decoder, one, 257) is not first
-    assert GraphStep.of(decoder, two, 30) is not GraphStep.of(decoder, one, 30)
-    kept = GraphStep.of(decoder, one, 30)
+
+    def used(decoder, embeddings, tokens):
+        GraphStep.kept[decoder] = GraphStep.take(decoder, embeddings, tokens)
+        return GraphStep.kept[decoder]
+
+    first = used(decoder, one, 30)
+    assert used(decoder, one, 256) is first
+    assert used(decoder, one, 257) is not first
+    assert used(decoder, two, 30) is not used(decoder, one, 30)
+    kept = used(decoder, one, 30)
     add_lora(decoder, rank=2, alpha=4.0)
-    assert GraphStep.of(decoder, one, 30) is not kept
+    assert used(decoder, one, 30) is not kept
     count = len(GraphStep.kept)
     del decoder, kept
     gc.collect()
     assert len(GraphStep.kept) == count - 1
+
+
+@torch.no_grad()
+def test_two_answers_at_the_same_time_do_not_meet(randomise):
+    decoder = randomise(Decoder(CONFIGS["GQA"]))
+    prompts = [decoder.embed_tokens(torch.randint(50, (1, 5))) for _ in range(2)]
+    expected = [collect(generation.generate_ids(decoder, prompt, None, 9), [], 0) for prompt in prompts]
+    both = zip(*(generate_by_graph(decoder, prompt, None, 9, 0.0) for prompt in prompts))
+    for found, plain in zip(zip(*both), expected):
+        assert torch.equal(torch.stack(found, dim=1), plain)
 
 
 def test_the_way_is_chosen_by_device_rows_and_decoder(randomise, monkeypatch):

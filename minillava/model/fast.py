@@ -56,41 +56,48 @@ def generate_by_graph(
     decoder: Decoder, embeddings: Tensor, attention_mask: Tensor | None, max_new_tokens: int, temperature: float
 ) -> Iterator[Tensor]:
     """The ids are yielded on the CPU. The next step is started before they are, so that the GPU never waits."""
-    step = GraphStep.of(decoder, embeddings, embeddings.shape[1] + max_new_tokens)
-    logits = step.start(decoder, embeddings, attention_mask)
-    for left in reversed(range(max_new_tokens)):
-        ids = sample(logits, temperature)
-        copy = ids.to("cpu", non_blocking=True)
-        if copied := torch.cuda.Event() if ids.is_cuda else None:
-            copied.record()
-        if left:
-            logits = step(decoder, ids)
-        if copied:
-            copied.synchronize()
-        yield copy
+    step = GraphStep.take(decoder, embeddings, embeddings.shape[1] + max_new_tokens)
+    try:
+        logits = step.start(decoder, embeddings, attention_mask)
+        for left in reversed(range(max_new_tokens)):
+            ids = sample(logits, temperature)
+            copy = ids.to("cpu", non_blocking=True)
+            if copied := torch.cuda.Event() if ids.is_cuda else None:
+                copied.record()
+            if left:
+                logits = step(decoder, ids)
+            if copied:
+                copied.synchronize()
+            yield copy
+    finally:
+        GraphStep.kept[decoder] = step
 
 
 class GraphStep:
     """The decoder's pass of one token per row, on tensors that stay where they are: what a CUDA graph can replay.
 
-    It stands in for the blocks' KVCache: the column for the next keys and values is a tensor, and attention runs over
-    the whole cache, with a mask that hides the columns that are not filled yet.
+    The blocks get it in place of a KVCache. The column for the next keys and values is a tensor, and attention runs
+    over the whole cache, with a mask that hides the columns that are not filled yet.
     """
 
-    kept: ClassVar[WeakKeyDictionary[Decoder, "GraphStep"]] = WeakKeyDictionary()  # the last one of each decoder
+    kept: ClassVar[WeakKeyDictionary[Decoder, "GraphStep"]] = WeakKeyDictionary()  # each decoder's last one, not in use
 
     @classmethod
-    def of(cls, decoder: Decoder, embeddings: Tensor, tokens: int) -> "GraphStep":
-        """The decoder's last one, if that fits and the weights are still where they were; else a new one."""
+    def take(cls, decoder: Decoder, embeddings: Tensor, tokens: int) -> "GraphStep":
+        """The one kept for the decoder, if that fits and the weights are still where they were; else a new one.
+
+        It is no longer kept, since a second answer at the same time needs a cache of its own.
+        """
         capacity = -(-tokens // BUCKET) * BUCKET
         key = len(embeddings), capacity, embeddings.dtype, [p.data_ptr() for p in decoder.parameters()]
-        if decoder not in cls.kept or cls.kept[decoder].key != key:
-            cls.kept.pop(decoder, None)  # its memory is needed for the new one
-            cls.kept[decoder] = cls(decoder, embeddings, capacity)
-            cls.kept[decoder].key = key
-        return cls.kept[decoder]
+        step = cls.kept.pop(decoder, None)
+        if step is not None and step.key == key:
+            return step
+        del step  # its memory is needed for the new one
+        return cls(decoder, embeddings, capacity, key)
 
-    def __init__(self, decoder: Decoder, embeddings: Tensor, capacity: int):
+    def __init__(self, decoder: Decoder, embeddings: Tensor, capacity: int, key: tuple):
+        self.key = key
         batch, dtype, device = len(embeddings), embeddings.dtype, embeddings.device
         self.cache = KVCache(decoder.config, batch, capacity, dtype, device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
@@ -219,8 +226,7 @@ def multiply(matrix: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """matrix (rows, n) times x (n,) -> (rows,), on a CPU. With ``out``, the result is also there.
 
     torch.mv uses one thread, which cannot read memory at full speed. So a large float32 matrix is cut into as many
-    parts as there are threads, for a batched product of the transposed parts, which takes a thread for each part. With
-    bfloat16 or small matrices torch.mv is faster; F.linear never is.
+    parts as there are threads, and each thread multiplies a part. With bfloat16 or a small matrix torch.mv is faster.
     """
     parts = torch.get_num_threads()
     if matrix.numel() < LARGE or matrix.dtype != torch.float32 or len(matrix) % parts:
