@@ -21,13 +21,14 @@ from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.templates import TEMPLATES
+from minillava.model.llava import Llava
 from minillava.outline import read_decoder, read_llava, read_vision
 from minillava.saving import recover_folder
 from minillava.training import from_zero
 from minillava.training.distributed import SINGLE, own_device, started
 from minillava.training.loop import Run, train
-from minillava.training.machine import has_fast_bfloat16
-from minillava.training.plan import Setting, describe
+from minillava.training.machine import default_workers, has_fast_bfloat16
+from minillava.training.plan import GIB, Setting, describe, fill, in_words
 from minillava.training.recipes import PRESETS, TOY, Recipe
 from minillava.training.resume import is_finished
 from minillava.training.tasks import Task, llava_task
@@ -62,11 +63,13 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--pictures", type=positive, default=20000, help="number of training pictures, if they are drawn")
     add("--resume", action="store_true", help="continue from the last checkpoint of this stage")
-    add("--dtype", choices=("float32", "bfloat16"), help="dtype of matrix products (default: the faster)")
-    add("--device", help="default: cuda if there is a GPU, else cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of matrix products (default: the fastest)")
+    add("--device", help="cuda, mps or cpu (default: cuda if there is a GPU, else cpu)")
+    add("--compile", action=argparse.BooleanOptionalAction, help="compile the blocks (default: if that saves time)")
+    add("--workers", type=count, help="processes that prepare batches (default: up to 8 with a GPU, else 0)")
     add("--shard", action="store_true", help="under torchrun: shard the model over the processes")
     add("--plan", action="store_true", help="print the memory that training takes, and do not train")
-    add("--memory", type=float, default=24.0, help="GiB to plan for (default %(default)g)")
+    add("--memory", type=float, help="GiB to plan for, or to train in (default: what the GPU has free; 24 without one)")
     a = parser.parse_args()
     a.out = a.out or Path("out") / a.preset
     a.vision = a.vision or PRESETS[a.preset].vision_id
@@ -78,6 +81,10 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
@@ -167,10 +174,28 @@ def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
         changed = {**dict.fromkeys(OWN), "resume": (a.out / other).exists()}
         run_stage(other, argparse.Namespace(**vars(a) | changed), keep=True)
     task, recipe = STAGES[name](a), recipe_of(name, a)
+    if isinstance(task.model, Llava) and a.device.startswith("cuda") and not a.shard:
+        recipe = fill_card(int(name[-1]), task.model.config, recipe, a)
     estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
     print(f"{name}: training into {out}{estimate}", flush=True)
-    bfloat16 = None if a.dtype is None else a.dtype == "bfloat16"
-    train(task, recipe, Run(out, a.seed, a.resume, a.max_steps, a.device, bfloat16, a.team))
+    dtype = None if a.dtype is None else getattr(torch, a.dtype)
+    workers = default_workers(a.device, a.team.size) if a.workers is None else a.workers
+    train(task, recipe, Run(out, a.seed, a.resume, a.max_steps, a.device, dtype, a.compile, workers, a.team))
+
+
+def fill_card(stage: int, config: LlavaConfig, recipe: Recipe, a: argparse.Namespace) -> Recipe:
+    """The recipe in the micro-batches that fill the GPU's free memory, or --memory; as it is if these were given."""
+    if a.accumulation or a.checkpointing:
+        return recipe
+    # The first process's, for all: each process must compute as many micro-batches as the others.
+    free = a.team.total(torch.cuda.mem_get_info(a.device)[0] / GIB if a.team.is_first else 0)
+    memory = min(free, a.memory or free)
+    chosen = fill(Setting(config, stage, recipe, bfloat16=a.dtype != "float32", gpu=True), memory)
+    if chosen is None:
+        print(f"stage{stage}: {in_words(recipe)}; by --plan it does not fit in {memory:.1f} GiB")
+        return recipe
+    print(f"stage{stage}: {in_words(chosen)}; the fewest micro-batches that fit in {memory:.1f} GiB")
+    return chosen
 
 
 def plan(a: argparse.Namespace) -> None:
@@ -185,8 +210,9 @@ def plan(a: argparse.Namespace) -> None:
         decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)
         config = LlavaConfig(vision, decoder, a.projector)
     recipe, gpu = recipe_of(f"stage{a.stage}", a), a.device != "cpu"
-    bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype == "bfloat16"
-    print(describe(Setting(config, a.stage, recipe, bfloat16, gpu), a.memory))
+    bfloat16 = recipe.compact or gpu or has_fast_bfloat16("cpu") if a.dtype is None else a.dtype != "float32"
+    free = torch.cuda.mem_get_info()[0] / GIB if gpu and torch.cuda.is_available() else 24.0
+    print(describe(Setting(config, a.stage, recipe, bfloat16, gpu), a.memory or free))
 
 
 def main() -> None:
@@ -199,6 +225,8 @@ def main() -> None:
         plan(a)
         return
     device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if a.memory and (a.shard or not device.startswith("cuda")):
+        raise UserError("--memory: needs --plan, or a GPU without --shard")
     with started(device, a.shard) as team:
         a.team, a.device = team, own_device(device)
         try:

@@ -35,6 +35,8 @@ from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
+from minillava.model import fast
+from minillava.model.generation import collect
 from minillava.model.llava import Llava
 
 DESCRIPTIONS = ("detail", "caption")
@@ -152,8 +154,9 @@ def answer_all(
         mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
         pictures = [picture(question) for question in batch if question.image is not None]
         room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
-        out = model.generate(ids, torch.stack(pictures) if pictures else None, mask, max_new_tokens=room)
-        for i, row in zip(chosen, out.tolist()):
+        embeddings = model.embed(ids, torch.stack(pictures) if pictures else None)
+        steps = fast.generate_ids(model.language_model, embeddings, mask, room)
+        for i, row in zip(chosen, collect(steps, model.processor.stop_ids, tokenizer.pad_id).tolist()):
             answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
     return answers
 

@@ -35,11 +35,7 @@ def stream(
         image = model.encode_image(image)
     with torch.inference_mode():
         embeddings = model.embed(torch.tensor([ids], device=model.device), visual=image)  # (1, T, hidden)
-    decoder = model.language_model
-    if fast.is_plain(decoder):
-        steps = fast.generate_ids(decoder, embeddings, max_new_tokens, temperature)
-    else:
-        steps = generation.generate_ids(decoder, embeddings, None, max_new_tokens, temperature)
+    steps = fast.generate_ids(model.language_model, embeddings, None, max_new_tokens, temperature)
     processor = model.processor
     pieces = generation.stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids)
     first = True

@@ -146,7 +146,7 @@ def test_lora_checkpointing_and_compact_weights_work_together(folder, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_muon_turns_whole_matrices_not_slices(folder, kind):
-    """Muon multiplies in bfloat16, so the tolerance is a few percent of the change."""
+    """Muon may multiply in bfloat16, so the tolerance is a few percent of the change."""
     one, other = learnt(folder / f"{kind}-muon"), learnt(folder / "single-muon")
     start = load(folder / "model").state_dict()
     for name, value in other.items():

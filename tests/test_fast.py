@@ -1,11 +1,15 @@
 """The fast pass of one row: reading it token by token gives what the decoder gives for the whole row."""
 
+import gc
+
 import pytest
 import torch
 from test_decoder import CLOSE, CONFIGS
 
+from minillava.model import fast, generation
 from minillava.model.decoder import Decoder, KVCache
-from minillava.model.fast import Step, is_plain
+from minillava.model.fast import GraphStep, Step, generate_by_graph, is_plain, multiply
+from minillava.model.generation import collect
 from minillava.model.lora import add_lora, merge_lora
 
 
@@ -69,5 +73,85 @@ def test_steps_are_for_plain_decoders():
     assert not is_plain(decoder)
     merge_lora(decoder)
     assert is_plain(decoder)
+
+
+PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("rows", "mask"), [(1, None), (3, None), (3, PADDED)])
+@torch.no_grad()
+def test_what_a_graph_would_replay_gives_the_plain_tokens(randomise, name, rows, mask):
+    """The pass that a GPU records; without a GPU it runs as it is, twice in a row on the same tensors."""
+    decoder = randomise(Decoder(CONFIGS[name]))
+    for count in (20, 9):
+        embeddings = decoder.embed_tokens(torch.randint(50, (rows, 5)))
+        expected = collect(generation.generate_ids(decoder, embeddings, mask, count), [], 0)
+        assert torch.equal(collect(generate_by_graph(decoder, embeddings, mask, count, 0.0), [], 0), expected)
+
+
+def test_a_graph_is_kept_while_it_fits_and_the_weights_stay(randomise):
+    decoder = randomise(Decoder(CONFIGS["GQA"]))
+    one, two = torch.zeros(1, 5, 32), torch.zeros(2, 5, 32)
+
+    def used(decoder, embeddings, tokens):
+        GraphStep.kept[decoder] = GraphStep.take(decoder, embeddings, tokens)
+        return GraphStep.kept[decoder]
+
+    first = used(decoder, one, 30)
+    assert used(decoder, one, 256) is first
+    assert used(decoder, one, 257) is not first
+    assert used(decoder, two, 30) is not used(decoder, one, 30)
+    kept = used(decoder, one, 30)
+    add_lora(decoder, rank=2, alpha=4.0)
+    assert used(decoder, one, 30) is not kept
+    count = len(GraphStep.kept)
+    del decoder, kept
+    gc.collect()
+    assert len(GraphStep.kept) == count - 1
+
+
+@torch.no_grad()
+def test_two_answers_at_the_same_time_do_not_meet(randomise):
+    decoder = randomise(Decoder(CONFIGS["GQA"]))
+    prompts = [decoder.embed_tokens(torch.randint(50, (1, 5))) for _ in range(2)]
+    expected = [collect(generation.generate_ids(decoder, prompt, None, 9), [], 0) for prompt in prompts]
+    collect(generate_by_graph(decoder, prompts[0], None, 9, 0.0), [], 0)  # its cache is kept for one of the two
+    both = zip(*(generate_by_graph(decoder, prompt, None, 9, 0.0) for prompt in prompts))
+    for found, plain in zip(zip(*both), expected):
+        assert torch.equal(torch.stack(found, dim=1), plain)
+
+
+def test_the_way_is_chosen_by_device_rows_and_decoder(randomise, monkeypatch):
+    ways = []
+    for module, name in ((generation, "generate_ids"), (fast, "generate_by_graph"), (fast, "generate_by_step")):
+        monkeypatch.setattr(module, name, lambda *arguments, name=name: ways.append(name))
+    decoder, one, two = Decoder(CONFIGS["GQA"]), torch.zeros(1, 5, 32), torch.zeros(2, 5, 32)
+    fast.generate_ids(decoder, one)
+    fast.generate_ids(decoder, two)
+    fast.generate_ids(decoder, one, torch.ones(1, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        fast.generate_ids(decoder, two, torch.ones(2, 5))
+    add_lora(decoder, rank=2, alpha=4.0)
+    fast.generate_ids(decoder, one)
+    merge_lora(decoder)
     decoder.compile(backend="eager")
-    assert not is_plain(decoder)
+    fast.generate_ids(decoder, one)
+    plain = "generate_ids"
+    assert ways == ["generate_by_step", plain, plain, "generate_by_graph", plain, plain]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (514, 512), (515, 512), (1024, 300)])
+def test_a_divided_product_is_the_product(shape, dtype):
+    matrix, x, out = torch.randn(shape).to(dtype), torch.randn(shape[1]).to(dtype), torch.empty(shape[0], dtype=dtype)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        result = multiply(matrix, x, out)
+    finally:
+        torch.set_num_threads(threads)
+    rtol = 1e-4 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(result.double(), matrix.double() @ x.double(), rtol=rtol, atol=20 * rtol)
+    assert torch.equal(result, out)

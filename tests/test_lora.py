@@ -174,7 +174,7 @@ def test_only_low_rank_matrices_and_the_projection_learn(base, tmp_path):
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), Run(tmp_path / "out", bfloat16=False))
+    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), Run(tmp_path / "out", dtype=torch.float32))
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if "lora_" in name or name.startswith("multi_modal_projector.")}
     assert all(p.grad is None for name, p in model.named_parameters() if name not in moved)
@@ -184,7 +184,7 @@ def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_p
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
     task.model.processor.template = TEMPLATES["chatml"]
-    train(task, Recipe(1e-2, 4, 2), Run(tmp_path / "out", bfloat16=False))
+    train(task, Recipe(1e-2, 4, 2), Run(tmp_path / "out", dtype=torch.float32))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {ADAPTER, CONFIG, "chat_template.jinja", "trainer_state.pt"}
     learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import cut_up
 from PIL import Image
+from torch.amp import GradScaler
 
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset, share_rows
@@ -69,7 +70,7 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_separate_rows(two, data,
     for task in two:
         tiny_model.zero_grad()
         micro, shares = cut_up(task, whole())
-        loss = accumulate(task, micro, shares, Run(tmp_path), nullcontext())
+        loss = accumulate(task, micro, shares, Run(tmp_path), nullcontext(), GradScaler(enabled=False))
         gradients = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
         results.append((micro[0], loss, padding(micro, shares, SINGLE)["padding"], gradients))
     (apart, loss, much, gradients), (packed, packed_loss, less, packed_gradients) = results
@@ -85,7 +86,8 @@ def test_micro_batches_hold_rows_of_similar_length(two, data, tmp_path):
     found = {}
     for parts in (1, 3):
         micro, shares = cut_up(two[0], whole(parts))
-        found[parts] = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext()), padding(micro, shares, SINGLE)
+        loss = accumulate(two[0], micro, shares, Run(tmp_path), nullcontext(), GradScaler(enabled=False))
+        found[parts] = loss, padding(micro, shares, SINGLE)
     rows = [row for share in shares for row in share]
     assert lengths_of(data, rows) == sorted(lengths_of(data, rows)) and sorted(rows) == list(range(9))
     (loss, much), (parts_loss, little) = found.values()

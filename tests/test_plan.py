@@ -1,10 +1,12 @@
 """The planned memory of a training, compared with what autograd and the optimizers hold, and with transformers."""
 
+import argparse
 import re
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ from safetensors.torch import load_file
 
 import train
 from minillava.config import LlavaConfig
-from minillava.errors import run_program
+from minillava.errors import UserError, run_program
 from minillava.model.llava import Llava
+from minillava.training.distributed import SINGLE
 from minillava.training.loop import prepare
 from minillava.training.optimizers import build_optimizers
-from minillava.training.plan import GIB, LORA_RANK, Setting, describe, kept_bytes, plan, settings
+from minillava.training.plan import GIB, LORA_RANK, Setting, describe, fill, kept_bytes, plan, settings
 from minillava.training.recipes import PRESETS, Recipe
 from minillava.training.tasks import choose_what_learns
 
@@ -33,7 +36,7 @@ def kept_by_autograd(s: Setting) -> int:
     """Bytes that autograd holds between the forward and the backward pass, without parameters."""
     model = Llava(s.config)
     choose_what_learns(model, s.stage, s.recipe.lora)
-    prepare(model, s.recipe.compact and s.bfloat16, s.recipe.checkpointing)
+    prepare(model, torch.bfloat16 if s.recipe.compact and s.bfloat16 else None, s.recipe.checkpointing)
     ids = torch.randint(10, 60, (ROWS, LENGTH))
     ids[:, : s.config.num_image_tokens] = s.config.image_token_id
     labels = ids.masked_fill(ids == s.config.image_token_id, -100)
@@ -79,7 +82,7 @@ def test_weights_gradients_and_optimiser_are_what_one_step_leaves(tiny_config, s
     s = setting_of(tiny_config, stage, bfloat16=True, compact=True, optimizer=optimizer, lora=lora)
     model = Llava(tiny_config)
     choose_what_learns(model, stage, lora)
-    prepare(model, compact=True, checkpointing=False)
+    prepare(model, torch.bfloat16, checkpointing=False)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in learning.values():
         parameter.grad = torch.ones_like(parameter)
@@ -142,7 +145,7 @@ def test_presets_for_one_card_fit_it(run, preset, tmp_path):
     for stage in ("1", "2"):
         code, printed, errors = run("--preset", preset, "--stage", stage, "--out", tmp_path / "none")
         assert (code, errors) == (0, "")
-        assert printed.splitlines()[-1] == "fits in 24 GiB"
+        assert printed.splitlines()[-1].startswith("fits in 24 GiB; without --accumulation and --checkpointing, ")
     assert not list(tmp_path.iterdir())
 
 
@@ -166,6 +169,36 @@ def test_what_does_not_fit_is_told_the_nearest_setting_that_does(tiny_config):
         assert ("--lora" in line) == bool(nearest.lora)
         assert told(nearest, memory).startswith("fits in")  # the named setting does fit
     assert "neither does any other setting" in told(recipe, min(peaks) * 0.999)
+
+
+def test_a_card_is_filled_with_the_largest_micro_batch_and_without_checkpointing_if_that_fits(tiny_config):
+    start = Recipe(1e-3, 6, 1, accumulation=3, checkpointing=True, length=60)
+    ways = [replace(start, checkpointing=c, accumulation=n) for c in (False, True) for n in (1, 2, 4, 6)]
+    peaks = [plan(Setting(tiny_config, 2, way, bfloat16=True, gpu=True))["peak"] / GIB for way in ways]
+    setting = Setting(tiny_config, 2, start, bfloat16=True, gpu=True)
+    for memory in (peak * 1.0001 for peak in peaks):
+        assert fill(setting, memory) == next(way for way, peak in zip(ways, peaks) if peak <= memory)
+    assert fill(setting, min(peaks) * 0.9999) is None
+
+
+@pytest.mark.parametrize(("free", "given", "memory"), [(70, None, 70), (70, 24, 24), (20, 24, 20)])
+def test_training_fills_what_is_free_or_less_if_asked(monkeypatch, tiny_config, capsys, free, given, memory):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 80 * GIB))
+    asked = []
+    monkeypatch.setattr(train, "fill", lambda setting, memory: asked.append(memory) or setting.recipe)
+    recipe = Recipe(1e-3, 6, 1, accumulation=3)
+    options = {"device": "cuda", "team": SINGLE, "dtype": None, "memory": given, "checkpointing": None}
+    for accumulation in (None, 3):
+        a = argparse.Namespace(**options, accumulation=accumulation)
+        assert train.fill_card(1, tiny_config, recipe, a) == recipe
+    assert asked == [memory]
+    assert capsys.readouterr().out.count("3 x 2 rows, activation checkpointing off; the fewest") == 1
+
+
+def test_memory_is_not_ignored(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--stage", "1", "--device", "cpu", "--memory", "8"])
+    with pytest.raises(UserError, match="--memory: needs --plan"):
+        train.main()
 
 
 def test_settings_go_from_what_costs_time_to_what_learns_something_else():

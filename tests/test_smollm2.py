@@ -105,7 +105,7 @@ def test_greedy_answers_are_those_of_transformers(ours, theirs):
         ends = {"eos_token_id": stops, "pad_token_id": 2}
         answer = theirs.generate(ids, max_new_tokens=8, do_sample=False, **ends)[0, ids.shape[1] :].tolist()
         with torch.no_grad():
-            steps = fast.generate_ids(decoder, decoder.embed_tokens(ids), len(answer), 0.0)
+            steps = fast.generate_ids(decoder, decoder.embed_tokens(ids), None, len(answer), 0.0)
             assert [step.item() for step in steps] == answer, question
     pieces = list(stream(ours, None, QUESTIONS[0], max_new_tokens=16))
     assert "".join(pieces) == "The capital of France is Paris." and len(pieces) > 5

@@ -105,6 +105,12 @@ def test_the_fast_path_gives_the_answer_of_the_plain_one(model, picture, monkeyp
     assert len(calls) == 39  # only one of the answers, and its first token comes from the prompt's pass
 
 
+def test_the_temperature_reaches_the_sampling(model, picture):
+    torch.manual_seed(0)
+    cold, hot = (model.chat(picture, "What is it?", max_new_tokens=40, temperature=t) for t in (0.0, 1.0))
+    assert cold != hot
+
+
 def test_answers_are_those_of_the_model_with_lora(model, picture):
     before = model.chat(picture, "What is it?", max_new_tokens=20)
     add_lora(model.language_model, rank=2, alpha=4.0)

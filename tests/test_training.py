@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import batch_of, cut_up
 from PIL import Image
+from torch.amp import GradScaler
 
 from data.picturebook.write import write_world
 from minillava.checkpoint import load
@@ -92,7 +93,7 @@ def test_a_training_overfits_one_batch(world, tmp_path, kind):
     batch = batch_of(task.dataset, list(range(4)))
     task.collate = lambda examples: batch
     rate = 0.005 if kind == "vision" else 0.02  # at a higher rate the contrastive loss does not settle
-    train(task, Recipe(rate, 4, 30), Run(tmp_path / kind, max_steps=60, bfloat16=False))
+    train(task, Recipe(rate, 4, 30), Run(tmp_path / kind, max_steps=60, dtype=torch.float32))
     losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 60
     # Stage 1 trains only W, before an untrained decoder.
@@ -120,7 +121,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world):
         task = make(world, "stage2")
         micro, shares = cut_up(task, replace(RECIPE, batch_size=7, accumulation=parts))
         assert sorted(map(len, shares)) == {1: [7], 3: [1, 3, 3]}[parts]
-        accumulate(task, micro, shares, Run(world), nullcontext())
+        accumulate(task, micro, shares, Run(world), nullcontext(), GradScaler(enabled=False))
         gradients.append([p.grad for p in task.model.parameters() if p.grad is not None])
     for whole, summed in zip(*gradients):
         torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
@@ -148,7 +149,7 @@ def test_a_row_is_read_and_encoded_once_a_step(world, tmp_path, monkeypatch):
 
 def gradients_and_kept_bytes(world, checkpointing: bool) -> tuple[list[torch.Tensor], int]:
     task = make(world, "stage2")
-    prepare(task.model, compact=False, checkpointing=checkpointing)
+    prepare(task.model, frozen=None, checkpointing=checkpointing)
     kept = {}
 
     def pack(tensor):
@@ -185,7 +186,7 @@ def test_compact_holds_what_is_frozen_in_bfloat16_and_what_learns_in_float32(wor
         frozen = name.startswith("vision_tower")
         assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
         assert torch.equal(value.float(), model.state_dict()[name].float()) == frozen, name
-    train(make(world, "stage1"), compact, Run(tmp_path / "float32", max_steps=1, bfloat16=False))
+    train(make(world, "stage1"), compact, Run(tmp_path / "float32", max_steps=1, dtype=torch.float32))
     kinds = {p.dtype for p in load(tmp_path / "float32", dtype="stored").parameters()}
     assert kinds == {torch.float32}
 

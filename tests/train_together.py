@@ -52,7 +52,8 @@ def run(
         return schedule(step, *others)
 
     with patch.object(loop, "schedule", rate), suppress(PowerCut):
-        loop.train(task, recipe, loop.Run(folder / name, 0, resume, steps, bfloat16=recipe.compact, team=team))
+        dtype = torch.bfloat16 if recipe.compact else torch.float32
+        loop.train(task, recipe, loop.Run(folder / name, 0, resume, steps, dtype=dtype, team=team))
 
 
 def watch_writes(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from statistics import fmean
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from minillava.errors import UserError
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
 from minillava.training.distributed import SINGLE, Team, hold_gradients
-from minillava.training.machine import has_fast_bfloat16, keep_memory
+from minillava.training.machine import compile_blocks, compiling_pays, fastest_dtype, keep_memory
 from minillava.training.optimizers import build_optimizers, schedule
 from minillava.training.order import Order
 from minillava.training.plot import draw_loss
@@ -37,10 +39,12 @@ from minillava.training.tasks import Task
 class Run:
     """Where a training is written and on what it runs.
 
-    ``out`` is the checkpoint folder; ``out``.metrics.jsonl and ``out``.loss.png are written next to it. ``bfloat16``
-    computes the matrix products in bfloat16; None does so if the device is faster that way or the recipe is compact.
-    ``resume`` continues from the last checkpoint, and ends with the same weights as a run without a break. ``team`` is
-    the ranks that share the work; up to rounding, the result does not depend on their number.
+    ``out`` is the checkpoint folder; ``out``.metrics.jsonl and ``out``.loss.png are written next to it. ``dtype`` is
+    that of the matrix products; None: the fastest, or bfloat16 if the recipe is compact. ``compile``: whether to
+    compile the blocks; None: if that saves time. ``workers`` are processes that prepare batches; the result does not
+    depend on their number. ``resume`` continues from the last checkpoint, and ends with the same weights as a run
+    without a break. ``team`` is the ranks that share the work; up to rounding, the result does not depend on their
+    number.
     """
 
     out: Path
@@ -48,7 +52,9 @@ class Run:
     resume: bool = False
     max_steps: int | None = None
     device: str = "cpu"
-    bfloat16: bool | None = None
+    dtype: torch.dtype | None = None
+    compile: bool | None = None
+    workers: int = 0
     team: Team = SINGLE
 
 
@@ -56,31 +62,40 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     """Run a task to its end. Every rank calls this.
 
     Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there is no checkpoint of this run to
-    resume from, and if the loss is not finite.
+    resume from, if the loss is not finite, and for a sharded training in float16.
     """
     keep_memory()
     out, team, device = run.out, run.team, run.device
     team.on_first(lambda: recover_folder(out))
-    bfloat16 = recipe.compact or has_fast_bfloat16(device) if run.bfloat16 is None else run.bfloat16
-    # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
-    prepare(task.model, recipe.compact and bfloat16, recipe.checkpointing)
-    task = replace(task, loss=team.spread(task.model, task.loss, device))
-    trainable = {name: p for name, p in task.model.train().named_parameters() if p.requires_grad}
-    optimizers = build_optimizers(trainable, recipe)
+    dtype, autocast, scaler = precision(recipe, run)
+    prepare(task.model, dtype if recipe.compact else None, recipe.checkpointing)
     order = Order(len(task.dataset), task.size, recipe, run.seed, team)
     total = max(1, round(recipe.epochs * order.per_epoch))
     total = min(total, run.max_steps or total)
+    compiled = compiling_pays(device, total) if run.compile is None else run.compile
+    compile_blocks(task.model, compiled)
+    task = replace(task, loss=team.spread(task.model, task.loss, device))
+    trainable = {name: p for name, p in task.model.train().named_parameters() if p.requires_grad}
+    optimizers = build_optimizers(trainable, recipe)
     done, metrics = 0, []
     if run.resume:
-        done, metrics = restore(task, optimizers, run, total)
+        done, metrics = restore(task, optimizers, scaler, run, total)
     elif out.exists():
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
     log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
 
+    if compiled:
+        compile_now(task, order, run, autocast, scaler)
     order.steps, start = range(done, total), time.perf_counter()
-    batches = iter(DataLoader(task.dataset, batch_sampler=order, collate_fn=task.collate))
+    loader = DataLoader(
+        task.dataset,
+        batch_sampler=order,
+        collate_fn=task.collate,
+        num_workers=run.workers,
+        pin_memory=torch.device(device).type == "cuda",
+    )
+    batches = iter(loader)
     with (
         tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.is_first else True) as bar,
         open(log, "w", buffering=1, encoding="utf-8") as file,
@@ -93,20 +108,26 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
             shares = order.micro_batches(step)
-            micro = [next(batches) for _ in shares]
-            loss = accumulate(task, micro, shares, run, autocast)
+            asked = time.perf_counter()
+            micro = [next_batch(batches) for _ in shares]
+            waited = time.perf_counter() - asked
+            loss = accumulate(task, micro, shares, run, autocast, scaler)
             if not math.isfinite(loss):
                 raise UserError(f"{task.name}: the loss is {loss} at step {step}; a smaller --learning-rate may help")
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trainable.values(), 1.0)
             for optimizer in optimizers:
-                optimizer.step()
+                scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
+            scaler.update()
             task.after_step()
             metrics.append({"step": step + 1, "loss": loss, "learning_rate": rate, **padding(micro, shares, team)})
-            file.write(json.dumps({**metrics[-1], "seconds": round(time.perf_counter() - start, 2)}) + "\n")
+            times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # waited for data
+            file.write(json.dumps(metrics[-1] | times) + "\n")
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % recipe.save_every == 0 or step + 1 == total:
-                save(task, optimizers, run, step + 1, total)
+                save(task, optimizers, scaler, run, step + 1, total)
     if metrics and team.is_first:
         draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
         if "padding" in metrics[0]:
@@ -114,7 +135,25 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     task.model.eval()
 
 
-def accumulate(task: Task, micro: list[dict[str, Tensor]], shares: list[list[int]], run: Run, autocast) -> float:
+def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, GradScaler]:
+    """The dtype of the matrix products, the context that computes them in it, and the scaler of the loss.
+
+    Small gradients would be zero in float16. So the scaler multiplies the loss, and divides the gradients before the
+    step. In other dtypes it does nothing. Raises UserError for a sharded training in float16.
+    """
+    kind, dtype = torch.device(run.device).type, run.dtype or fastest_dtype(run.device)
+    if recipe.compact and run.dtype is None and dtype == torch.float32:
+        dtype = torch.bfloat16
+    if dtype == torch.float16 and run.team.shard:
+        raise UserError("--shard: needs bfloat16 or float32; choose one with --dtype")
+    # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
+    autocast = torch.autocast(kind, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    return dtype, autocast, GradScaler(kind, enabled=dtype == torch.float16)
+
+
+def accumulate(
+    task: Task, micro: list[dict[str, Tensor]], shares: list[list[int]], run: Run, autocast, scaler: GradScaler
+) -> float:
     """Forward and backward passes of one batch, in this rank's micro-batches; returns the loss of the whole batch.
 
     Each micro-batch's mean loss is weighted by its number of terms (``task.weight``), so the gradient is that of the
@@ -122,13 +161,44 @@ def accumulate(task: Task, micro: list[dict[str, Tensor]], shares: list[list[int
     """
     team = run.team
     weights = [task.weight(batch) if rows else 0 for batch, rows in zip(micro, shares)]
-    total, loss = team.total(sum(weights)), 0.0
+    total, loss = team.total(sum(weights)), torch.zeros((), device=run.device)
     for number, (batch, weight) in enumerate(zip(micro, weights), 1):
+        batch = {name: value.to(run.device, non_blocking=True) for name, value in batch.items()}
         with autocast, hold_gradients(task.loss, number < len(micro)):
-            part = task.loss({name: value.to(run.device) for name, value in batch.items()}) * (weight / total)
-        (part * team.size).backward()  # DDP and FSDP2 average over ranks; this makes it a sum
-        loss += part.item()
-    return team.total(loss)
+            part = task.loss(batch) * (weight / total)
+        scaler.scale(part * team.size).backward()  # DDP and FSDP2 average over ranks; this makes it a sum
+        loss += part.detach()  # not item(), which would wait for the GPU at every micro-batch
+    return team.total(loss.item())
+
+
+def next_batch(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The next micro-batch. A UserError from a worker process gets its own message back, without the traceback."""
+    try:
+        return next(batches)
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+
+def compile_now(task: Task, order: Order, run: Run, autocast, scaler: GradScaler) -> None:
+    """Compute the first batch, so that the blocks are compiled before the first step, and say how long that took.
+
+    A resumed run does it with the same batch, so it gets the same code, and the same rounding. If there is no C++
+    compiler, the training goes on without compiled blocks.
+    """
+    start, order.steps = time.perf_counter(), range(1)
+    print(f"{task.name}: compiling the blocks, which may take a minute", flush=True)
+    micro = [task.collate([task.dataset[key] for key in keys]) for keys in order]
+    try:
+        accumulate(task, micro, order.micro_batches(0), run, autocast, scaler)
+        print(f"{task.name}: compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        print(f"{task.name}: the blocks cannot be compiled here, training goes on without ({reason})", flush=True)
+        compile_blocks(task.model, compile=False)
+    for parameter in task.model.parameters():
+        parameter.grad = None
 
 
 def padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team) -> dict[str, float]:
@@ -139,15 +209,16 @@ def padding(micro: list[dict[str, Tensor]], shares: list[list[int]], team: Team)
     return {"padding": 1 - tokens / team.total(sum(batch["input_ids"].numel() for batch in micro))}
 
 
-def prepare(model: nn.Module, compact: bool, checkpointing: bool) -> None:
+def prepare(model: nn.Module, frozen: torch.dtype | None, checkpointing: bool) -> None:
     """Set the dtype of the model's weights and, with ``checkpointing``, activation checkpointing in its decoder.
 
-    Trainable weights are float32: an optimizer step is often too small to change a bfloat16 weight. Frozen weights are
-    bfloat16 if ``compact``, and otherwise keep their dtype.
+    Trainable weights are float32: an optimizer step is often too small to change a bfloat16 weight. ``frozen`` is the
+    dtype of frozen weights; None: they keep theirs.
     """
     for parameter in model.parameters():
-        if parameter.requires_grad or compact:
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+        dtype = torch.float32 if parameter.requires_grad else frozen
+        if dtype is not None:
+            parameter.data = parameter.data.to(dtype)
     for part in model.modules():
         if checkpointing and isinstance(part, Block):  # save only a block's input; recompute the rest going backward
             part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)

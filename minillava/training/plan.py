@@ -23,7 +23,7 @@ from minillava.config import LlavaConfig
 from minillava.formats.tensors import Unfilled
 from minillava.model.llava import Llava
 from minillava.training.loop import prepare
-from minillava.training.optimizers import build_optimizers
+from minillava.training.optimizers import Muon, build_optimizers
 from minillava.training.recipes import Recipe
 from minillava.training.tasks import choose_what_learns
 
@@ -48,7 +48,7 @@ class Setting:
         with torch.device("meta"), Unfilled():
             self.model = Llava(config)
             choose_what_learns(self.model, stage, recipe.lora)
-        prepare(self.model, recipe.compact and bfloat16, recipe.checkpointing)
+        prepare(self.model, torch.bfloat16 if recipe.compact and bfloat16 else None, recipe.checkpointing)
         self.whole = stage == 2 and not recipe.lora  # whether the decoder's own weights learn
         self.rows = math.ceil(recipe.batch_size / recipe.accumulation)  # in a micro-batch
         self.length = max(recipe.length, config.num_image_tokens + 1)
@@ -67,7 +67,7 @@ def plan(s: Setting) -> dict[str, int]:
     gradients = sum(p.nbytes for p in learning.values())
     # AdamW keeps running means of the gradients and of their squares, Muon only the former.
     optimizer = sum(
-        p.nbytes * (1 if isinstance(o, torch.optim.Muon) else 2)
+        p.nbytes * (1 if isinstance(o, Muon) else 2)
         for o in build_optimizers(learning, recipe)
         for p in o.param_groups[0]["params"]
     )
@@ -151,15 +151,37 @@ def copy_bytes(s: Setting, part: nn.Module) -> int:
     return sum(2 * p.numel() for p in part.parameters() if p.ndim == 2 and p.dtype == torch.float32)
 
 
+def pieces(recipe: Recipe) -> list[int]:
+    """The recipe's number of micro-batches, and its doubles up to one row in each."""
+    size = recipe.batch_size
+    return sorted({min(recipe.accumulation * 2**n, size) for n in range(size.bit_length() + 1)})
+
+
 def settings(recipe: Recipe, stage: int) -> Iterator[Recipe]:
     """The recipe itself, then recipes ever further from it: more micro-batches, then checkpointing, which both cost
     only time; and last LoRA, which changes what learns."""
-    size = recipe.batch_size
-    pieces = sorted({min(recipe.accumulation * 2**n, size) for n in range(size.bit_length() + 1)})
     for lora in (recipe.lora, LORA_RANK) if stage == 2 and not recipe.lora else (recipe.lora,):
         for checkpointing in sorted({recipe.checkpointing, True}):
-            for accumulation in pieces:
+            for accumulation in pieces(recipe):
                 yield replace(recipe, lora=lora, checkpointing=checkpointing, accumulation=accumulation)
+
+
+def fill(s: Setting, memory: float) -> Recipe | None:
+    """The recipe of ``s`` in the fewest micro-batches that fit in ``memory`` GiB; with activation checkpointing, which
+    costs a third more arithmetic, only if nothing fits without it. None if nothing fits at all."""
+    for checkpointing in (False, True):
+        for accumulation in pieces(replace(s.recipe, accumulation=1)):
+            recipe = replace(s.recipe, checkpointing=checkpointing, accumulation=accumulation)
+            if plan(Setting(s.config, s.stage, recipe, s.bfloat16, s.gpu))["peak"] <= memory * GIB:
+                return recipe
+    return None
+
+
+def in_words(recipe: Recipe) -> str:
+    """How a batch is computed: "32 = 8 x 4 rows, activation checkpointing on"."""
+    rows = math.ceil(recipe.batch_size / recipe.accumulation)
+    switch = "on" if recipe.checkpointing else "off"
+    return f"batch {recipe.batch_size} = {recipe.accumulation} x {rows} rows, activation checkpointing {switch}"
 
 
 def describe(s: Setting, memory: float) -> str:
@@ -180,6 +202,8 @@ def describe(s: Setting, memory: float) -> str:
     ]
     if p["peak"] > memory * GIB:
         lines[-1] += nearest(s, memory)
+    elif s.gpu and (chosen := fill(s, memory)) != recipe:
+        lines[-1] += f"; without --accumulation and --checkpointing, training chooses {in_words(chosen)}"
     return "\n".join(lines)
 
 

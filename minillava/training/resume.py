@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch.amp import GradScaler
 from torch.distributed.checkpoint import state_dict
 
 from minillava.errors import UserError
@@ -23,7 +24,7 @@ def is_finished(out: Path) -> bool:
     return state["step"] >= state["total"]
 
 
-def save(task, optimizers: list[torch.optim.Optimizer], run, step: int, total: int) -> None:
+def save(task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, step: int, total: int) -> None:
     """Write the model, and what resuming needs, into ``run.out``, which is replaced as a whole or not at all."""
     tensors = state_dict.get_model_state_dict(task.model, options=WHOLE)
     moments = state_dict.get_optimizer_state_dict(task.model, optimizers, options=WHOLE)
@@ -33,12 +34,15 @@ def save(task, optimizers: list[torch.optim.Optimizer], run, step: int, total: i
         task.write(tensors, folder)
         learnt = {name: tensors[name] for name in learns}
         state = {"step": step, "total": total, "seed": run.seed, "parameters": learnt, "optimizers": moments}
+        state["scaler"] = scaler.state_dict()  # {} unless the training is in float16
         torch.save(state, folder / STATE)
 
     run.team.on_first(lambda: replace_folder(run.out, fill))
 
 
-def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> tuple[int, list[dict]]:
+def restore(
+    task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, total: int
+) -> tuple[int, list[dict]]:
     """Load ``run.out`` into the model and the optimizers; returns the number of steps done, and their metrics.
 
     Raises UserError if there is no checkpoint to resume from, or if it is another run's.
@@ -58,6 +62,8 @@ def restore(task, optimizers: list[torch.optim.Optimizer], run, total: int) -> t
         state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{run.out / STATE}: the optimizer state does not fit ({type(error).__name__})") from None
+    if state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
     lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # one per step; a kill may tear a later one
     return state["step"], [json.loads(line) for line in lines]

@@ -29,24 +29,29 @@ from minillava.inputs.conversations import pad_rows  # noqa: E402
 from minillava.inputs.image import ImageProcessor  # noqa: E402
 from minillava.training.loop import prepare  # noqa: E402
 from minillava.training.plan import Setting  # noqa: E402
-from minillava.training.recipes import TINYLLAMA  # noqa: E402
+from minillava.training.recipes import TINYLLAMA, VICUNA_7B  # noqa: E402
 from minillava.training.tasks import Task, llava_task  # noqa: E402
 
 CLIP_B = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SMOLLM2_135M = DecoderConfig(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)
-SIZES = {"toy": None, "135m": (CLIP_B, SMOLLM2_135M), "1.1b": (CLIP_B, TINYLLAMA)}  # toy is the shipped model
+SIZES = {  # toy is the shipped model
+    "toy": None,
+    "135m": (CLIP_B, SMOLLM2_135M),
+    "1.1b": (CLIP_B, TINYLLAMA),
+    "7b": (CLIP_B, VICUNA_7B),
+}
 
 
-def build(size: str, dtype: torch.dtype = torch.float32) -> Llava:
+def build(size: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Llava:
     """The shipped model, or one with random weights, the shipped tokenizer and more embeddings than it has tokens."""
     if size == "toy":
-        return load(PRETRAINED / "llava", dtype=dtype)
+        return load(PRETRAINED / "llava", device, dtype)
     vision, decoder = SIZES[size]
     tokenizer = Tokenizer.from_pretrained(PRETRAINED / "llava")
     processor = Processor(tokenizer, ImageProcessor.for_size(vision.image_size), vision.num_patches)
     with torch.device("meta"), Unfilled():
         model = Llava(LlavaConfig(vision, decoder, "mlp", image_token_id=tokenizer.image_id), processor)
-    fill_at_random(model.to(dtype), "cpu")
+    fill_at_random(model.to(dtype), device)
     return model.eval()
 
 
@@ -70,7 +75,8 @@ def opened_by_transformers(model: Llava, dtype: torch.dtype = torch.float32) -> 
 
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "model")
-        return LlavaForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=dtype).eval()
+        their = LlavaForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=dtype)
+        return their.eval().to(model.device)
 
 
 def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
@@ -123,7 +129,7 @@ def random_task(setting: Setting, device: str) -> Task:
     with torch.device("meta"), Unfilled():
         model = Llava(setting.config)
         task = llava_task(model, RandomRows(setting), setting.stage, recipe.lora, base="base")
-    prepare(model, recipe.compact and setting.bfloat16, checkpointing=False)
+    prepare(model, torch.bfloat16 if recipe.compact and setting.bfloat16 else None, checkpointing=False)
     fill_at_random(model, device)
     return task
 

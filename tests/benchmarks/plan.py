@@ -65,7 +65,8 @@ def measure(shape: Shape, device: str, give_back: bool) -> int:
     setting, before = shape.setting(gpu=device == "cuda"), resident("VmRSS")
     task = random_task(setting, device)
     with tempfile.TemporaryDirectory() as folder:
-        run = loop.Run(Path(folder) / "out", max_steps=2, device=device, bfloat16=shape.bfloat16)
+        dtype = torch.bfloat16 if shape.bfloat16 else torch.float32
+        run = loop.Run(Path(folder) / "out", max_steps=2, device=device, dtype=dtype)
         loop.train(task, shape.recipe, run)
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before
 

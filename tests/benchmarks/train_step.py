@@ -4,7 +4,7 @@ A step is the forward pass, the loss, the backward pass, AdamW's step and zero_g
 and dtype (float32), the same batch of picture-book rows (one picture each; loss only on the answers; no attention mask,
 because padding is on the right), the same trainable parameters (the projection, in stage 2 the decoder too) and the
 same optimizer. They run in alternation in one process, where glibc keeps freed memory, as in minillava's loop. Their
-losses are compared at every step.
+losses are compared at every step. ``--compile`` compiles minillava's blocks, as ``train.py --compile`` does.
 
 Memory is measured in a separate process for each side: the peak resident memory of two steps (in the second, the
 optimizer state exists from the start), less the memory before the first, with libraries and weights loaded.
@@ -21,7 +21,7 @@ import torch
 from models import alternate, build, opened_by_transformers, real_batch, resident
 from torch import Tensor, nn
 
-from minillava.training.machine import keep_memory
+from minillava.training.machine import compile_blocks, keep_memory
 from minillava.training.tasks import choose_what_learns
 
 # Rows per batch: the toy recipes', and what two cores compute in seconds.
@@ -41,7 +41,7 @@ def learning(model: nn.Module, stage: int, mlp: bool) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]:
+def steps(size: str, stage: int, compile: bool = False) -> dict[str, Callable[[], Callable[[], float]]]:
     """For each side, a function that builds its step; a step returns the loss."""
     source = build(size)
     batch = real_batch(source, ROWS[size, stage], stage)
@@ -60,6 +60,7 @@ def steps(size: str, stage: int) -> dict[str, Callable[[], Callable[[], float]]]
 
     def ours() -> Callable[[], float]:
         choose_what_learns(source.train(), stage)
+        compile_blocks(source, compile)
         return maker(lambda: source(**batch)[1], [p for p in source.parameters() if p.requires_grad])
 
     def theirs() -> Callable[[], float]:
@@ -79,9 +80,9 @@ def memory(size: str, stage: int, side: str) -> int:
     return resident("VmHWM") - before
 
 
-def measure(size: str, stage: int, rounds: int) -> dict:
+def measure(size: str, stage: int, rounds: int, compile: bool) -> dict:
     keep_memory()
-    made = steps(size, stage)
+    made = steps(size, stage, compile)
     theirs, ours = made["transformers"](), made["minillava"]()  # ours last: theirs starts from its saved weights
     losses: dict[str, list[float]] = {side: [] for side in SIDES}
     seconds = alternate(
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("toy", "135m"), nargs="+", default=["toy", "135m"])
     parser.add_argument("--stage", type=int, choices=(1, 2), nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile minillava's blocks")
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
     parser.add_argument("--memory", choices=SIDES, help=argparse.SUPPRESS)  # for the separate process
     a = parser.parse_args()
@@ -123,7 +125,7 @@ def main() -> None:
     results = []
     for size in a.size:
         for stage in a.stage:
-            r = measure(size, stage, a.rounds)
+            r = measure(size, stage, a.rounds, a.compile)
             results.append(r)
             name = f"{size}, stage {stage}, {r['rows']} rows"
             print(f"{name:<22}", end="")
