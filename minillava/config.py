@@ -67,11 +67,11 @@ class DecoderConfig:
     """A LLaMA decoder. The defaults are the picture-book's; LLaMA-7B is 32000, 4096, 11008, 32, 32, 32."""
 
     vocab_size: int = 1024
-    hidden_size: int = 128
-    intermediate_size: int = 256
+    hidden_size: int = 160
+    intermediate_size: int = 384
     num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 4
+    num_attention_heads: int = 5
+    num_key_value_heads: int = 5
     head_dim: int = 32
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5

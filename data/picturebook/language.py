@@ -2,7 +2,7 @@
 
 import random
 
-from data.picturebook.scene import COLOURS, KINDS, Scene, Thing
+from data.picturebook.scene import COLOURS, KINDS, PLACES, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 WHERE = {
@@ -74,13 +74,15 @@ def description(scene: Scene) -> str:
     return " ".join([*sentences, f"That makes {things(len(scene.things))}."])
 
 
-def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A request for notes, and the notes. With them a decoder learns to look things up before it learns to talk.
+def notes(scene: Scene, rng: random.Random, requests: int = 10) -> list[tuple[str, str]]:
+    """Short requests for notes, and the notes. With them a decoder learns to look things up before it learns to talk.
 
-    One half are index cards: "red fish top left large, top right small blue boat". The things are in random order, and
-    each card begins with a random one of the thing's four attributes, so the rest can only be found by looking for a
-    thing with this attribute. The other half are lists of the requested things in reading order.
+    In half of the scenes the first note is index cards of all things: "red fish top left large, top right small blue
+    boat". The cards are in random order, and each begins with a random one of its thing's four attributes, so the rest
+    can only be found by looking for a thing with this attribute. The others are look-ups ("red things"), whose notes
+    have cards in reading order, each from the place to the kind.
     """
+    turns = {}
     if rng.random() < 0.5:
         cards = []
         for thing in scene.things:
@@ -88,9 +90,32 @@ def notes(scene: Scene, rng: random.Random) -> tuple[str, str]:
             start = rng.randrange(len(card))
             cards.append(" ".join(card[start:] + card[:start]))
         rng.shuffle(cards)
-        return "Make notes of the picture.", f"{', '.join(cards)}."
-    what, found = some_things(scene, rng)
-    return f"Make a list of the {what}.", f"{', '.join(f'{thing.place} {thing.pair}' for thing in found) or 'none'}."
+        turns["notes"] = f"{', '.join(cards)}."
+    while len(turns) < requests:
+        request, found = look_up(scene, rng)
+        if rng.random() < 0.25:
+            note = f"{', '.join(thing.place for thing in found)}: {NUMBERS[len(found)]}" if found else "none"
+            turns[f"count {request}"] = f"{note}."
+        else:
+            turns[request] = f"{', '.join(f'{t.place} {t.size} {t.pair}' for t in found) or 'none'}."
+    return list(turns.items())
+
+
+def look_up(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
+    """What to look up: a colour or kind, a pair, a place, or a size; and the things that match, often none."""
+    thing, way = rng.choice(scene.things), rng.random()
+    if way < 0.4:
+        return some_things(scene, rng)
+    if way < 0.7:
+        asked = thing.pair
+        if rng.random() < 0.5:  # one attribute is another's
+            asked = f"{rng.choice(list(COLOURS))} {thing.kind}" if way < 0.55 else f"{thing.colour} {rng.choice(KINDS)}"
+        return asked, [other for other in scene.things if other.pair == asked]
+    if way < 0.9:
+        place = thing.place if rng.random() < 0.6 else rng.choice([place for row in PLACES for place in row])
+        return place, [other for other in scene.things if other.place == place]
+    size = rng.choice(list(SIZES))
+    return f"{size} things", [other for other in scene.things if other.size == size]
 
 
 def some_things(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:

@@ -149,7 +149,7 @@ def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
     return _row(
         f"notes-{index:06d}",
         scene,
-        [language.notes(scene, rng)],
+        language.notes(scene, rng),
         words=language.words_by_patch(scene, GRID),
         type="notes",
     )
