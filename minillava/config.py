@@ -70,14 +70,14 @@ class DecoderConfig:
     hidden_size: int = 160
     intermediate_size: int = 384
     num_hidden_layers: int = 4
-    num_attention_heads: int = 5
-    num_key_value_heads: int = 5
-    head_dim: int = 32
+    num_attention_heads: int = 3
+    num_key_value_heads: int = 3
+    head_dim: int = 64
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     rope_scaling: dict | None = None  # rope_type and its parameters; ROPE_SCALINGS lists them
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool = True  # a word of the picture is then easily repeated in the answer
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -92,7 +92,9 @@ class DecoderConfig:
 
 # transformers' defaults for sizes that a config.json leaves out.
 CLIP_VISION = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=32, projection_dim=512)
-LLAMA = DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, rms_norm_eps=1e-6, rope_theta=10000.0)
+LLAMA = DecoderConfig(
+    32000, 4096, 11008, 32, 32, 32, 128, 2048, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=False
+)
 
 
 @dataclass

@@ -203,18 +203,18 @@ WEIGHTS = {
     "say": 4,
 }
 MAKERS = QUESTIONS | MORE | {"talk": talk, "beyond": beyond, "say": say}
-PLAIN = 0.12  # share of the old wordings among questions that have one
+PLAIN = 0.25  # share of the old wordings among questions that have one
 
 
 def conversation(
-    scene: Scene, rng: random.Random, length: int, without: frozenset[str] = frozenset()
+    scene: Scene, rng: random.Random, length: int, without: frozenset[str] = frozenset(), number: int | None = None
 ) -> list[tuple[str, str]]:
-    """Questions in the training's wordings and their answers: one to five turns, no question twice, at most ``length``
-    characters in total. No question names a pair of ``without``."""
-    [number] = rng.choices(range(1, 6), (1, 1, 2, 4, 8))
+    """Questions in the training's wordings and their answers: ``number`` turns or one to five, no question twice, at
+    most ``length`` characters in total. No question names a pair of ``without``."""
+    number = number or rng.choices(range(1, 6), (1, 1, 2, 4, 8))[0]
     turns: dict[str, str] = {}
     last = None
-    for _ in range(60):
+    for _ in range(20 * number):
         if len(turns) == number:
             break
         if last and rng.random() < 0.35:

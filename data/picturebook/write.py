@@ -156,10 +156,13 @@ def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
 
 
 def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
-    if rng.random() < 0.1:
+    """A long conversation: the words of the picture and the system message are read once for nine answers."""
+    if rng.random() < 0.05:
         turns, kind = [_brief(scene, rng)], "caption"
     else:
-        turns, kind = _talk(scene, rng), "conversation"
+        turns, kind = talk(scene, rng, 2 * LENGTH, number=9), "conversation"
+        if rng.random() < 0.2:
+            turns[-1] = _detail(scene, rng)
     return _row(f"words-{index:06d}", scene, turns, words=language.words_by_patch(scene, GRID), type=kind)
 
 

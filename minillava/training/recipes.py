@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from minillava.config import DecoderConfig, VisionConfig
+from minillava.config import LLAMA, DecoderConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Preset:
 # similar length, need less padding.
 TOY = {
     "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
-    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
-    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", accumulation=2, minutes=10),
+    "notes": Recipe(learning_rate=1e-2, batch_size=16, epochs=0.32, optimizer="muon", accumulation=2, minutes=4),
+    "decoder": Recipe(learning_rate=6e-3, batch_size=8, epochs=1.2, optimizer="muon", accumulation=2, minutes=10),
     "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
     "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", accumulation=2, minutes=8),
 }
@@ -71,8 +71,10 @@ def in_pieces(stage1: int, stage2: int, lora: int = 0) -> dict[str, Recipe]:
 # padding token, rounded up to a multiple of 64.
 CLIP_L = VisionConfig(1024, 4096, 24, 16, image_size=224, patch_size=14, projection_dim=768)
 CLIP_L_336, CLIP_L_336_ID = replace(CLIP_L, image_size=336), "openai/clip-vit-large-patch14-336"
-TINYLLAMA = DecoderConfig(32064, 2048, 5632, 22, 32, 4, 64, max_position_embeddings=2048, rope_theta=10000.0)
-VICUNA_7B = DecoderConfig(32064, 4096, 11008, 32, 32, 32, 128, max_position_embeddings=2048, rope_theta=10000.0)
+TINYLLAMA = DecoderConfig(
+    32064, 2048, 5632, 22, 32, 4, 64, max_position_embeddings=2048, rope_theta=10000.0, tie_word_embeddings=False
+)
+VICUNA_7B = replace(LLAMA, vocab_size=32064)
 VICUNA_7B_LONG = replace(VICUNA_7B, max_position_embeddings=4096)
 
 PRESETS = {

@@ -124,13 +124,16 @@ def initialise(module: nn.Module) -> None:
     1 / sqrt(inputs) for matrices. Biases are zero.
 
     The last matrix of every attention and MLP starts at zero, so each block at first passes its input on unchanged. A
-    decoder's word embeddings have a standard deviation of 1.0, and its head starts at zero: attention learns to find
-    words that are distinct from the first step on.
+    decoder's word embeddings have a standard deviation of 1.0: attention learns to find words that are distinct from
+    the first step on. Its logits start near zero. If the head is the embedding, the norm before it sees to that.
     """
+    shared = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding):
+        if isinstance(part, Decoder) and id(part.lm_head.weight) in shared:
+            nn.init.constant_(part.norm.weight, 0.02)
+        elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=1.0 if name.endswith("embed_tokens") else 0.02)
-        elif isinstance(part, (nn.Linear, nn.Conv2d)):
+        elif isinstance(part, (nn.Linear, nn.Conv2d)) and id(part.weight) not in shared:
             starts_at_zero = name.endswith(("o_proj", "down_proj", "out_proj", "fc2", "lm_head"))
             nn.init.normal_(part.weight, std=0.0 if starts_at_zero else part.weight[0].numel() ** -0.5)
             if part.bias is not None:

@@ -22,7 +22,7 @@ from minillava.training.machine import keep_memory
 from minillava.training.recipes import Recipe
 
 VISION = VisionConfig(256, 1024, 4, 4, image_size=64, patch_size=8)  # 64 visual tokens
-DECODER = DecoderConfig(1024, 256, 704, 4, 4, 4, 64)
+DECODER = DecoderConfig(1024, 256, 704, 4, 4, 4, 64, tie_word_embeddings=False)
 
 
 def shape_of(rows: int, length: int) -> Shape:
