@@ -168,7 +168,7 @@ PARTS: dict[str, dict[str, str]] = {
             "The Template's docstring has the order. For each turn, pass parts (text, pattern of its marks) to "
             "_runs(): a mark is one id, IMAGE is num_image_tokens ids, and text goes to tokenizer.encode(text, "
             "special=False, after=input_ids). Extend input_ids and labels together; labels are the ids where there is "
-            "loss and IGNORE elsewhere. _checked() refuses bad turns. Last, put the bos first if add_bos asks for it."
+            "loss and IGNORE elsewhere. check_turns() refuses bad turns. Last, put the bos first if add_bos says so."
         ),
     },
     "llava": {
