@@ -84,8 +84,8 @@ def pictured(colour: str, **extra) -> dict:
 
 
 WRITTEN = {"id": "written", "conversations": said("What is red?", "A large fish.")}
-TOLD = {"words": ["a large fish", "sea", "red", "sea"], "conversations": said("<image>\nWhat?", "A fish.")}
-TOLD_SHORT = {**TOLD, "words": ["sea", "sea", "red", "sea"]}
+TOLD = {"patch_words": ["a large fish", "sea", "red", "sea"], "conversations": said("<image>\nWhat?", "A fish.")}
+TOLD_SHORT = {**TOLD, "patch_words": ["sea", "sea", "red", "sea"]}
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_rows_without_picture_make_a_batch_without_pixels(dataset, tokenizer):
 
 def test_pictures_given_as_words_become_word_ids(dataset, tokenizer):
     batch = batch_of(dataset([TOLD, WRITTEN, TOLD_SHORT, pictured("red")]), [2, 1, 0, 3])
-    cells = [TOLD_SHORT["words"], TOLD["words"]]
+    cells = [TOLD_SHORT["patch_words"], TOLD["patch_words"]]
     longest = max(len(tokenizer.encode(f" {text}")) for texts in cells for text in texts)
     assert batch["word_ids"].shape == (2, 4, longest) and batch["pixel_values"].shape[0] == 1
     for told, texts in zip(batch["word_ids"].tolist(), cells):
@@ -228,10 +228,10 @@ SECOND_ROW_WRONG = {
     "a mark in an answer": unlike(conversations=said("<image>\nWhat?", "An <image>.")),
     "a mark in a later turn": unlike(conversations=pictured("red")["conversations"] + said("And <image>?", "Yes.")),
     "no answer": unlike(conversations=pictured("red")["conversations"][:1]),
-    "too few words": {**TOLD, "words": TOLD["words"][:-1]},
-    "no words": {**TOLD, "words": []},
-    "words that are null": {**TOLD, "words": None},
-    "words that are no texts": {**TOLD, "words": [["sea"]] * 4},
+    "too few words": {**TOLD, "patch_words": TOLD["patch_words"][:-1]},
+    "no words": {**TOLD, "patch_words": []},
+    "words that are null": {**TOLD, "patch_words": None},
+    "words that are no texts": {**TOLD, "patch_words": [["sea"]] * 4},
 }
 
 

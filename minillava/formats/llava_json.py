@@ -106,8 +106,6 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
         if index == 0:
             if text.startswith("{", begin) and not mark:  # JSONL
                 between, last, wanted = "", "", "a row or the end of the file"
-                if not problem and (key := _list_inside(row)) is not None:
-                    raise UserError(f"{path}: one object around a list, {key!r}: the rows must be a list of their own")
             elif mark == "[" and text.startswith("]", begin):
                 raise UserError(f"{path}: an empty list")
             elif mark != "[":
@@ -116,16 +114,16 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
             return
         elif mark != between:
             raise fault(index - 1, begin, f"expected {wanted} after it")
+        alone = "; the file must be a list of rows, not one object" if index == 0 and not mark else ""
         if problem:  # bad JSON; also a number of thousands of digits, or thousands of nested brackets
             what = getattr(problem, "msg", str(problem))
             if len(text) - begin > MAX_ROW:
-                what = f"no end within {MAX_ROW:,} characters ({what})"
-                what += "; the file must be a list of rows, not one object" if index == 0 and not mark else ""
+                what = f"no end within {MAX_ROW:,} characters ({what}){alone}"
             raise fault(index, getattr(problem, "pos", begin), what)
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
-            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters")
+            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{alone}")
         try:
             start, size = offset + begin - at, len(text[begin:end].encode())
         except UnicodeEncodeError:
@@ -134,18 +132,10 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
         at, offset, index = end, start + size, index + 1
 
 
-def _list_inside(row: dict) -> str | None:
-    """The key of the list, if ``row`` is not a row but an object around a list of objects, such as {"data": [...]}."""
-    if "conversations" in row or "image" in row:
-        return None
-    lists = {key: value for key, value in row.items() if isinstance(value, list)}
-    return next((key for key, value in lists.items() if value and isinstance(value[0], dict)), None)
-
-
 def _unlike_rows(text: str) -> str:
     """What is wrong with a file that begins with ``text``, neither a list nor an object."""
     if not text.strip():
         return "an empty file"
     first = text.lstrip().split("\n", 1)[0].rstrip()
-    kind = ", but a table (CSV or TSV)" if re.match(r"[^\[{]*[,;\t]", first) else ""
+    kind = ", but a table (CSV or TSV)" if re.match(r"[^\[{]+[,;\t]", first) else ""
     return f"not a list of rows{kind}: it begins with {first[:40]!r}"

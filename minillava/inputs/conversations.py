@@ -46,22 +46,26 @@ def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
 def check_row(row: dict, processor: Processor) -> None:
     """The check of each row when its file is opened: everything but its picture. Raises UserError."""
     if "conversations" not in row:
-        raise UserError(f"no 'conversations' among its keys: {', '.join(map(repr, row)) or 'it has none'}")
+        inside = [key for key, value in row.items() if isinstance(value, list) and "conversations" in str(value[:1])]
+        hint = f"; the file must be a list of rows, not one object around {inside[0]!r}" if inside else ""
+        raise UserError(f"no 'conversations' among its keys ({', '.join(map(repr, row))[:100]}){hint}")
     turns = row["conversations"]
     check_turns(turns, _processor_of(row, processor).template)
     if len(turns) == 1:
         raise UserError("the row has no answer, so there is nothing to learn")
     if not isinstance(row.get("image", ""), str):
         raise UserError("'image' is not a string")
-    words, patches = row.get("patch_words", [""] * processor.num_image_tokens), processor.num_image_tokens
+    patches = processor.num_image_tokens
+    words = row.get("patch_words", [""] * patches)
     if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
         raise UserError(f"'patch_words' must be a list of {patches} strings")
-    pictures, marks = [key for key in ("image", "patch_words") if key in row], turns[0]["value"].count(IMAGE)
+    pictures, mark = [key for key in ("image", "patch_words") if key in row], IMAGE in turns[0]["value"]
     if len(pictures) > 1:
         raise UserError("the row has both 'image' and 'patch_words'")
-    if len(pictures) != marks:
-        there, missing = (f"'{pictures[0]}'", f"{IMAGE} in turn 0") if pictures else (f"{IMAGE} in turn 0", "'image'")
-        raise UserError(f"the row has {there}, but no {missing}")
+    if pictures and not mark:
+        raise UserError(f"the row has '{pictures[0]}', but no {IMAGE} in turn 0")
+    if mark and not pictures:
+        raise UserError(f"the row has {IMAGE} in turn 0, but no 'image'")
 
 
 def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
@@ -145,21 +149,19 @@ class ConversationDataset(Dataset):
     def _open(self, number: int, row: dict) -> None:
         """Check a row, and decide whether it is kept, cut or left out."""
         check_row(row, self.processor)
-        fits = None if self.max_length is None else turns_that_fit(row, self.processor, self.max_length)
-        if fits is not None:
-            of = f"{len(row['conversations']) // 2} turns fit into {self.max_length:,} tokens"
-            self.rejected.add(number, CUT if fits else TOO_LONG, f"{fits} of {of}")
-        if fits == 0:
-            return
         if "image" in row:
             try:
                 find_picture(self.image_folder, row["image"])
             except UserError as error:
                 self.rejected.add(number, NO_PICTURE, str(error))
                 return
-        self.kept.append(number)
+        fits = None if self.max_length is None else turns_that_fit(row, self.processor, self.max_length)
         if fits is not None:
+            of = f"{len(row['conversations']) // 2} turns fit into {self.max_length:,} tokens"
+            self.rejected.add(number, CUT if fits else TOO_LONG, f"{fits} of {of}")
             self.turns[number] = fits
+        if fits != 0:
+            self.kept.append(number)
 
     def __len__(self) -> int:
         return len(self.kept) + len(self.lines)
@@ -196,7 +198,7 @@ class ConversationDataset(Dataset):
                 example["pixel_values"] = self.pixels(row)
             except UserError as error:
                 self.rejected.add(number, NO_PICTURE, str(error))
-                self.rejected.check()
+                self.rejected.check(-1)
                 return None
         first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
         turns = 2 * self.turns[number] if number in self.turns else None

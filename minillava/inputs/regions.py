@@ -87,7 +87,7 @@ class RegionDataset(Dataset):
             pixel_values = self.image_processor(open_image(find_picture(self.image_folder, row["image"])))
         except UserError as error:
             self.rejected.add(row["line"], NO_PICTURE, str(error))
-            self.rejected.check()
+            self.rejected.check(-1)
             return None
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
         return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}

@@ -38,13 +38,14 @@ class Rejected:
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def check(self) -> None:
-        """Raise UserError, naming the first row, if more rows lack their picture than may be left out."""
+    def check(self, named: int = 0) -> None:
+        """Raise UserError if more rows lack their picture than may be left out. ``named``: 0 names the first, -1 the
+        last of them."""
         without = [line for line in self.lines() if line["what"] == NO_PICTURE]
         if len(without) > self.most:
-            first = f"{self.data}: {self.unit} {without[0][self.unit]}: {without[0]['why']}"
-            count = f"pictures that cannot be read: {len(without):,}, of which --max-rejected allows {self.most:,}"
-            raise UserError(first if len(without) == 1 else f"{first} ({count})")
+            line = without[named]
+            count = f"{self.unit}s whose picture cannot be read: {len(without):,}, --max-rejected allows {self.most:,}"
+            raise UserError(f"{self.data}: {self.unit} {line[self.unit]}: {line['why']} ({count})")
 
     def write(self, file: Path, keep: bool) -> None:
         """Write what was found into ``file``; with ``keep``, after what a run before this one has written there."""
