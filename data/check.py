@@ -138,7 +138,7 @@ def describe(report: Report, max_length: int, in_full: bool = False) -> str:
             line("tokens", sum(report.tokens), f"   per row: {_spread(report.tokens)}"),
             line("  with loss", report.learnt),
             *([line("unknown characters", report.unknown, "   left out")] if report.unknown else []),
-            line("rows too long", len(report.long), f"   the model reads at most {max_length:,} tokens"),
+            line("rows too long", len(report.long), f"   of more than {max_length:,} tokens"),
             *cut([f"  {row}" for row in report.long]),
         ]
     for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
@@ -179,6 +179,7 @@ def main() -> None:
         help="LLaVA folder or hub id whose tokenizer encodes the rows (default: the shipped model)",
     )
     parser.add_argument("--template", choices=TEMPLATES, help="template of the turns (default: the model's)")
+    parser.add_argument("--max-length", type=int, help="tokens of a row at most (default: as many as the model reads)")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
     parser.add_argument("--colour", action="store_true", help="colour the example even if the output is not a terminal")
     arguments = parser.parse_args()
@@ -189,7 +190,7 @@ def main() -> None:
     config, processor = read_outline(arguments.model)
     if arguments.template:
         processor.template = TEMPLATES[arguments.template]
-    max_length = config.decoder.max_position_embeddings
+    max_length = arguments.max_length or config.decoder.max_position_embeddings
     report = read_file(arguments.file, processor, max_length)
     open_pictures(report, folder)
     print(describe(report, max_length, arguments.all))

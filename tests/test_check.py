@@ -110,9 +110,19 @@ def test_file_without_fault_is_counted(check, tokenizer):
     assert f"per row: min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
 
 
-def test_rows_longer_than_the_model_reads_are_counted(check):
-    code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
-    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads at most 1,024 tokens" in out
+def test_rows_longer_than_the_model_reads_are_counted_and_named(check, tokenizer):
+    long = "A red fish in the sea. " * 400
+    rows = [*FINE, pictured("a.png", "Tell.", long), pictured("a.png", "What?", "A fish.", "Tell.", long)]
+    code, out, _ = check(rows)
+    assert code == 0 and numbers(out)["rows too long"] == 2 and "of more than 1,024 tokens" in out
+    assert re.search(r"^  row 5: [\d,]{5} tokens, left out: not even one turn fits$", out, re.MULTILINE)
+    assert re.search(r"^  row 6: [\d,]{5} tokens, cut after turn 1 of 2$", out, re.MULTILINE)
+    assert numbers(check(rows, "--max-length", "64000")[1])["rows too long"] == 0
+    turns = FINE[1]["conversations"]
+    short, whole = (len(encode_conversation(turns[:n], tokenizer)[0]) for n in (4, 6))
+    for limit, line in ((whole - 1, f"{whole} tokens, cut after turn 2 of 3"), (short - 1, "cut after turn 1 of 3")):
+        assert line in check(FINE[1:2], "--max-length", str(limit))[1]
+    assert numbers(check(FINE[1:2], "--max-length", str(whole))[1])["rows too long"] == 0
 
 
 def test_characters_that_the_tokenizer_leaves_out_are_counted(check, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import make_tokenizers
@@ -11,6 +12,8 @@ from conftest import batch_of
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import train
+from minillava import save
 from minillava.config import VisionConfig
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation
@@ -310,3 +313,66 @@ def test_lines_without_a_readable_picture_are_left_out_up_to_a_number(regions, f
         data[0, 0, 1]
     data = regions(captions, max_rejected=2)
     assert batch_of(data, [1])["pixel_values"].mean((2, 3)).argmax() == 2
+
+
+# ---- in a training --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train_on(tiny_model, folder, monkeypatch, capsys):
+    """``train_on(rows, *options)`` runs ``train.py --stage 2`` on a tiny model: its standard output."""
+    save(tiny_model, folder / "model")
+
+    def run(rows: list[dict], *options: str) -> str:
+        (folder / "rows.json").write_text(json.dumps(rows))
+        places = {"--model": "model", "--data": "rows.json", "--out": "out"}
+        arguments = [text for option, name in places.items() for text in (option, str(folder / name))]
+        monkeypatch.setattr("sys.argv", ["train.py", "--stage", "2", "--device", "cpu", *arguments, *options])
+        train.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def listed(folder: Path) -> list[tuple[int, str]]:
+    lines = (folder / "out" / "stage2.rejected.jsonl").read_text().splitlines()
+    return [(line["row"], line["what"]) for line in map(json.loads, lines)]
+
+
+def test_a_training_says_what_it_cuts_and_leaves_out_and_lists_it(train_on, folder):
+    rows = [
+        pictured("0.png", "What?", "A fish.", "And?", "A red fish. " * 200),
+        pictured("0.png", "What?", "A red fish. " * 200),
+        pictured("none.png"),
+        *[pictured("1.png")] * 3,
+        pictured("broken.png"),
+    ]
+    out = train_on(rows, "--max-rejected", "2", "--batch-size", "5").splitlines()
+    said = [line for line in out if line.startswith("stage2: rows ") or "listed" in line]
+    assert said == [
+        "stage2: rows cut to what the model reads: 1",
+        "stage2: rows left out because not even one turn fits: 1",
+        "stage2: rows left out because their picture cannot be read: 1",
+        f"stage2: listed in {folder / 'out' / 'stage2.rejected.jsonl'}",
+        "stage2: rows left out because their picture cannot be read: 1",  # the broken one, found since
+        f"stage2: listed in {folder / 'out' / 'stage2.rejected.jsonl'}",
+    ]
+    assert listed(folder) == [(0, CUT), (1, TOO_LONG), (2, NO_PICTURE), (6, NO_PICTURE)]
+
+
+def test_a_training_reads_rows_of_the_length_that_is_asked_for(train_on, folder):
+    assert "listed" not in train_on([pictured()])
+    shutil.rmtree(folder / "out")
+    with pytest.raises(UserError, match="no row is left; row 0: 0 of 1 turns fit into 20 tokens"):
+        train_on([pictured()], "--max-length", "20")
+    with pytest.raises(UserError, match="--max-length 257: the model reads at most 256 tokens"):
+        train_on([pictured()], "--max-length", "257")
+    for option in ("--max-length", "--max-rejected"):
+        with pytest.raises(UserError, match="stage 0 trains on its own rows"):
+            train_on([pictured()], option, "20", "--stage", "0")
+
+
+def test_a_missing_picture_ends_a_training_before_its_first_step(train_on, folder):
+    with pytest.raises(UserError, match=r"rows\.json: row 1: .*none\.png: no such picture"):
+        train_on([pictured(), pictured("none.png")])
+    assert not (folder / "out").exists()
