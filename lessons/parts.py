@@ -20,6 +20,7 @@ PATHS = {
     "gguf": "minillava/formats/gguf.py",
     "gguf_llama": "minillava/formats/gguf_llama.py",
     "conversation": "minillava/inputs/conversation.py",
+    "dataset": "minillava/inputs/conversations.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",
     "lora": "minillava/model/lora.py",

@@ -21,5 +21,6 @@ class _Lines:
 def progress(iterable=None, **options) -> tqdm:
     """``tqdm(iterable, **options)``. Without a terminal, nothing is shown of work that takes less than SECONDS."""
     if not sys.stderr.isatty():
-        options |= {"file": _Lines(), "delay": SECONDS, "mininterval": SECONDS, "maxinterval": SECONDS, "ascii": True}
+        options |= {"file": _Lines(), "ascii": True, "delay": SECONDS}
+        options |= {"mininterval": SECONDS, "maxinterval": 2 * SECONDS}
     return tqdm(iterable, **options)

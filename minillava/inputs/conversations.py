@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -28,10 +29,12 @@ from minillava.inputs.conversation import IGNORE, check_turns, image_goes_first
 from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.rejected import CUT, NO_PICTURE, TOO_LONG, Rejected
-from minillava.inputs.tokenizer import IMAGE
+from minillava.inputs.tokenizer import IMAGE, Tokenizer
 from minillava.progress import progress
 
 IdsAndLabels = tuple[list[int], list[int]]
+MARGIN = 8  # tokens a turn, see _most_tokens()
+LONG = 40  # characters; a word that is longer is not kept
 
 
 @contextmanager
@@ -101,12 +104,25 @@ def turns_that_fit(row: dict, processor: Processor, max_length: int) -> int | No
 
 
 def _most_tokens(row: dict, processor: Processor) -> int:
-    """A number of tokens that a row does not exceed, found without encoding it: each token has at least one byte."""
+    """A number of tokens that a row does not exceed: the sum over its words, most of which have been met before.
+
+    Tokenizers begin a new token at a space between words, and a token has at least one byte. The margin is for the
+    places where the parts of a conversation meet.
+    """
     t, turns = _processor_of(row, processor).template, row["conversations"]
     around = t.human + t.after_question + t.assistant + t.before_answer + t.after_answer + t.stop + t.after_stop
-    said = "".join(turn["value"] for turn in turns) + t.opening + around * (len(turns) // 2 + 1)
-    spaces = 3 * len(turns)  # at most: some tokenizers put a space before a text
-    return processor.num_image_tokens + len(said.encode("utf-8", "surrogatepass")) + spaces
+    parts = [t.opening, *[around] * (len(turns) // 2 + 1), *(turn["value"] for turn in turns)]
+    words = [f" {word}" for part in parts for word in part.split(" ")]
+    count = sum(
+        _count_tokens(processor.tokenizer, word) if len(word) < LONG else len(word.encode("utf-8", "surrogatepass"))
+        for word in words
+    )
+    return processor.num_image_tokens + count + MARGIN * len(turns)
+
+
+@lru_cache(maxsize=1 << 17)
+def _count_tokens(tokenizer: Tokenizer, word: str) -> int:
+    return len(tokenizer.encode(word, special=False))
 
 
 @dataclass(eq=False)

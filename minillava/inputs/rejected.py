@@ -41,9 +41,9 @@ class Rejected:
     def check(self, named: int = 0) -> None:
         """Raise UserError if more rows lack their picture than may be left out. ``named``: 0 names the first, -1 the
         last of them."""
-        without = [line for line in self.lines() if line["what"] == NO_PICTURE]
+        without = {line[self.unit]: line for line in self.lines() if line["what"] == NO_PICTURE}
         if len(without) > self.most:
-            line = without[named]
+            line = list(without.values())[named]
             count = f"{self.unit}s whose picture cannot be read: {len(without):,}, --max-rejected allows {self.most:,}"
             raise UserError(f"{self.data}: {self.unit} {line[self.unit]}: {line['why']} ({count})")
 
