@@ -35,6 +35,7 @@ from minillava.training.tasks import Task, llava_task
 
 # Arguments that apply only to the requested stage, not to the stages that it needs first.
 OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]
+OWN += ["max_length", "max_rejected"]
 
 
 def parse() -> argparse.Namespace:
@@ -53,6 +54,8 @@ def parse() -> argparse.Namespace:
     add("--projector", choices=("linear", "mlp"), default="linear")
     add("--vision-feature-layer", type=int, default=-2, help="vision layer that W reads (default %(default)s)")
     add("--image-place", choices=("random", "first", "last"), default="random", help="place of <image> (eq. 2)")
+    add("--max-length", type=positive, help="tokens of a row at most; longer ones are cut (default: as many as fit)")
+    add("--max-rejected", type=count, help="rows without a readable picture to leave out (default: 1 in 1,000)")
     add("--max-steps", type=positive, help="stop each training after this many steps")
     add("--batch-size", type=positive)
     add("--accumulation", type=positive, help="number of micro-batches in a batch")
@@ -91,6 +94,7 @@ def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
     """The preset's recipe, changed by the command line's arguments."""
     recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
     changes = {key: vars(a)[key] for key in ("learning_rate", "batch_size", "accumulation", "checkpointing", "lora")}
+    changes["length"] = a.max_length
     changes["compact"] = False if a.dtype == "float32" else None
     return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 
@@ -122,9 +126,13 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         model = load(start, dtype=dtype)
     if a.template:
         model.processor.template = TEMPLATES[a.template]
+    limit = model.config.decoder.max_position_embeddings
+    if a.max_length and a.max_length > limit:
+        raise UserError(f"--max-length {a.max_length}: the model reads at most {limit} tokens")
     processor = model.processor.for_captions() if stage == 1 else model.processor
     path = a.data or world(a) / ("captions.json" if stage == 1 else "instruct.json")
-    dataset = ConversationDataset(path, a.image_folder or path.parent, processor, a.image_place)
+    folder, length = a.image_folder or path.parent, a.max_length or limit
+    dataset = ConversationDataset(path, folder, processor, a.image_place, None, length, a.max_rejected)
     torch.manual_seed(a.seed)  # LoRA's A starts random
     return llava_task(model, dataset, stage, recipe.lora, start, a.pack)
 
@@ -221,6 +229,8 @@ def main() -> None:
         raise UserError(f"--lora: stage {a.stage} does not train the decoder of a LLaVA; use --stage 2")
     if a.pack and not a.stage:
         raise UserError("--pack: stage 0 does not pack rows; stages 1 and 2 do")
+    if not a.stage and (a.max_length or a.max_rejected is not None):
+        raise UserError("--max-length, --max-rejected: stage 0 trains on its own rows; use --stage 1 or 2")
     if a.plan:
         plan(a)
         return

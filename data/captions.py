@@ -1,5 +1,6 @@
 """Pictures with one caption each: reading them from files, and making stage-1 rows of them."""
 
+import codecs
 import os
 import random
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from data.requests import BRIEF_REQUESTS
 from data.rows import conversation
 from minillava.errors import UserError
 from minillava.formats.llava_json import scan
+from minillava.formats.text_file import begin_of
 from minillava.inputs.tokenizer import IMAGE
 
 LONGEST_LINE = 1 << 20  # bytes
@@ -17,18 +19,18 @@ LONGEST_LINE = 1 << 20  # bytes
 def read_captions(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
     """Yield (image, caption) pairs, with one in memory at a time, from either of
 
-    - NAME.json: a list of objects with "image" and "caption", or with "image" and "conversations", where the caption is
-      the first answer (LLaVA-CC3M-Pretrain-595K's metadata.json and chat.json);
+    - NAME.json or NAME.jsonl: objects with "image" and "caption", or with "image" and "conversations", where the
+      caption is the first answer (LLaVA-CC3M-Pretrain-595K's metadata.json and chat.json);
     - NAME.tsv: lines of image, tab, caption.
 
     Raises UserError, naming the row or line, for another kind of file, a file without captions, and a caption that is
     empty or contains <image>.
     """
     path = Path(path)
-    if path.suffix not in (".json", ".tsv"):
-        raise UserError(f"{path}: not a .json or .tsv file")
+    if path.suffix not in (".json", ".jsonl", ".tsv"):
+        raise UserError(f"{path}: not a .json, .jsonl or .tsv file")
     place = None
-    for place, image, caption in _of_json(path) if path.suffix == ".json" else _of_lines(path):
+    for place, image, caption in _of_lines(path) if path.suffix == ".tsv" else _of_json(path):
         if not isinstance(image, str) or not isinstance(caption, str) or not image or not caption.strip():
             raise UserError(f"{path}: {place}: no image with a caption")
         if IMAGE in caption:
@@ -56,8 +58,10 @@ def _of_json(path: Path) -> Iterator[tuple[str, object, object]]:
 
 
 def _of_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    begin = begin_of(path)
     try:
         with open(path, "rb") as file:
+            file.seek(len(codecs.BOM_UTF8) if begin.startswith(codecs.BOM_UTF8) else 0)
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
                 if len(line) == LONGEST_LINE:
                     raise UserError(f"{path}: line {number}: longer than {LONGEST_LINE:,} bytes")

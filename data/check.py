@@ -16,19 +16,19 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.evaluate import check_judgement
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
-from minillava.inputs.conversations import check_row, encode_row
-from minillava.inputs.image import open_image, safe_join
+from minillava.inputs.conversations import check_row, encode_row, turns_that_fit
+from minillava.inputs.image import find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
 from minillava.outline import read_outline
+from minillava.progress import progress
 
 SHOWN = 20  # faults of a kind to list
 WIDEST = 300  # maximum characters of a printed line: a name in a row may have megabytes
@@ -52,22 +52,23 @@ class Report:
     unknown: int = 0  # characters that the tokenizer leaves out
     images: dict[str, int] = field(default_factory=dict)
     uses: Counter = field(default_factory=Counter)
+    long: list[str] = field(default_factory=list)  # rows that training cuts or leaves out
     malformed: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # faults of pictures
     example: tuple[int, list[int], list[int]] | None = None  # index of the row, ids, labels
 
 
-def read_file(path: Path, processor: Processor) -> Report:
+def read_file(path: Path, processor: Processor, max_length: int) -> Report:
     """Encode every row. Invalid JSON ends the reading and is a fault like others.
 
-    Raises UserError if no row can be read.
+    ``max_length`` is how many tokens the model reads. Raises UserError if no row can be read.
     """
     report = Report()
     try:
-        for index, (_, _, row) in enumerate(tqdm(scan(path), desc="reading", unit="row", disable=None)):
+        for index, (_, _, row) in enumerate(progress(scan(path), desc="reading", unit="row")):
             report.rows += 1
             try:
-                check_row(row)
+                check_row(row, processor)
                 ids, labels = encode_row(row, processor)
                 for position, turn in enumerate(row["conversations"]):
                     check_judgement(turn, position)
@@ -78,6 +79,9 @@ def read_file(path: Path, processor: Processor) -> Report:
             report.types[kind if isinstance(kind, str) else "(no text)"] += 1
             report.turns.append(len(row["conversations"]) // 2)
             report.tokens.append(len(ids))
+            if (fits := turns_that_fit(row, processor, max_length)) is not None:
+                how = f"cut after turn {fits} of {report.turns[-1]}" if fits else "left out: not even one turn fits"
+                report.long.append(f"row {index}: {len(ids):,} tokens, {how}")
             texts = [turn["value"] for turn in row["conversations"]]
             report.unknown += sum(map(processor.tokenizer.count_unknown, texts))
             report.learnt += sum(label != IGNORE for label in labels)
@@ -98,7 +102,7 @@ def open_pictures(report: Report, folder: Path) -> None:
 
     def fault(name: str) -> str | None:
         try:
-            open_image(safe_join(folder, name))
+            open_image(find_picture(folder, name))
         except UserError as error:
             others = report.uses[name] - 1
             return f"row {report.images[name]}{f' and {others:,} more' if others else ''}: {error}"
@@ -106,7 +110,7 @@ def open_pictures(report: Report, folder: Path) -> None:
     names = list(report.images)
     with (
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,  # Pillow releases the GIL while decoding
-        tqdm(total=len(names), desc="opening", unit="picture", disable=None) as bar,
+        progress(total=len(names), desc="opening", unit="picture") as bar,
     ):
         for start in range(0, len(names), 1000):
             some = names[start : start + 1000]
@@ -114,8 +118,8 @@ def open_pictures(report: Report, folder: Path) -> None:
             bar.update(len(some))
 
 
-def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
-    """The report as lines of text. ``most_tokens``: the model's maximum; ``in_full``: list more than SHOWN faults."""
+def describe(report: Report, max_length: int, in_full: bool = False) -> str:
+    """The report as lines of text; ``in_full``: list more than SHOWN faults."""
 
     def line(name: str, count: int, more: str = "") -> str:
         return f"{name[:26]:28}{count:>12,}{more}"
@@ -134,11 +138,8 @@ def describe(report: Report, most_tokens: int, in_full: bool = False) -> str:
             line("tokens", sum(report.tokens), f"   per row: {_spread(report.tokens)}"),
             line("  with loss", report.learnt),
             *([line("unknown characters", report.unknown, "   left out")] if report.unknown else []),
-            line(
-                "rows too long",
-                sum(n > most_tokens for n in report.tokens),
-                f"   the model reads at most {most_tokens:,} tokens",
-            ),
+            line("rows too long", len(report.long), f"   of more than {max_length:,} tokens"),
+            *cut([f"  {row}" for row in report.long]),
         ]
     for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
         lines += [line(name, len(faults)), *cut([f"  {fault}" for fault in faults])]
@@ -178,6 +179,7 @@ def main() -> None:
         help="LLaVA folder or hub id whose tokenizer encodes the rows (default: the shipped model)",
     )
     parser.add_argument("--template", choices=TEMPLATES, help="template of the turns (default: the model's)")
+    parser.add_argument("--max-length", type=int, help="tokens of a row at most (default: as many as the model reads)")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
     parser.add_argument("--colour", action="store_true", help="colour the example even if the output is not a terminal")
     arguments = parser.parse_args()
@@ -188,9 +190,10 @@ def main() -> None:
     config, processor = read_outline(arguments.model)
     if arguments.template:
         processor.template = TEMPLATES[arguments.template]
-    report = read_file(arguments.file, processor)
+    max_length = arguments.max_length or config.decoder.max_position_embeddings
+    report = read_file(arguments.file, processor, max_length)
     open_pictures(report, folder)
-    print(describe(report, config.decoder.max_position_embeddings, arguments.all))
+    print(describe(report, max_length, arguments.all))
     if report.example:
         index, ids, labels = report.example
         colour = arguments.colour or sys.stdout.isatty()

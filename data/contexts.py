@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from minillava.errors import UserError
+from minillava.formats.text_file import begin_of
 
 LINE_BYTES = 1_000_000  # maximum length of a line of JSONL
 FILE_BYTES = 2_000_000_000  # maximum size of a COCO file; instances_train2017.json has 470 MB
@@ -95,6 +96,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Context]]:
+    begin_of(path)
     try:
         with open(path, "rb") as file:
             number = 0

@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.captions import caption_row, read_captions
 from data.noun_phrases import Chunker, find_chunker
 from data.rows import write_rows
 from minillava.errors import UserError, run_program
+from minillava.progress import progress
 from minillava.training.plot import BLUE, GREY, chart
 
 FEWEST = 3  # minimum number of captions with a phrase, else it is skipped
@@ -134,13 +133,13 @@ def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
     name, chunk = find_chunker()
     print(f"noun phrases are found by {name}", file=sys.stderr)
     captions = (caption for _, caption in read_captions(path))
-    phrases = read_phrases(tqdm(captions, desc="counting", unit="caption", disable=None), chunk)
+    phrases = read_phrases(progress(captions, desc="counting", unit="caption"), chunk)
     before = phrases.count()
     taken = select(phrases, before, random.Random(f"{seed} captions"))
     if not any(taken):
         raise UserError(f"{path}: no noun phrase is in {FEWEST} captions or more")
     rng = random.Random(f"{seed} requests")
-    again = enumerate(tqdm(read_captions(path), desc="writing", unit="caption", total=len(taken), disable=None))
+    again = enumerate(progress(read_captions(path), desc="writing", unit="caption", total=len(taken)))
     pairs = compress(again, taken)
     write_rows(out, (caption_row(f"caption-{index}", image, caption, rng) for index, (image, caption) in pairs))
     after = phrases.count(taken)

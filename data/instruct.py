@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from tqdm import tqdm
-
 from data.contexts import Context, read_contexts
 from data.estimate import estimate
 from data.journal import Journal
@@ -36,6 +34,7 @@ from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply
 from data.teachers.scripted import Scripted, rules, scene_told
 from minillava.errors import UserError, run_program
+from minillava.progress import progress
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
         waiting.put(job)
     # Daemon threads: a second Ctrl-C ends the program without waiting for them.
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-    with tqdm(total=waiting.qsize(), desc="asking", unit="reply", disable=None) as bar:
+    with progress(total=waiting.qsize(), desc="asking", unit="reply") as bar:
         try:
             for worker in workers:
                 worker.start()

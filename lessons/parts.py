@@ -20,6 +20,7 @@ PATHS = {
     "gguf": "minillava/formats/gguf.py",
     "gguf_llama": "minillava/formats/gguf_llama.py",
     "conversation": "minillava/inputs/conversation.py",
+    "dataset": "minillava/inputs/conversations.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",
     "lora": "minillava/model/lora.py",
@@ -168,7 +169,7 @@ PARTS: dict[str, dict[str, str]] = {
             "The Template's docstring has the order. For each turn, pass parts (text, pattern of its marks) to "
             "_runs(): a mark is one id, IMAGE is num_image_tokens ids, and text goes to tokenizer.encode(text, "
             "special=False, after=input_ids). Extend input_ids and labels together; labels are the ids where there is "
-            "loss and IGNORE elsewhere. _checked() refuses bad turns. Last, put the bos first if add_bos asks for it."
+            "loss and IGNORE elsewhere. check_turns() refuses bad turns. Last, put the bos first if add_bos says so."
         ),
     },
     "llava": {

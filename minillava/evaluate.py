@@ -29,7 +29,6 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
@@ -38,6 +37,7 @@ from minillava.inputs.conversations import ConversationDataset, encode_row, nami
 from minillava.model import fast
 from minillava.model.generation import collect
 from minillava.model.llava import Llava
+from minillava.progress import progress
 
 DESCRIPTIONS = ("detail", "caption")
 VIEWS = ("normal", "blind", "shuffled")
@@ -146,19 +146,24 @@ def answer_all(
 
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].reference), len(asked[i].prompt)))
     answers = [""] * len(asked)
-    for start in tqdm(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size, disable=None):
+    for start in progress(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size):
         chosen = order[start : start + batch_size]
         batch = [asked[i] for i in chosen]
         # Padding on the left: all answers begin in the same column
         ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
         mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
         pictures = [picture(question) for question in batch if question.image is not None]
-        room = max(len(tokenizer.encode(question.reference)) for question in batch) + 8
+        room = room_for(batch, model)
         embeddings = model.embed(ids, torch.stack(pictures) if pictures else None)
         steps = fast.generate_ids(model.language_model, embeddings, mask, room)
         for i, row in zip(chosen, collect(steps, model.processor.stop_ids, tokenizer.pad_id).tolist()):
             answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
     return answers
+
+
+def room_for(asked: list[Question], model: Llava) -> int:
+    """How many tokens an answer to one of ``asked`` may have."""
+    return max(len(model.processor.tokenizer.encode(question.reference)) for question in asked) + 8
 
 
 def exact(asked: list[Question], answers: list[str]) -> tuple[float, dict[str, float]]:
@@ -206,10 +211,13 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict
     The scores of "meaning" are there if an answer of the file has "need" or "refuse".
     """
     dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
-    asked = questions(dataset)
+    limit, asked = model.language_model.config.max_position_embeddings, questions(dataset)
+    whole = [question for question in asked if len(question.prompt) + room_for([question], model) <= limit]
+    result: dict = {"too_long": len(asked) - len(whole)}
+    asked = whole
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
-    result: dict = {"questions": len(short), "descriptions": len(long)}
+    result |= {"questions": len(short), "descriptions": len(long)}
     if short:
         answers = {shown: answer_all(model, dataset, short, shown) for shown in VIEWS}
         scores = {shown: exact(short, answers[shown]) for shown in VIEWS}
@@ -229,6 +237,8 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict
 
 def show(result: dict) -> None:
     """Print ``result`` as a table."""
+    if result["too_long"]:
+        print(f"questions left out because the model cannot read them and answer: {result['too_long']:,}")
     if result["questions"]:
         columns = [("exact", "accuracy", "by_type"), ("blind", "blind", "blind_by_type")]
         if "meaning" in result:
@@ -255,7 +265,8 @@ def main() -> None:
     arguments = parser.parse_args()
     result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder)
     if not result["questions"] and not result["descriptions"]:
-        raise UserError(f"{arguments.data}: contains no questions")
+        why = ", all are longer than the model reads" if result["too_long"] else ""
+        raise UserError(f"{arguments.data}: contains no questions{why}")
     show(result)
     rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
     hidden = ("types", "blind_by_type", "blind_meaning_by_type")

@@ -30,7 +30,8 @@ def stream(
     ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
     limit = model.language_model.config.max_position_embeddings
     if len(ids) + max_new_tokens > limit:
-        raise UserError(f"the conversation has {len(ids)} tokens; with the answer it may have at most {limit}")
+        more = f"{len(ids):,} tokens and an answer of up to {max_new_tokens:,} (max_new_tokens)"
+        raise UserError(f"the conversation has {more}; the model reads at most {limit:,}")
     if image is not None and not isinstance(image, Tensor):
         image = model.encode_image(image)
     with torch.inference_mode():

@@ -31,6 +31,7 @@ MORE_TESTS = {
     "templates": ("conversation",),
     "chat_template": ("conversation",),
     "fast": ("talk",),
+    "dataset": ("rejected", "pack"),
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
 }

@@ -110,9 +110,19 @@ def test_file_without_fault_is_counted(check, tokenizer):
     assert f"per row: min {lengths[0]}, median {median}, 95 % {most}, max {lengths[4]}\n" in out
 
 
-def test_rows_longer_than_the_model_reads_are_counted(check):
-    code, out, _ = check([*FINE, pictured("a.png", "Tell.", "A red fish in the sea. " * 400)])
-    assert code == 0 and numbers(out)["rows too long"] == 1 and "the model reads at most 1,024 tokens" in out
+def test_rows_longer_than_the_model_reads_are_counted_and_named(check, tokenizer):
+    long = "A red fish in the sea. " * 400
+    rows = [*FINE, pictured("a.png", "Tell.", long), pictured("a.png", "What?", "A fish.", "Tell.", long)]
+    code, out, _ = check(rows)
+    assert code == 0 and numbers(out)["rows too long"] == 2 and "of more than 1,024 tokens" in out
+    assert re.search(r"^  row 5: [\d,]{5} tokens, left out: not even one turn fits$", out, re.MULTILINE)
+    assert re.search(r"^  row 6: [\d,]{5} tokens, cut after turn 1 of 2$", out, re.MULTILINE)
+    assert numbers(check(rows, "--max-length", "64000")[1])["rows too long"] == 0
+    turns = FINE[1]["conversations"]
+    short, whole = (len(encode_conversation(turns[:n], tokenizer)[0]) for n in (4, 6))
+    for limit, line in ((whole - 1, f"{whole} tokens, cut after turn 2 of 3"), (short - 1, "cut after turn 1 of 3")):
+        assert line in check(FINE[1:2], "--max-length", str(limit))[1]
+    assert numbers(check(FINE[1:2], "--max-length", str(whole))[1])["rows too long"] == 0
 
 
 def test_characters_that_the_tokenizer_leaves_out_are_counted(check, monkeypatch):
@@ -136,12 +146,12 @@ def without(init, missing: bytes):
 
 FAULTY = {  # row number -> the row, and what the report says of it
     1: ({"id": 1, "image": "a.png"}, "no 'conversations'"),
-    2: ({"conversations": {"from": "human"}}, "no 'conversations'"),
+    2: ({"conversations": {"from": "human"}}, "'conversations' must be a list of turns"),
     3: (pictured("a.png", "What?"), "no answer"),
     5: ({**FINE[0], "image": ["a.png"]}, "'image' is not a string"),
     6: ({**FINE[0], "conversations": said("<image>\nWhat?", "A", "B", "C")[::-1]}, "turn 0 must be"),
-    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "pictures in the row: 1, <image> in its text: 0"),
-    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "pictures in the row: 0, <image> in its text: 1"),
+    8: ({**FINE[0], "conversations": said("What?", "No mark.")}, "the row has 'image', but no <image> in turn 0"),
+    9: ({"conversations": said("<image>\nWhat?", "No picture.")}, "the row has <image> in turn 0, but no 'image'"),
     10: ({**FINE[0], "conversations": said("<image>\nWhat?", "An <image>.")}, "turn 1 contains <image>"),
 }
 MISSING = {
@@ -219,10 +229,10 @@ def test_text_in_a_file_does_not_reach_the_terminal_raw(check, tokenizer):
 
 
 def test_toy_rows_with_pictures_given_as_words_pass(check):
-    row = {"id": 1, "words": ["sea"] * PATCHES, "type": "notes", "conversations": said("<image>\nWhat?", "Sea.")}
+    row = {"id": 1, "patch_words": ["sea"] * PATCHES, "type": "notes", "conversations": said("<image>\nWhat?", "Sea.")}
     assert check([row])[0] == 0
-    code, out, _ = check([{**row, "words": ["sea"]}])
-    assert code == 2 and "row 0: 'words' must be a list of 64 strings" in out
+    code, out, _ = check([{**row, "patch_words": ["sea"]}])
+    assert code == 2 and "row 0: 'patch_words' must be a list of 64 strings" in out
 
 
 def test_arguments_that_are_wrong_are_named(check, tmp_path):
@@ -277,10 +287,10 @@ def garbage(rng: random.Random, depth: int = 0):
     """A valid row with a few values replaced by anything; rarely, no row at all."""
     row = pictured("a.png", "What?", "A fish.", "And?", "No.", type="detail")
     if rng.random() < 0.2:
-        row["words"] = ["a"] * PATCHES
+        row["patch_words"] = ["a"] * PATCHES
         del row["image"]
     for _ in range(rng.randint(0, 2)):
-        key = rng.choice([*row, "image", "words"])
+        key = rng.choice([*row, "image", "patch_words"])
         row[key] = rng.choice(GARBAGE)
         if isinstance(row.get("conversations"), list) and row["conversations"] and rng.random() < 0.5:
             turn = rng.randrange(len(row["conversations"]))

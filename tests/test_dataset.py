@@ -84,8 +84,8 @@ def pictured(colour: str, **extra) -> dict:
 
 
 WRITTEN = {"id": "written", "conversations": said("What is red?", "A large fish.")}
-TOLD = {"words": ["a large fish", "sea", "red", "sea"], "conversations": said("<image>\nWhat?", "A fish.")}
-TOLD_SHORT = {**TOLD, "words": ["sea", "sea", "red", "sea"]}
+TOLD = {"patch_words": ["a large fish", "sea", "red", "sea"], "conversations": said("<image>\nWhat?", "A fish.")}
+TOLD_SHORT = {**TOLD, "patch_words": ["sea", "sea", "red", "sea"]}
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_rows_without_picture_make_a_batch_without_pixels(dataset, tokenizer):
 
 def test_pictures_given_as_words_become_word_ids(dataset, tokenizer):
     batch = batch_of(dataset([TOLD, WRITTEN, TOLD_SHORT, pictured("red")]), [2, 1, 0, 3])
-    cells = [TOLD_SHORT["words"], TOLD["words"]]
+    cells = [TOLD_SHORT["patch_words"], TOLD["patch_words"]]
     longest = max(len(tokenizer.encode(f" {text}")) for texts in cells for text in texts)
     assert batch["word_ids"].shape == (2, 4, longest) and batch["pixel_values"].shape[0] == 1
     for told, texts in zip(batch["word_ids"].tolist(), cells):
@@ -195,7 +195,7 @@ def test_the_first_turn_ends_where_the_answer_begins(processor, tokenizer):
 def test_extra_keys_pass_through(dataset, tokenizer):
     """Rows keep keys that are not part of the format, and those do not change ids and labels."""
     plain = ids_and_labels(dataset([pictured("red")])[0, 0, 0])
-    for key, value in {"text": "red.", "plain": "red.", "label": 3, "captions": [], "url": None}.items():
+    for key, value in {"words": 3, "text": "red.", "plain": "red.", "label": 3, "captions": [], "url": None}.items():
         data = dataset([pictured("red", **{key: value})])
         assert data.rows[0][key] == value
         assert ids_and_labels(data[0, 0, 0]) == plain, key
@@ -223,15 +223,17 @@ SECOND_ROW_WRONG = {
     "an absolute image": unlike(image="/outside.png"),
     "a name no file can have": unlike(image="red\0.png"),
     "a mark without an image": {"conversations": pictured("red")["conversations"]},
+    "an image and words": {**TOLD, "image": "red.png"},
+    "a system turn first": unlike(conversations=[{"from": "system", "value": "Hi"}, *pictured("red")["conversations"]]),
     "an image without a mark": unlike(conversations=WRITTEN["conversations"]),
     "two marks for one image": unlike(conversations=said("<image>\n<image>\nWhat differs?", "Nothing.")),
     "a mark in an answer": unlike(conversations=said("<image>\nWhat?", "An <image>.")),
     "a mark in a later turn": unlike(conversations=pictured("red")["conversations"] + said("And <image>?", "Yes.")),
     "no answer": unlike(conversations=pictured("red")["conversations"][:1]),
-    "too few words": {**TOLD, "words": TOLD["words"][:-1]},
-    "no words": {**TOLD, "words": []},
-    "words that are null": {**TOLD, "words": None},
-    "words that are no texts": {**TOLD, "words": [["sea"]] * 4},
+    "too few words": {**TOLD, "patch_words": TOLD["patch_words"][:-1]},
+    "no words": {**TOLD, "patch_words": []},
+    "words that are null": {**TOLD, "patch_words": None},
+    "words that are no texts": {**TOLD, "patch_words": [["sea"]] * 4},
 }
 
 
@@ -239,10 +241,29 @@ SECOND_ROW_WRONG = {
 def test_faulty_row_is_named_with_its_file(dataset, tmp_path, images, fault):
     Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
     (images / "broken.png").write_bytes((images / "red.png").read_bytes()[:-30])
+    rows = [pictured("red"), SECOND_ROW_WRONG[fault]]
     with pytest.raises(UserError) as error:
-        batch_of(dataset([pictured("red"), SECOND_ROW_WRONG[fault]]), [0, 1])
+        if fault == "a broken image":  # the only fault that shows no earlier than when the row is read
+            dataset(rows)[0, 0, 1]
+        else:
+            dataset(rows)
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'rows.json'}: row 1: ") and "\n" not in message
+
+
+def test_a_row_of_another_kind_is_told_from_a_list_in_an_object(dataset):
+    with pytest.raises(UserError, match=r"row 0: no 'conversations' among its keys \('messages'\)$"):
+        dataset([{"messages": [{"role": "user", "content": "Hi"}]}])
+    what = r"among its keys \('version', 'data'\); the file must be a list of rows, not one object around 'data'"
+    with pytest.raises(UserError, match=what):
+        dataset(json.dumps({"version": 1, "data": [pictured("red")]}).encode())
+
+
+def test_a_template_for_captions_refuses_conversations_when_the_file_is_opened(tmp_path, images, processor):
+    (tmp_path / "rows.json").write_text(json.dumps([pictured("red")]))
+    plain = Processor(processor.tokenizer, processor.image, 4, TEMPLATES["plain"])
+    with pytest.raises(UserError, match=r"row 0: the template 'plain' is for one picture and one caption"):
+        ConversationDataset(tmp_path / "rows.json", images, plain)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +285,13 @@ def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer
         RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, VISION)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"])
+def test_a_byte_order_mark_is_no_part_of_a_text(dataset, tmp_path, tokenizer):
+    (tmp_path / "text.txt").write_bytes("a fish\n".encode("utf-8-sig"))
+    ids = [*tokenizer.encode("a fish", special=False), tokenizer.eos_id]
+    assert dataset([WRITTEN], text_path=tmp_path / "text.txt")[0, 0, 1]["input_ids"] == ids
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff", b"a\xff"])
 def test_text_that_is_empty_or_no_utf8_is_refused(dataset, tmp_path, content):
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"text\.txt: "):

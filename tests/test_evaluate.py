@@ -168,3 +168,22 @@ def test_a_malformed_key_is_named(data, model, keys, what):
 def test_well_formed_keys_pass():
     for keys in ({}, {"need": [], "refuse": []}, {"type": "x", "need": [["no", "top left"], ["a"]], "refuse": ["yes"]}):
         check_judgement({"from": "gpt", "value": "No.", **keys}, 1)
+
+
+def test_questions_that_the_model_cannot_read_whole_are_left_out_and_counted(data, model, capsys):
+    rows = json.loads(json.dumps(ROWS))
+    rows[1]["conversations"][0]["value"] += " boat" * 1100
+    data.write_text(json.dumps(rows))
+    result = evaluate.evaluate(model, data)
+    assert result["too_long"] == 1 and result["questions"] == 2
+    evaluate.show(result)
+    assert capsys.readouterr().out.startswith("questions left out because the model cannot read them and answer: 1\n")
+
+
+def test_a_file_of_questions_that_are_all_too_long_is_refused(data, monkeypatch):
+    rows = json.loads(json.dumps(ROWS[1:]))
+    rows[0]["conversations"][0]["value"] += " boat" * 1100
+    data.write_text(json.dumps(rows))
+    monkeypatch.setattr("sys.argv", ["evaluate", "--data", str(data)])
+    with pytest.raises(UserError, match="contains no questions, all are longer than the model reads"):
+        evaluate.main()

@@ -262,17 +262,18 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
     requests = Counter(row["conversations"][0]["value"] for row in rows)
     assert len(BRIEF_REQUESTS) == 11 and len(requests) == 11 and max(requests.values()) < 3 * min(requests.values())
     (tmp_path / "images").mkdir()
+    (tmp_path / "four.json").write_text(json.dumps(rows[:4]))
     for row in rows[:4]:
         Image.new("RGB", (8, 8)).save(tmp_path / row["image"])
     processor = Processor(tokenizer, ImageProcessor.for_size(16), 4)
-    batch = batch_of(ConversationDataset(tmp_path / "out.json", tmp_path, processor), [0, 1, 2, 3])
+    batch = batch_of(ConversationDataset(tmp_path / "four.json", tmp_path, processor), [0, 1, 2, 3])
     assert batch["pixel_values"].shape == (4, 3, 16, 16)
     learnt = tokenizer.decode(batch["input_ids"][0][batch["labels"][0] != -100].tolist())
     assert learnt == f" {rows[0]['conversations'][1]['value']}###"
 
 
 WRONG = {
-    "a.txt": ("x\ty\n", "a.txt: not a .json or .tsv file"),
+    "a.txt": ("x\ty\n", "a.txt: not a .json, .jsonl or .tsv file"),
     "a.tsv": ("", "a.tsv: empty"),
     "b.tsv": ("1.jpg\ta fish\n2.jpg a fish\n", "b.tsv: line 2: not image, tab, caption"),
     "c.tsv": ("1.jpg\ta fish\n\n", "c.tsv: line 2: not image"),
@@ -283,6 +284,7 @@ WRONG = {
     "h.tsv": (b"1.jpg\ta fish\n2.jpg\t\xff\n", "h.tsv: line 2: not UTF-8"),
     "i.tsv": (b"x" * (1 << 21), "i.tsv: line 1: longer than"),
     "j.tsv": ("1.jpg\ta fish\n2.jpg\ta fish\n3.jpg\ta boat\n", "j.tsv: no noun phrase is in 3 captions"),
+    "l.tsv": ("1.jpg\ta fish\n".encode("utf-16"), "l.tsv: UTF-16; save it as UTF-8"),
     "k.tsv": ("1.jpg\tthis\n", "k.tsv: no noun phrase is in 3 captions"),
     "a.json": ("[]", "a.json: an empty list"),
     "b.json": ('[{"image": "1.jpg", "caption": "a fish"},\n{"image": "2.jpg"', "b.json: not JSON at row 1, line 2"),
@@ -292,6 +294,17 @@ WRONG = {
     "f.json": ('[{"image": "1.jpg", "conversations": [{"value": "?"}]}]', "f.json: row 0: no image with a caption"),
     "g.json": ('[{"image": "1.jpg", "conversations": {"1": "a"}}]', "g.json: row 0: no image with a caption"),
 }
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "json", "jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, suffix):
+    pairs = [("1.jpg", "a fish"), ("2.jpg", "a boat")]
+    rows = [json.dumps({"image": image, "caption": caption}) for image, caption in pairs]
+    text = {"tsv": "1.jpg\ta fish\n2.jpg\ta boat\n", "json": f"[{', '.join(rows)}]", "jsonl": "\n".join(rows)}[suffix]
+    path = tmp_path / f"captions.{suffix}"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert list(read_captions(path)) == pairs
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -19,7 +19,7 @@ FLOORS = (
     ("inputs",),
     ("config",),
     ("formats",),
-    ("errors",),
+    ("errors", "progress"),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 DOORS = {("model", "talk")}  # Llava.chat and Llava.stream

@@ -22,6 +22,7 @@ from minillava.formats.adapter_config import CONFIG
 from minillava.formats.tensors import ADAPTER
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.image import ImageProcessor
+from minillava.inputs.rejected import Rejected
 from minillava.inputs.templates import TEMPLATES
 from minillava.model.lora import LoraLinear, add_lora, merge_lora
 from minillava.saving import replace_folder, write_adapter
@@ -36,7 +37,7 @@ class Rows:
     """A data set of eight random rows, each with a picture; the row's index is the seed."""
 
     def __init__(self, model: Llava):
-        self.config = model.config
+        self.config, self.rejected = model.config, Rejected("rows")
 
     def __len__(self) -> int:
         return 8

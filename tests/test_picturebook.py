@@ -390,7 +390,7 @@ def test_rows_are_llava_json(world, name):
     assert rows and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         assert isinstance(row["type"], str) and all(isinstance(pair, str) for pair in row["things"])
-        assert ("words" in row) if name in TOLD_IN_WORDS else (world / row["image"]).is_file()
+        assert ("patch_words" in row) if name in TOLD_IN_WORDS else (world / row["image"]).is_file()
         turns = row["conversations"]
         assert turns and [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert all(turn["value"].strip() == turn["value"] != "" for turn in turns)
@@ -515,8 +515,8 @@ def test_word_pictures_agree_with_the_boxes(told):
     """A cell names a thing whose box covers its centre, a small one if there is one; if there is none, the setting."""
     folder, splits = told
     for row, scene in zip(read_json(folder / "words.json"), splits["train"], strict=True):
-        assert len(row["words"]) == 64
-        for index, text in enumerate(row["words"]):
+        assert len(row["patch_words"]) == 64
+        for index, text in enumerate(row["patch_words"]):
             u, v = (index % 8 + 0.5) / 8, (index // 8 + 0.5) / 8
             covering = [t for t in scene.things if t.box[0] <= u <= t.box[2] and t.box[1] <= v <= t.box[3]]
             covering = [t for t in covering if t.size == "small"] or covering

@@ -1,10 +1,14 @@
 """Rows read by offset equal those of json.load for any formatting, and files that json.load refuses are refused."""
 
+import bz2
+import gzip
 import json
+import lzma
 import multiprocessing
 import pickle
 import random
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,8 +103,9 @@ def test_what_json_load_refuses_is_refused_and_nothing_else(tmp_path):
 
 GOOD = '{"id": 1}'
 WRONG = {  # content -> what the message says after the file's name
-    "": "not a list of rows",
-    " \n": "not a list of rows",
+    "": "an empty file",
+    " \n": "an empty file",
+    "\ufeff": "an empty file",
     "[]": "an empty list",
     "[ \n ]": "an empty list",
     "[": "not JSON at row 0, line 1",
@@ -119,14 +124,18 @@ WRONG = {  # content -> what the message says after the file's name
     f"{GOOD},\n{GOOD}": "not JSON at row 0, line 2: expected a row or the end of the file after it",
     f"{GOOD}\n[{GOOD}]": "not JSON at row 0, line 2",
     f"{GOOD}\n{GOOD}\n]": "not JSON at row 1, line 3",
-    f",{GOOD}": "not a list of rows",
+    f",{GOOD}": "not a list of rows: it begins with ',{",
+    "5": "not a list of rows: it begins with '5'",
+    "image,caption\na.jpg,A fish.": "not a list of rows, but a table (CSV or TSV): it begins with 'image,caption'",
+    "a.jpg\tA fish.\n": "not a list of rows, but a table (CSV or TSV): it begins with 'a.jpg\\tA fish.'",
+    "\x1b[2J" + "x" * 100: "not a list of rows: it begins with '\\x1b[2J" + "x" * 36 + "'",
     f"{GOOD}\n12": "row 1: not an object",
     f"[{GOOD}, 12]": "row 1: not an object",
     f"[{GOOD}, {GOOD}, [{GOOD}]]": "row 2: not an object",
     f"[null, {GOOD}]": "row 0: not an object",
     f"[{GOOD},\n" + '{"a": ' + "[" * 200_000: "not JSON at row 1, line 2",
     f"[{GOOD},\n" + '{"a": ' + "7" * 5000 + "}]": "not JSON at row 1, line 2",
-    "\ufeff[" + GOOD + "]": "not a list of rows",
+    "\ufeff[" + GOOD + ", 12]": "row 1: not an object",
 }
 
 
@@ -153,6 +162,55 @@ def test_jsonl_has_the_same_rows_as_the_list(tmp_path, monkeypatch, chunk):
             rng.choice(["\n", "\r\n", "\n\n"]).join(lines) + rng.choice(["", "\n"]), encoding="utf-8", newline=""
         )
         assert list(Rows(path)) == rows
+
+
+@pytest.mark.parametrize("text", [f"[{GOOD},\n{GOOD}]", f"{GOOD}\n{GOOD}\n", '[{"é": 1}, {"id": "\ufeff"}]'])
+def test_a_byte_order_mark_is_passed_over(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_bytes(text.encode("utf-8-sig"))
+    marked = Rows(path)
+    path = tmp_path / "plain.json"
+    path.write_bytes(text.encode())
+    assert list(marked) == list(Rows(path)) and len(marked) == 2
+
+
+PACKED = {
+    "gzip": (gzip.compress, "compressed with gzip; unpack it first"),
+    "bzip2": (bz2.compress, "compressed with bzip2; unpack it first"),
+    "xz": (lzma.compress, "compressed with xz; unpack it first"),
+    "UTF-16": (lambda data: data.decode().encode("utf-16"), "UTF-16; save it as UTF-8"),
+    "UTF-16 LE": (lambda data: data.decode().encode("utf-16-le"), "UTF-16; save it as UTF-8"),
+    "UTF-16 BE": (lambda data: data.decode().encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+    "Git-LFS": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git-LFS pointer"),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_files_of_another_kind_are_named_as_what_they_are(tmp_path, kind):
+    pack, what = PACKED[kind]
+    path = tmp_path / "rows.json"
+    path.write_bytes(pack(f"[{GOOD}]".encode()))
+    with pytest.raises(UserError) as error:
+        Rows(path)
+    assert str(error.value).startswith(f"{path}: {what}")
+
+
+def test_a_zip_archive_is_named(tmp_path):
+    path = tmp_path / "rows.json"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.json", f"[{GOOD}]")
+    with pytest.raises(UserError, match="a zip archive; unpack it first"):
+        Rows(path)
+
+
+def test_one_object_that_is_too_long_for_a_row_is_told_from_a_row(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"data": [' + ", ".join(['{"conversations": []}'] * 40_000) + "]}")
+    with pytest.raises(UserError, match="the file must be a list of rows, not one object"):
+        Rows(path)
+    path.write_text('{"a": "' + "b" * (2 * module.MAX_ROW) + '"}')
+    with pytest.raises(UserError, match="the file must be a list of rows, not one object"):
+        Rows(path)
 
 
 def test_any_amount_of_white_space_is_passed_over(tmp_path):
@@ -217,10 +275,10 @@ def test_index_counts_from_both_ends(tmp_path):
 def test_check_sees_every_row_and_its_complaint_names_the_row(tmp_path):
     path = write(tmp_path / "rows.json", 10)
     seen = []
-    Rows(path, lambda row: seen.append(row["id"]))
-    assert seen == list(range(10))
+    Rows(path, lambda index, row: seen.append((index, row["id"])))
+    assert seen == [(index, index) for index in range(10)]
 
-    def refuse(row: dict) -> None:
+    def refuse(index: int, row: dict) -> None:
         if row["id"] == 7:
             raise UserError("no seven")
 

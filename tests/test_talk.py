@@ -1,5 +1,7 @@
 """Chat: turns, history, stops and streaming; the fast path gives the same answers as the plain one."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,10 @@ def test_history_is_what_was_said_before(model, picture):
 def test_chat_refuses_a_conversation_longer_than_the_model_reads(model):
     with pytest.raises(UserError, match="at most 256"):
         model.chat(None, "What is it? " * 100, max_new_tokens=10)
+    ids, _ = model.processor.encode([{"from": "human", "value": "Hi"}])
+    what = f"the conversation has {len(ids)} tokens and an answer of up to 2,000 (max_new_tokens); the model reads at"
+    with pytest.raises(UserError, match=re.escape(what)):
+        model.chat(None, "Hi", max_new_tokens=2000)
 
 
 def test_chat_refuses_a_question_with_a_picture_mark(model):

@@ -3,8 +3,8 @@
 images/{train,heldout,unseen}/*.png
 contexts.jsonl   each training picture's captions and boxes, each box with a phrase; trains the vision tower
 text.txt         descriptions of scenes, questions and answers, nouns, as prose; trains the tokenizer and the decoder
-notes.json       pictures given as words, and notes of what is in them: LLaVA rows with "words" in place of "image",
-                 64 texts in reading order; what the decoder learns first
+notes.json       pictures given as words, and notes of what is in them: LLaVA rows with "patch_words" in place of
+                 "image", 64 texts in reading order; what the decoder learns first
 words.json       pictures given as words in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
 instruct.json    stage 2: conversations, detailed descriptions, reasoning, some captions as in stage 1; no row shows a
@@ -29,8 +29,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.picturebook import language, nouns, wordings
 from data.picturebook.draw import draw_scene
 from data.picturebook.heldout import PER_TYPE, TYPES, UnseenFrames, new_composition, questions_of
@@ -40,6 +38,7 @@ from data.picturebook.talk import LENGTH, ask, worded
 from data.picturebook.talk import conversation as talk
 from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
+from minillava.progress import progress
 
 GRID = 8  # cells per side of a picture given as words, as many as the vision tower has patches
 HELDOUT_PICTURES = 520  # nine questions each
@@ -114,7 +113,7 @@ def _draw_all(out: Path, splits: dict[str, list[Scene]], seed: int) -> None:
         ]
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8)) as pool:
         drawn = pool.imap_unordered(_draw_one, jobs, chunksize=64)
-        for _ in tqdm(drawn, total=len(jobs), desc="drawing", unit="picture", disable=None):
+        for _ in progress(drawn, total=len(jobs), desc="drawing", unit="picture"):
             pass
 
 
@@ -150,7 +149,7 @@ def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
         f"notes-{index:06d}",
         scene,
         language.notes(scene, rng),
-        words=language.words_by_patch(scene, GRID),
+        patch_words=language.words_by_patch(scene, GRID),
         type="notes",
     )
 
@@ -163,7 +162,7 @@ def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
         turns, kind = talk(scene, rng, 2 * LENGTH, number=9), "conversation"
         if rng.random() < 0.2:
             turns[-1] = _detail(scene, rng)
-    return _row(f"words-{index:06d}", scene, turns, words=language.words_by_patch(scene, GRID), type=kind)
+    return _row(f"words-{index:06d}", scene, turns, patch_words=language.words_by_patch(scene, GRID), type=kind)
 
 
 def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:

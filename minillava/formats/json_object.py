@@ -36,7 +36,7 @@ def read_json_object(path: Path) -> dict:
 def parse_json_object(path: Path, content: bytes) -> dict:
     """Parse ``content``, the bytes of the file ``path``. Raises UserError if it is not a JSON object."""
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
     except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@
 ends up with its own copy. Here a row costs sixteen bytes, in arrays that forked workers share.
 """
 
+import codecs
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from minillava.errors import UserError
+from minillava.formats.text_file import begin_of
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ROW = 1 << 19  # characters; bounds the memory used, and tiktoken fails on a million consecutive spaces
@@ -24,16 +26,16 @@ class Rows(Sequence):
     """A file's rows as a sequence: ``rows[5]`` reads the sixth row from disk.
 
     The file is a JSON list of objects, or JSONL with one object per line.
-    ``check`` is called with each row when the file is opened, and raises UserError for an invalid one.
+    ``check`` is called with each row's index and the row when the file is opened, and raises UserError for a bad one.
     Raises UserError for whatever ``scan`` or ``check`` refuses, naming the row, and if the file changes afterwards.
     """
 
-    def __init__(self, path: str | os.PathLike, check: Callable[[dict], None] = lambda row: None):
+    def __init__(self, path: str | os.PathLike, check: Callable[[int, dict], None] = lambda index, row: None):
         self.path = Path(path)
         self._starts, self._ends = array("q"), array("q")  # byte offsets in the file
         for index, (start, end, row) in enumerate(scan(path)):
             try:
-                check(row)
+                check(index, row)
             except UserError as error:
                 raise UserError(f"{path}: row {index}: {error}") from None
             self._starts.append(start)
@@ -67,20 +69,23 @@ def _state_of(stat: os.stat_result) -> tuple[int, int]:
 def scan(path: str | os.PathLike) -> Iterator[tuple[int, int, dict]]:
     """Yield each row of a file in one pass, with its byte offsets: (start, end, row).
 
-    Raises UserError for a file that is missing, empty or neither a list of objects nor JSONL; naming the row and the
-    line, for invalid JSON or UTF-8; naming the row, if it is not an object or longer than MAX_ROW characters.
+    A byte order mark at the beginning is passed over. Raises UserError for a file that is missing, empty or neither a
+    list of objects nor JSONL; naming the row and the line, for invalid JSON or UTF-8; naming the row, if it is not an
+    object or longer than MAX_ROW characters.
     """
+    offset = len(codecs.BOM_UTF8) if begin_of(path).startswith(codecs.BOM_UTF8) else 0
     try:
         # Invalid UTF-8 becomes lone surrogates, which cannot be encoded when the row's bytes are counted.
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield from _scan(path, file)
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from _scan(path, file, offset)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dict]]:
+def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[int, int, dict]]:
+    """``offset``: the number of bytes before the file's text."""
     text, line = "", 1  # a part of the file, and the number of its first line
-    at, offset, index = 0, 0, 0  # position in text, its byte offset in the file, and the index of the next row
+    at, index = 0, 0  # position in text, whose byte offset in the file is ``offset``, and the index of the next row
     between, last, wanted = ",", "]", "a comma or the end of the list"  # the marks between rows and after the last
 
     def fault(index: int, place: int, what: str) -> UserError:
@@ -101,24 +106,36 @@ def _scan(path: str | os.PathLike, file: TextIO) -> Iterator[tuple[int, int, dic
         if index == 0:
             if text.startswith("{", begin) and not mark:  # JSONL
                 between, last, wanted = "", "", "a row or the end of the file"
-            elif mark != "[" or text.startswith("]", begin):
-                raise UserError(f"{path}: {'an empty list' if mark == '[' else 'not a list of rows'}")
+            elif mark == "[" and text.startswith("]", begin):
+                raise UserError(f"{path}: an empty list")
+            elif mark != "[":
+                raise UserError(f"{path}: {_unlike_rows(text[at:])}")
         elif mark == last and begin == len(text):
             return
         elif mark != between:
             raise fault(index - 1, begin, f"expected {wanted} after it")
+        alone = "; the file must be a list of rows, not one object" if index == 0 and not mark else ""
         if problem:  # bad JSON; also a number of thousands of digits, or thousands of nested brackets
             what = getattr(problem, "msg", str(problem))
             if len(text) - begin > MAX_ROW:
-                what = f"no end within {MAX_ROW:,} characters ({what})"
+                what = f"no end within {MAX_ROW:,} characters ({what}){alone}"
             raise fault(index, getattr(problem, "pos", begin), what)
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
-            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters")
+            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{alone}")
         try:
             start, size = offset + begin - at, len(text[begin:end].encode())
         except UnicodeEncodeError:
             raise fault(index, begin, "bytes that are not UTF-8") from None
         yield start, start + size, row
         at, offset, index = end, start + size, index + 1
+
+
+def _unlike_rows(text: str) -> str:
+    """What is wrong with a file that begins with ``text``, neither a list nor an object."""
+    if not text.strip():
+        return "an empty file"
+    first = text.lstrip().split("\n", 1)[0].rstrip()
+    kind = ", but a table (CSV or TSV)" if re.match(r"[^\[{]+[,;\t]", first) else ""
+    return f"not a list of rows{kind}: it begins with {first[:40]!r}"

@@ -59,9 +59,7 @@ def encode_conversation(
     order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
     Those in WORDS may be missing; they are then ordinary text.
     """
-    turns = _checked(conversations)
-    if template.picture_only and (len(turns) > 2 or IMAGE not in turns[0]["value"]):
-        raise UserError("the template 'plain' is for one picture and one caption")
+    check_turns(conversations, template)
     input_ids: list[int] = []
     labels: list[int] = []
 
@@ -78,7 +76,7 @@ def encode_conversation(
             input_ids.extend(ids)
             labels.extend(ids if learn else [IGNORE] * len(ids))
 
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(conversations):
         if index % 2 == 0:  # a question: no loss
             question = place_image(turn["value"], image_first) if index == 0 else turn["value"]
             write(
@@ -120,7 +118,8 @@ def _runs(parts: tuple[tuple[str, re.Pattern], ...], tokenizer: Tokenizer) -> It
         yield text, False
 
 
-def _checked(conversations: list[dict]) -> list[dict]:
+def check_turns(conversations: list[dict], template: Template) -> None:
+    """Check the speakers and the place of <image>. Raises UserError, naming the turn."""
     if not isinstance(conversations, list) or not conversations:
         raise UserError("'conversations' must be a list of turns")
     for index, turn in enumerate(conversations):
@@ -131,4 +130,5 @@ def _checked(conversations: list[dict]) -> list[dict]:
             raise UserError(f"turn {index} contains {IMAGE} more than once: a conversation is about one picture")
         if index and IMAGE in turn["value"]:
             raise UserError(f"turn {index} contains {IMAGE}, which may only be in the first turn")
-    return conversations
+    if template.picture_only and (len(conversations) > 2 or IMAGE not in conversations[0]["value"]):
+        raise UserError("the template 'plain' is for one picture and one caption")

@@ -1,13 +1,20 @@
 """Rows of a file -> examples -> batches. A file holds LLaVA JSON or lines of plain text.
 
-A row of LLaVA JSON may have a picture ("image"), or words in place of a picture ("words": for each patch, a string that
-says what is there). Rows with words train a decoder before it sees real pictures. In a batch, a row holds one
-conversation, or several ("packed"), and padding.
+A row of LLaVA JSON may have a picture ("image"), or words in place of a picture ("patch_words": for each patch, a
+string that says what is there). Rows with words train a decoder before it sees real pictures. In a batch, a row holds
+one conversation, or several ("packed"), and padding.
+
+A row that is longer than the model reads is cut at the end of its last whole turn (a question and its answer) that
+fits, or left out if none does. A row whose picture cannot be read is left out too. ``Rejected`` counts them.
 """
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +24,17 @@ from torch.utils.data import Dataset
 
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
-from minillava.inputs.conversation import IGNORE, image_goes_first
-from minillava.inputs.image import AnyPath, open_image, safe_join
+from minillava.formats.text_file import begin_of
+from minillava.inputs.conversation import IGNORE, check_turns, image_goes_first
+from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
-from minillava.inputs.tokenizer import IMAGE
+from minillava.inputs.rejected import CUT, NO_PICTURE, TOO_LONG, Rejected
+from minillava.inputs.tokenizer import IMAGE, Tokenizer
+from minillava.progress import progress
 
 IdsAndLabels = tuple[list[int], list[int]]
+MARGIN = 8  # tokens a turn, see _most_tokens()
+LONG = 40  # characters; a word that is longer is not kept
 
 
 @contextmanager
@@ -34,40 +46,95 @@ def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
         raise UserError(f"{path}: {row} {index}: {error}") from None
 
 
-def check_row(row: dict) -> None:
-    """The check of each row when its file is opened. Raises UserError."""
-    if not isinstance(row.get("conversations"), list):
-        raise UserError("no 'conversations'")
+def check_row(row: dict, processor: Processor) -> None:
+    """The check of each row when its file is opened: everything but its picture. Raises UserError."""
+    if "conversations" not in row:
+        inside = [key for key, value in row.items() if isinstance(value, list) and "conversations" in str(value[:1])]
+        hint = f"; the file must be a list of rows, not one object around {inside[0]!r}" if inside else ""
+        raise UserError(f"no 'conversations' among its keys ({', '.join(map(repr, row))[:100]}){hint}")
+    turns = row["conversations"]
+    check_turns(turns, _processor_of(row, processor).template)
+    if len(turns) == 1:
+        raise UserError("the row has no answer, so there is nothing to learn")
     if not isinstance(row.get("image", ""), str):
         raise UserError("'image' is not a string")
+    patches = processor.num_image_tokens
+    words = row.get("patch_words", [""] * patches)
+    if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
+        raise UserError(f"'patch_words' must be a list of {patches} strings")
+    pictures, mark = [key for key in ("image", "patch_words") if key in row], IMAGE in turns[0]["value"]
+    if len(pictures) > 1:
+        raise UserError("the row has both 'image' and 'patch_words'")
+    if pictures and not mark:
+        raise UserError(f"the row has '{pictures[0]}', but no {IMAGE} in turn 0")
+    if mark and not pictures:
+        raise UserError(f"the row has {IMAGE} in turn 0, but no 'image'")
 
 
 def encode_row(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> IdsAndLabels:
-    """A row that passed ``check_row`` -> (input_ids, labels). Raises UserError if it is malformed.
+    """A row that passed ``check_row`` -> (input_ids, labels).
 
-    With ``turns``, only that many turns are encoded; if it is odd, the ids end where the next answer should begin.
+    With ``turns``, only so many of its first questions and answers are encoded: 1 is a question, 2 also its answer.
+    After a question the ids end where the answer should begin.
     """
-    if row.get("type") == "caption" and not processor.for_captions().template.picture_only:
-        processor = processor.for_captions()  # a caption always gets stage 1's template
-    ids, labels = processor.encode(row["conversations"][:turns], image_first)
-    patches = processor.num_image_tokens
-    words = row.get("words", [""] * patches)
-    if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
-        raise UserError(f"'words' must be a list of {patches} strings")
-    pictures = ("image" in row) + ("words" in row)
-    if (marks := ids.count(processor.tokenizer.image_id) // patches) != pictures:
-        raise UserError(f"pictures in the row: {pictures}, {IMAGE} in its text: {marks}")
-    if turns is None and all(label == IGNORE for label in labels):
-        raise UserError("the row has no answer, so there is nothing to learn")
-    return ids, labels
+    return _processor_of(row, processor).encode(row["conversations"][:turns], image_first)
+
+
+def _processor_of(row: dict, processor: Processor) -> Processor:
+    """``processor``, or the one with stage 1's template for a caption, which always gets that."""
+    if row.get("type") == "caption" and not processor.template.picture_only:
+        return processor.for_captions()
+    return processor
+
+
+def turns_that_fit(row: dict, processor: Processor, max_length: int) -> int | None:
+    """How many turns (a question and its answer) of a row fit into ``max_length`` tokens, wherever its picture goes.
+
+    None if the whole row fits.
+    """
+    if _most_tokens(row, processor) <= max_length:
+        return None
+
+    def tokens(turns: int | None) -> int:
+        return max(len(encode_row(row, processor, first, turns and 2 * turns)[0]) for first in (True, False))
+
+    if tokens(None) <= max_length:
+        return None
+    return bisect_right(range(1, len(row["conversations"]) // 2 + 1), max_length, key=tokens)
+
+
+def _most_tokens(row: dict, processor: Processor) -> int:
+    """A number of tokens that a row does not exceed: the sum over its words, most of which have been met before.
+
+    Tokenizers begin a new token at a space between words, and a token has at least one byte. The margin is for the
+    places where the parts of a conversation meet.
+    """
+    t, turns = _processor_of(row, processor).template, row["conversations"]
+    around = t.human + t.after_question + t.assistant + t.before_answer + t.after_answer + t.stop + t.after_stop
+    parts = [t.opening, *[around] * (len(turns) // 2 + 1), *(turn["value"] for turn in turns)]
+    words = [f" {word}" for part in parts for word in part.split(" ")]
+    count = sum(
+        _count_tokens(processor.tokenizer, word) if len(word) < LONG else len(word.encode("utf-8", "surrogatepass"))
+        for word in words
+    )
+    return processor.num_image_tokens + count + MARGIN * len(turns)
+
+
+@lru_cache(maxsize=1 << 17)
+def _count_tokens(tokenizer: Tokenizer, word: str) -> int:
+    return len(tokenizer.encode(word, special=False))
 
 
 @dataclass(eq=False)
 class ConversationDataset(Dataset):
-    """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, row]``.
+    """Rows of LLaVA JSON as examples: ``dataset[seed, epoch, index]``.
 
     The key also decides whether the picture goes before or after the question, so every process makes the same example.
     The lines of ``text_path`` are further rows, in which every token but the first has a loss.
+
+    Opening the file checks every row, and that its picture is there. Rows of more than ``max_length`` tokens are cut or
+    left out. Up to ``max_rejected`` rows are left out because their picture cannot be read; None: one in a thousand,
+    so none of fewer than a thousand. Raises UserError, naming file and row, for any other fault.
     """
 
     path: AnyPath
@@ -75,45 +142,97 @@ class ConversationDataset(Dataset):
     processor: Processor
     image_place: Literal["random", "first", "last"] = "random"  # place in the first turn; random: paper, eq. 2
     text_path: AnyPath | None = None
+    max_length: int | None = None
+    max_rejected: int | None = 0
 
     def __post_init__(self):
-        self.rows = Rows(self.path, check_row)
-        self.lines = [] if self.text_path is None else [line for _, line in read_lines(self.text_path)]
+        self.rejected = Rejected(self.path)
+        self.kept = array("q")  # the numbers of the rows that are not left out
+        self.turns: dict[int, int] = {}  # how many turns each row keeps that is cut
+        with progress(desc=f"opening {Path(self.path).name}", unit="row") as bar:
+            self.rows = Rows(self.path, lambda number, row: (self._open(number, row), bar.update()))
+        self.rejected.most = len(self.rows) // 1000 if self.max_rejected is None else self.max_rejected
+        self.rejected.check()
+        self.lines: list[str] = []
+        for number, line in [] if self.text_path is None else read_lines(self.text_path):
+            if len(line.encode()) >= (self.max_length or inf) and len(self._line_ids(line)) > self.max_length:
+                why = f"line {number} of {self.text_path} has more than {self.max_length:,} tokens"
+                self.rejected.add(len(self.rows) + len(self.lines), CUT, why)
+            self.lines.append(line)
+        if not len(self):
+            raise UserError(f"{self.path}: no row is left; row 0: {self.rejected.found[0]['why']}")
+
+    def _open(self, number: int, row: dict) -> None:
+        """Check a row, and decide whether it is kept, cut or left out."""
+        check_row(row, self.processor)
+        if "image" in row:
+            try:
+                find_picture(self.image_folder, row["image"])
+            except UserError as error:
+                self.rejected.add(number, NO_PICTURE, str(error))
+                return
+        fits = None if self.max_length is None else turns_that_fit(row, self.processor, self.max_length)
+        if fits is not None:
+            of = f"{len(row['conversations']) // 2} turns fit into {self.max_length:,} tokens"
+            self.rejected.add(number, CUT if fits else TOO_LONG, f"{fits} of {of}")
+            self.turns[number] = fits
+        if fits != 0:
+            self.kept.append(number)
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.lines)
+        return len(self.kept) + len(self.lines)
 
     def size(self, index: int) -> int:
         """About how long a row is, known without parsing it. It is used to batch rows of similar length."""
-        return self.rows.size(index) if index < len(self.rows) else len(self.lines[index - len(self.rows)])
+        if index >= len(self.kept):
+            return len(self.lines[index - len(self.kept)])
+        return self.rows.size(self.kept[index])
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """A dict of "input_ids" and "labels", lists of equal length; "pixel_values" (3, H, W) if the row has a picture;
         "word_ids", a list of ids for each patch, if it has a picture given as words.
 
-        Raises UserError, naming file and row.
+        If the picture cannot be read, the next row takes the row's place. Raises UserError, naming file and row, if
+        that has happened to more than ``max_rejected`` rows.
         """
         seed, epoch, index = key
+        for step in range(len(self)):
+            if example := self._example(seed, epoch, (index + step) % len(self)):
+                return example
+        raise UserError(f"{self.path}: no picture can be read")
+
+    def _example(self, seed: int, epoch: int, index: int) -> dict | None:
+        """None if the row's picture cannot be read."""
         tokenizer = self.processor.tokenizer
-        if index >= len(self.rows):
-            ids = [*tokenizer.encode(self.lines[index - len(self.rows)], special=False), tokenizer.eos_id]
+        if index >= len(self.kept):
+            ids = self._line_ids(self.lines[index - len(self.kept)])[: self.max_length]
             return {"input_ids": ids, "labels": ids}
-        row = self.rows[index]
-        first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
-        with naming_row(self.path, index):
-            ids, labels = encode_row(row, self.processor, first)
-            example = {"input_ids": ids, "labels": labels}
-            if "image" in row:
+        number = self.kept[index]
+        row, example = self.rows[number], {}
+        if "image" in row:
+            try:
                 example["pixel_values"] = self.pixels(row)
-        if "words" in row:
+            except UserError as error:
+                self.rejected.add(number, NO_PICTURE, str(error))
+                self.rejected.check(-1)
+                return None
+        first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
+        turns = 2 * self.turns[number] if number in self.turns else None
+        with naming_row(self.path, number):
+            example["input_ids"], example["labels"] = encode_row(row, self.processor, first, turns)
+        if "patch_words" in row:
             # Most patches have the same words, so each distinct string is encoded once.
-            ids_of = {words: tokenizer.encode(f" {words}", special=False) for words in set(row["words"])}
-            example["word_ids"] = [ids_of[words] for words in row["words"]]
+            words = row["patch_words"]
+            ids_of = {text: tokenizer.encode(f" {text}", special=False) for text in set(words)}
+            example["word_ids"] = [ids_of[text] for text in words]
         return example
+
+    def _line_ids(self, line: str) -> list[int]:
+        return [*self.processor.tokenizer.encode(line, special=False), self.processor.tokenizer.eos_id]
 
     def pixels(self, row: dict) -> Tensor:
         """The picture of a row, (3, H, W). Raises UserError if it cannot be read."""
-        return self.processor.image(open_image(safe_join(self.image_folder, row["image"])))
+        return self.processor.image(open_image(find_picture(self.image_folder, row["image"])))
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """input_ids (B, T) and labels (B, T), padded on the right; lengths (B,), the number of tokens without padding.
@@ -169,12 +288,13 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
 def read_lines(path: AnyPath) -> list[tuple[int, str]]:
     """The non-empty lines of a text file, each with its number from 1. Raises UserError if there are none, or if the
     file is missing or not UTF-8."""
+    begin_of(path)
     try:
-        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if line]
+        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     if not lines:
-        raise UserError(f"{path}: empty")
+        raise UserError(f"{path}: an empty file")
     return lines
 
 

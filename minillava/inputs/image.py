@@ -39,6 +39,17 @@ def open_image(path: AnyPath) -> Image.Image:
         raise UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
+def find_picture(folder: AnyPath, name: str) -> Path:
+    """The path of the picture ``name`` in ``folder``. Raises UserError if it is not there, with a likely reason."""
+    if "://" in name:
+        raise UserError(f"{name}: a URL; download the picture into {folder} and give its name there")
+    path = safe_join(folder, name)
+    if not os.path.isfile(path):
+        hint = "; write / between folders, not \\" if "\\" in name else ""
+        raise UserError(f"{path}: no such picture{hint}")
+    return path
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode -> RGB, rotated as its EXIF data says. Transparent parts become white."""
     image = ImageOps.exif_transpose(image)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minillava.config import VisionConfig
+from minillava.config import TextConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.inputs.conversations import naming_row, pad, read_lines
-from minillava.inputs.image import AnyPath, ImageProcessor, open_image, safe_join
+from minillava.inputs.conversations import pad, read_lines
+from minillava.inputs.image import AnyPath, ImageProcessor, find_picture, open_image
+from minillava.inputs.rejected import CUT, NO_PICTURE, Rejected
 from minillava.inputs.tokenizer import Tokenizer
 
 
@@ -18,30 +19,76 @@ class RegionDataset(Dataset):
     """Pictures with captions and boxes as examples: ``dataset[seed, epoch, row]``.
 
     Each line of the file is {"image": path, "captions": [text, ...], "instances": [{"phrase": text, "bbox": [x1, y1,
-    x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used.
+    x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used. A caption or phrase that is longer
+    than the text tower reads, ``max_length`` tokens with its end, is cut, as CLIP does. Up to ``max_rejected`` lines
+    are left out because their picture cannot be read.
     """
 
-    def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):
-        """Raises UserError, naming the line, if a line is not a picture with captions and boxes."""
+    def __init__(
+        self,
+        path: AnyPath,
+        image_folder: AnyPath,
+        tokenizer: Tokenizer,
+        vision: VisionConfig,
+        max_length: int = TextConfig.max_position_embeddings,
+        max_rejected: int = 0,
+    ):
+        """Raises UserError, naming the line, if a line is not a picture with captions and boxes, or if more pictures
+        than ``max_rejected`` are missing."""
+        self.max_length, self.rejected = max_length, Rejected(path, max_rejected, "line")
         self.path, self.image_folder, self.tokenizer = path, image_folder, tokenizer
         self.image_processor = ImageProcessor.for_size(vision.image_size)
         self.grid = vision.image_size // vision.patch_size
         self.rows = []
         for number, line in read_lines(path):
             try:
-                self.rows.append({"line": number, **self._parsed(json.loads(line))})
+                row = self._parsed(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r})") from None
+            self._open(number, row)
+        self.rejected.check()
+        if not self.rows:
+            raise UserError(f"{path}: no line is left; {self.rejected.found[0]['why']}")
+
+    def _open(self, number: int, row: dict) -> None:
+        """Keep the row of line ``number`` if its picture is there, and count it if one of its texts will be cut."""
+        try:
+            find_picture(self.image_folder, row["image"])
+        except UserError as error:
+            self.rejected.add(number, NO_PICTURE, str(error))
+            return
+        self.rows.append({"line": number, **row})
+        texts = [*row["captions"], *(phrase for phrase, _ in row["regions"])]
+        # A token has at least one byte: most texts need no encoding.
+        long = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) >= self.max_length]
+        if count := sum(len(self._ids(text)) >= self.max_length for text in long):
+            why = f"texts of more than {self.max_length} tokens: {count} of {len(texts)}"
+            self.rejected.add(number, CUT, why)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
-        """{"pixel_values": (3, H, W), "caption": str, "regions": [(phrase, indices of its patches), ...]}."""
+        """{"pixel_values": (3, H, W), "caption": str, "regions": [(phrase, indices of its patches), ...]}.
+
+        If the picture cannot be read, the next line takes its place. Raises UserError, naming file and line, if that
+        has happened to more than ``max_rejected`` lines.
+        """
         seed, epoch, index = key
+        for step in range(len(self)):
+            if example := self._example(seed, epoch, (index + step) % len(self)):
+                return example
+        raise UserError(f"{self.path}: no picture can be read")
+
+    def _example(self, seed: int, epoch: int, index: int) -> dict | None:
+        """None if the picture cannot be read."""
         row = self.rows[index]
-        with naming_row(self.path, row["line"], "line"):
-            pixel_values = self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
+        try:
+            pixel_values = self.image_processor(open_image(find_picture(self.image_folder, row["image"])))
+        except UserError as error:
+            self.rejected.add(row["line"], NO_PICTURE, str(error))
+            self.rejected.check(-1)
+            return None
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
         return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
 
@@ -83,7 +130,10 @@ class RegionDataset(Dataset):
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
         end = self.tokenizer.eos_id
-        return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
+        return pad([[*self._ids(text)[: self.max_length - 1], end] for text in texts], end)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, special=False)
 
 
 def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:

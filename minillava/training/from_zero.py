@@ -55,11 +55,19 @@ def notes_task(world: Path, seed: int) -> Task:
     torch.manual_seed(seed)
     decoder = Decoder(DecoderConfig(tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id))
     initialise(decoder)
-    return next_token_task("notes", decoder, ConversationDataset(world / "notes.json", world, processor))
+    limit = decoder.config.max_position_embeddings
+    dataset = ConversationDataset(world / "notes.json", world, processor, max_length=limit)
+    return next_token_task("notes", decoder, dataset)
 
 
 def decoder_task(world: Path) -> Task:
     """Next-token training on conversations and prose. It starts from the folder ``notes`` next to ``world``."""
     decoder, _ = load_decoder(world.parent / "notes")
-    dataset = ConversationDataset(world / "words.json", world, toy_processor(world), text_path=world / "text.txt")
+    dataset = ConversationDataset(
+        world / "words.json",
+        world,
+        toy_processor(world),
+        text_path=world / "text.txt",
+        max_length=decoder.config.max_position_embeddings,
+    )
     return next_token_task("decoder", decoder, dataset)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from minillava.errors import UserError
 from minillava.model.decoder import Block
+from minillava.progress import progress
 from minillava.saving import recover_folder
 from minillava.training.distributed import SINGLE, Team, hold_gradients
 from minillava.training.machine import compile_blocks, compiling_pays, fastest_dtype, keep_memory
@@ -84,6 +84,11 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
     log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
+    rejected, file = task.dataset.rejected, out.with_name(f"{out.name}.rejected.jsonl")
+    team.on_first(lambda: rejected.write(file, keep=run.resume))
+    rejected.file = file  # from here on, every rank and worker process adds to it
+    say(task, rejected.report())
+    known = len(rejected.lines())
 
     if compiled:
         compile_now(task, order, run, autocast, scaler)
@@ -97,7 +102,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     )
     batches = iter(loader)
     with (
-        tqdm(total=total, initial=done, desc=task.name, unit="step", disable=None if team.is_first else True) as bar,
+        progress(total=total, initial=done, desc=task.name, unit="step", disable=not team.is_first) as bar,
         open(log, "w", buffering=1, encoding="utf-8") as file,
     ):
         file.writelines(json.dumps(row) + "\n" for row in metrics)
@@ -128,11 +133,17 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % recipe.save_every == 0 or step + 1 == total:
                 save(task, optimizers, scaler, run, step + 1, total)
+    say(task, rejected.report(since=known))
     if metrics and team.is_first:
         draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
         if "padding" in metrics[0]:
             print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
     task.model.eval()
+
+
+def say(task: Task, lines: list[str]) -> None:
+    for line in lines:
+        print(f"{task.name}: {line}", flush=True)
 
 
 def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, GradScaler]:

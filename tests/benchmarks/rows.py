@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from data.rows import write_rows  # noqa: E402
 from minillava.formats.llava_json import Rows  # noqa: E402
-from minillava.inputs.conversations import check_row  # noqa: E402
+from minillava.inputs.conversation import check_turns  # noqa: E402
+from minillava.inputs.templates import TEMPLATES  # noqa: E402
 
 
 def synthetic(count: int, length: int):
@@ -68,7 +69,7 @@ def main() -> None:
         write_rows(path, synthetic(a.rows, a.length))
         size = path.stat().st_size
         before, start, busy = memory(), time.perf_counter(), time.process_time()
-        rows = Rows(path, check_row)
+        rows = Rows(path, lambda index, row: check_turns(row["conversations"], TEMPLATES["v0"]))
         seconds, busy, after = time.perf_counter() - start, time.process_time() - busy, memory()
         print(f"{size / 1e9:.2f} GB, {len(rows):,} rows, opened in {seconds:.1f} s with {busy:.1f} s of CPU time,")
         print(f"{size / busy / 1e6:.0f} MB per second of CPU time")
