@@ -81,6 +81,7 @@ def questions(dataset: ConversationDataset) -> list[Question]:
             check_judgement(row)
         for position in range(1, len(turns), 2):
             turn = turns[position]
+            kind = kind_of(row, turn)
             with naming_row(dataset.path, index):
                 prompt, _ = encode_row(row, dataset.processor, dataset.image_place != "last", position)
             question = Question(
@@ -88,8 +89,8 @@ def questions(dataset: ConversationDataset) -> list[Question]:
                 row.get("image"),
                 torch.tensor(prompt),
                 turn["value"].strip(),
-                turn.get("type", row.get("type", "all")),
-                [thing.lower() for thing in row.get("things", [])],
+                kind,
+                [thing.lower() for thing in row.get("things", [])] if kind in DESCRIPTIONS else [],
                 turn.get("need", [] if "refuse" in turn else None),
                 turn.get("refuse", []),
                 frozenset(word for said in turns[:position] for word in words(said["value"])),
@@ -99,17 +100,20 @@ def questions(dataset: ConversationDataset) -> list[Question]:
     return found
 
 
+def kind_of(row: dict, turn: dict) -> str:
+    """The type of an answer, ``turn`` of ``row``."""
+    return turn.get("type", row.get("type", "all"))
+
+
 def check_judgement(row: dict) -> None:
-    """Check what the answers of a row are judged by: "type" and "things" of the row; "type", "need" and "refuse" of its
-    turns. Raises UserError, naming the turn."""
+    """Check what the answers of a row are judged by: "type" of the row; "type", "need" and "refuse" of its turns; and
+    "things" of the row if it has a description. Raises UserError, naming the turn."""
 
     def are_words(value: object) -> bool:
         return isinstance(value, list) and all(isinstance(phrase, str) and words(phrase) for phrase in value)
 
     if not isinstance(row.get("type", ""), str):
         raise UserError("'type' must be a string")
-    if not are_words(row.get("things", [])):
-        raise UserError("'things' must be a list of words")
     for index, turn in enumerate(row["conversations"]):
         need = turn.get("need", [])
         if not isinstance(turn.get("type", ""), str):
@@ -118,6 +122,8 @@ def check_judgement(row: dict) -> None:
             raise UserError(f"turn {index}: 'need' must be a list of lists of words")
         if not are_words(turn.get("refuse", [])):
             raise UserError(f"turn {index}: 'refuse' must be a list of words")
+        if kind_of(row, turn) in DESCRIPTIONS and not are_words(row.get("things", [])):
+            raise UserError("'things' must be a list of words, since the row has a description")
 
 
 def words(text: str) -> list[str]:

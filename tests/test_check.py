@@ -258,7 +258,7 @@ def test_types_and_things_that_evaluation_cannot_use_are_named(check):
     code, out, err = check([FINE[0], {**FINE[0], "type": None}, {**FINE[0], "type": 3}, {**FINE[4], "things": "fish"}])
     assert code == 2 and "malformed rows 3" in err
     assert "  row 1: 'type' must be a string\n  row 2: 'type' must be a string\n" in out
-    assert "  row 3: 'things' must be a list of words\n" in out
+    assert "  row 3: 'things' must be a list of words, since the row has a description\n" in out
     assert check([{**FINE[4], "things": ["red fish"]}])[0] == 0
 
 

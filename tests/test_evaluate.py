@@ -181,9 +181,9 @@ def test_well_formed_keys_pass():
 BAD_ROWS = [
     ({"type": None}, "'type' must be a string"),
     ({"type": ["x"]}, "'type' must be a string"),
-    ({"things": "fish"}, "'things' must be a list of words"),
-    ({"things": ["fish", 3]}, "'things' must be a list of words"),
-    ({"things": [""]}, "'things' must be a list of words"),
+    ({"type": "detail", "things": "fish"}, "'things' must be a list of words"),
+    ({"type": "caption", "things": ["fish", 3]}, "'things' must be a list of words"),
+    ({"type": "detail", "things": [""]}, "'things' must be a list of words"),
 ]
 
 
@@ -192,6 +192,12 @@ def test_a_malformed_key_of_a_row_is_named(data, model, keys, what):
     data.write_text(json.dumps([ROWS[0], {**ROWS[1], **keys}]))
     with pytest.raises(UserError, match=re.escape(f"{data}: row 1: {what}")):
         evaluate.questions(ConversationDataset(data, data.parent, model.processor, "first"))
+
+
+def test_things_of_rows_without_a_description_may_be_anything(data, model):
+    data.write_text(json.dumps([{**ROWS[0], "things": 3}]))
+    asked = evaluate.questions(ConversationDataset(data, data.parent, model.processor, "first"))
+    assert [q.things for q in asked] == [[], []]
 
 
 def test_the_majority_answer_is_each_type_s_own():
