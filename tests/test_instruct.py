@@ -276,9 +276,10 @@ def test_replies_that_stay_malformed_are_counted_and_listed(undisturbed, context
 def test_answers_that_name_their_source_are_dropped(contexts, tmp_path, monkeypatch, capsys):
     turn = "Question: {}\n===\nAnswer: {}"
     asleep, source = turn.format("Awake?", "No, asleep."), turn.format("What?", "The caption says a dog.")
+    again = source.replace("What?", "And?")
     replies = {
-        "Dog number 0 ": f"{source}\n===\n{asleep}\n===\n{source}",
-        "Dog number 1 ": f"{source}\n===\n{source}",
+        "Dog number 0 ": f"{source}\n===\n{asleep}\n===\n{again}",
+        "Dog number 1 ": f"{source}\n===\n{again}",
         "Dog number 2 ": asleep,
     }
     out = tmp_path / "out.json"

