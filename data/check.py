@@ -19,7 +19,7 @@ import numpy as np
 
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
-from minillava.evaluate import check_judgement
+from minillava.evaluate import check_judgement, printable
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import check_row, encode_row, turns_that_fit
@@ -70,13 +70,11 @@ def read_file(path: Path, processor: Processor, max_length: int) -> Report:
             try:
                 check_row(row, processor)
                 ids, labels = encode_row(row, processor)
-                for position, turn in enumerate(row["conversations"]):
-                    check_judgement(turn, position)
+                check_judgement(row)
             except UserError as error:
                 report.malformed.append(f"row {index}: {error}")
                 continue
-            kind = row.get("type", "(none)")
-            report.types[kind if isinstance(kind, str) else "(no text)"] += 1
+            report.types[row.get("type", "(none)")] += 1
             report.turns.append(len(row["conversations"]) // 2)
             report.tokens.append(len(ids))
             if (fits := turns_that_fit(row, processor, max_length)) is not None:
@@ -162,11 +160,6 @@ def render(ids: list[int], labels: list[int], tokenizer: Tokenizer, colour: bool
         part = re.sub(f"(?:{IMAGE}){{2,}}", lambda found: f"{IMAGE} x {len(found[0]) // len(IMAGE)}", part)
         text += f"{begin}{part}{end}" if learn else part
     return text
-
-
-def printable(text: str) -> str:
-    """Text from a file, made safe for a terminal: unprintable characters become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def main() -> None:

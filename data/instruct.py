@@ -161,7 +161,8 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
             row = {"id": job.id, "image": job.context.image, "type": job.kind, "conversations": conversation(kept)}
             rows.append(row)
     if refused:
-        print(f"refused: {len(refused)} of {len(jobs)} rows have no usable reply", *refused, sep="\n")
+        why = f"refused: {len(refused)} of {len(jobs)} rows have no usable reply; a larger --attempts asks again"
+        print(why, *refused, sep="\n")
     if dropped:
         empty = len(jobs) - len(refused) - len(rows)
         print(f"dropped: {dropped} answers that mention captions or boxes, and with them {empty} of {len(jobs)} rows")
@@ -271,7 +272,10 @@ def main() -> None:
     ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)
     write(jobs, journal, a.out)
     if a.teacher == "openai":
-        tokens = [entry["tokens"] for job in jobs for entry in journal.entries[job.id]]
+        asked = [(job, entry) for job in jobs for entry in journal.entries[job.id]]
+        unusable = sum(judge(job, [entry])[0] is None for job, entry in asked)
+        print(f"asked: {len(asked)} times, {unusable} of them without a usable reply")
+        tokens = [entry["tokens"] for _, entry in asked]
         print(price(sum(prompt for prompt, _ in tokens), sum(reply for _, reply in tokens), a))
 
 

@@ -77,7 +77,10 @@ def _turns(reply: str) -> list[tuple[str, str]]:
         raise Malformed("the last question has no answer" if texts else "no question")
     if not all(texts):
         raise Malformed("an empty question or answer")
-    return list(zip(texts[::2], texts[1::2]))
+    questions = texts[::2]
+    if len({question.casefold() for question in questions}) < len(questions):  # a small model may go round in circles
+        raise Malformed("a question occurs twice")
+    return list(zip(questions, texts[1::2]))
 
 
 def names_its_source(turn: tuple[str, str]) -> bool:

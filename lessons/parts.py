@@ -26,6 +26,7 @@ PATHS = {
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",
+    "evaluate": "minillava/evaluate.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

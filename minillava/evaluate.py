@@ -3,7 +3,7 @@
 The model answers every question in the file, greedily, with the file's own turns before it as the conversation so far.
 "accuracy" counts the answers that equal the reference. Three more scores show what looking at the picture is worth:
 "blind" (the picture is blank), "shuffled" (it is another row's) and "majority" (always each type's most frequent
-answer).
+answer). If a type has few and short answers, a table shows how often each was given in place of which.
 
 An answer may also be judged by its meaning: a gpt turn may have "need", lists of words and phrases of which a right
 answer has one from each list, and "refuse", words and phrases that it does not have. Upper case and punctuation do not
@@ -17,12 +17,18 @@ A gpt turn's "type" goes before its row's.
 
 Rows of type "detail" or "caption" are not compared as a whole. Precision is the share of the things named in the
 descriptions ("red fish") that are in the picture. Recall is the share of the things in the picture (the row's "things")
-that are named.
+that are named. Descriptions in rows without "things" are counted and not scored.
+
+``--answers FILE.jsonl`` writes a line for each question: {"row", "turn", "id", "image", "type", "question",
+"reference", "answer", "right"}, and "meaning" (whether it is right by its meaning) where the answer has "need" or
+"refuse". In place of "right", the line of a description has "made_up" and "missed", lists of things. An answer that
+becomes much longer than its reference is cut.
 """
 
 import argparse
 import json
 import re
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +40,7 @@ from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
 from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
+from minillava.inputs.tokenizer import IMAGE
 from minillava.model import fast
 from minillava.model.generation import collect
 from minillava.model.llava import Llava
@@ -41,6 +48,8 @@ from minillava.progress import progress
 
 DESCRIPTIONS = ("detail", "caption")
 VIEWS = ("normal", "blind", "shuffled")
+MOST_ANSWERS, MOST_WORDS = 12, 3  # of a type whose answers are tabulated: different references, and words in each
+WIDEST = 16  # maximum characters of a type or an answer in a table
 
 
 @dataclass
@@ -48,7 +57,7 @@ class Question:
     """A question: row, picture, prompt ids, reference answer, type and, for descriptions, the things there.
 
     ``need`` and ``refuse`` judge an answer by its meaning; None if only the reference is right. ``asked``: the words of
-    the row's turns so far.
+    the row's turns so far. ``turn``: the index of the answer among the row's turns.
     """
 
     row: int
@@ -60,6 +69,7 @@ class Question:
     need: list[list[str]] | None = None
     refuse: list[str] = field(default_factory=list)
     asked: frozenset[str] = frozenset()
+    turn: int = 1
 
 
 def questions(dataset: ConversationDataset) -> list[Question]:
@@ -67,39 +77,53 @@ def questions(dataset: ConversationDataset) -> list[Question]:
     found = []
     for index, row in enumerate(dataset.rows):
         turns = row["conversations"]
+        with naming_row(dataset.path, index):
+            check_judgement(row)
         for position in range(1, len(turns), 2):
             turn = turns[position]
+            kind = kind_of(row, turn)
             with naming_row(dataset.path, index):
                 prompt, _ = encode_row(row, dataset.processor, dataset.image_place != "last", position)
-                check_judgement(turn, position)
             question = Question(
                 index,
                 row.get("image"),
                 torch.tensor(prompt),
                 turn["value"].strip(),
-                turn.get("type", row.get("type", "all")),
-                row.get("things", []),
+                kind,
+                [thing.lower() for thing in row.get("things", [])] if kind in DESCRIPTIONS else [],
                 turn.get("need", [] if "refuse" in turn else None),
                 turn.get("refuse", []),
                 frozenset(word for said in turns[:position] for word in words(said["value"])),
+                position,
             )
             found.append(question)
     return found
 
 
-def check_judgement(turn: dict, index: int) -> None:
-    """Check the keys "type", "need" and "refuse" of an answer, turn ``index`` of its row. Raises UserError."""
+def kind_of(row: dict, turn: dict) -> str:
+    """The type of an answer, ``turn`` of ``row``."""
+    return turn.get("type", row.get("type", "all"))
+
+
+def check_judgement(row: dict) -> None:
+    """Check what the answers of a row are judged by: "type" of the row; "type", "need" and "refuse" of its turns; and
+    "things" of the row if it has a description. Raises UserError, naming the turn."""
 
     def are_words(value: object) -> bool:
         return isinstance(value, list) and all(isinstance(phrase, str) and words(phrase) for phrase in value)
 
-    need = turn.get("need", [])
-    if not isinstance(turn.get("type", ""), str):
-        raise UserError(f"turn {index}: 'type' must be a string")
-    if not isinstance(need, list) or not all(choices and are_words(choices) for choices in need):
-        raise UserError(f"turn {index}: 'need' must be a list of lists of words")
-    if not are_words(turn.get("refuse", [])):
-        raise UserError(f"turn {index}: 'refuse' must be a list of words")
+    if not isinstance(row.get("type", ""), str):
+        raise UserError("'type' must be a string")
+    for index, turn in enumerate(row["conversations"]):
+        need = turn.get("need", [])
+        if not isinstance(turn.get("type", ""), str):
+            raise UserError(f"turn {index}: 'type' must be a string")
+        if not isinstance(need, list) or not all(choices and are_words(choices) for choices in need):
+            raise UserError(f"turn {index}: 'need' must be a list of lists of words")
+        if not are_words(turn.get("refuse", [])):
+            raise UserError(f"turn {index}: 'refuse' must be a list of words")
+        if kind_of(row, turn) in DESCRIPTIONS and not are_words(row.get("things", [])):
+            raise UserError("'things' must be a list of words, since the row has a description")
 
 
 def words(text: str) -> list[str]:
@@ -186,29 +210,49 @@ def shares(asked: list[Question], hits: list[bool]) -> tuple[float, dict[str, fl
     return overall, {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
-def majority(asked: list[Question]) -> float:
-    """The score of always giving each type's most frequent answer."""
-    commonest: dict[str, Counter] = defaultdict(Counter)
+def commonest(asked: list[Question]) -> list[str]:
+    """For each question, the most frequent reference of its type."""
+    counts: dict[str, Counter] = defaultdict(Counter)
     for question in asked:
-        commonest[question.kind][question.reference] += 1
-    return sum(counter.most_common(1)[0][1] for counter in commonest.values()) / max(1, len(asked))
+        counts[question.kind][question.reference] += 1
+    return [counts[question.kind].most_common(1)[0][0] for question in asked]
+
+
+def confusion(asked: list[Question], answers: list[str]) -> dict[str, dict[str, dict[str, int]]]:
+    """How often which answer was given in place of which: type -> reference -> answer -> number.
+
+    Only types with at least two and at most MOST_ANSWERS references, of at most MOST_WORDS words each.
+    """
+    tables: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(Counter))
+    for question, answer in zip(asked, answers):
+        tables[question.kind][question.reference][answer] += 1
+    return {
+        kind: {reference: dict(given) for reference, given in sorted(table.items())}
+        for kind, table in sorted(tables.items())
+        if 2 <= len(table) <= MOST_ANSWERS and all(len(words(reference)) <= MOST_WORDS for reference in table)
+    }
+
+
+def things_named(asked: list[Question], answers: list[str]) -> list[set[str]]:
+    """For each description, those things that it names which are in the picture of any of ``asked``."""
+    vocabulary = sorted({thing for question in asked for thing in question.things})
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, vocabulary))})\b")
+    return [set(pattern.findall(answer.lower())) for answer in answers]
 
 
 def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     """Precision and recall of the things named in descriptions, over all descriptions together."""
-    vocabulary = sorted({thing for question in asked for thing in question.things})
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, vocabulary))})\b")
-    named = [set(pattern.findall(answer.lower())) for answer in answers]
+    named = things_named(asked, answers)
     there = [set(question.things) for question in asked]
     true = sum(len(ours & theirs) for ours, theirs in zip(named, there))
     return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
-def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict:
-    """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints, and also "types" (the number of
-    questions by type), "blind_by_type" and "blind_meaning_by_type".
+def evaluate(model: Llava, data: Path, image_folder: Path | None = None, answers: bool = False) -> dict:
+    """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints.
 
-    The scores of "meaning" are there if an answer of the file has "need" or "refuse".
+    "types" is the number of questions by type, "confusion" is :func:`confusion`. The scores of "meaning" are there if
+    an answer of the file has "need" or "refuse". With ``answers`` also "answers": the lines that ``--answers`` writes.
     """
     dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
     limit, asked = model.language_model.config.max_position_embeddings, questions(dataset)
@@ -217,43 +261,116 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict
     asked = whole
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
-    result |= {"questions": len(short), "descriptions": len(long)}
+    unscored = [question for question in asked if question.kind in DESCRIPTIONS and not question.things]
+    result |= {"questions": len(short), "descriptions": len(long), "unscored": len(unscored)}
+    lines = []
     if short:
-        answers = {shown: answer_all(model, dataset, short, shown) for shown in VIEWS}
-        scores = {shown: exact(short, answers[shown]) for shown in VIEWS}
-        result |= {"accuracy": scores["normal"][0], "blind": scores["blind"][0], "shuffled": scores["shuffled"][0]}
-        result |= {"majority": majority(short), "by_type": scores["normal"][1], "blind_by_type": scores["blind"][1]}
+        given = {shown: answer_all(model, dataset, short, shown) for shown in VIEWS}
+        result |= all_scores(short, given | {"majority": commonest(short)})
         result["types"] = dict(Counter(question.kind for question in short))
-        if any(question.need is not None for question in short):
-            scores = {shown: meaning(short, answers[shown]) for shown in VIEWS}
-            result |= {"meaning": scores["normal"][0], "meaning_by_type": scores["normal"][1]}
-            result |= {"blind_meaning": scores["blind"][0], "shuffled_meaning": scores["shuffled"][0]}
-            result["blind_meaning_by_type"] = scores["blind"][1]
+        result["confusion"] = confusion(short, given["normal"])
+        lines += answer_lines(dataset, short, given["normal"])
     if long:
-        result["precision"], result["recall"] = naming(long, answer_all(model, dataset, long, "normal"))
-        result["blind_precision"], result["blind_recall"] = naming(long, answer_all(model, dataset, long, "blind"))
+        given = {shown: answer_all(model, dataset, long, shown) for shown in ("normal", "blind")}
+        result["precision"], result["recall"] = naming(long, given["normal"])
+        result["blind_precision"], result["blind_recall"] = naming(long, given["blind"])
+        lines += answer_lines(dataset, long, given["normal"])
+    if answers:
+        if unscored:
+            lines += answer_lines(dataset, unscored, answer_all(model, dataset, unscored, "normal"))
+        result["answers"] = sorted(lines, key=lambda line: (line["row"], line["turn"]))
     return result
 
 
+def all_scores(asked: list[Question], given: dict[str, list[str]]) -> dict:
+    """The scores of the answers given in each view, overall and then by type."""
+    whole, by_type = {}, {}
+    for shown, answers in given.items():
+        before = "" if shown == "normal" else f"{shown}_"
+        whole["accuracy" if shown == "normal" else shown], by_type[f"{before}by_type"] = exact(asked, answers)
+        if any(question.need is not None for question in asked):
+            whole[f"{before}meaning"], by_type[f"{before}meaning_by_type"] = meaning(asked, answers)
+    return whole | by_type
+
+
+def answer_lines(dataset: ConversationDataset, asked: list[Question], answers: list[str]) -> list[dict]:
+    """What was asked and answered, and whether it is right: the lines of ``--answers`` for some of the questions."""
+    lines, known = [], own_words(asked)
+    for question, answer, named in zip(asked, answers, things_named(asked, answers)):
+        row, there = dataset.rows[question.row], set(question.things)
+        line = {
+            "row": question.row,
+            "turn": question.turn,
+            "id": row.get("id"),
+            "image": question.image,
+            "type": question.kind,
+            "question": row["conversations"][question.turn - 1]["value"].replace(IMAGE, "").strip(),
+            "reference": question.reference,
+            "answer": answer,
+        }
+        if question.kind not in DESCRIPTIONS:
+            line["right"] = answer == question.reference
+            if question.need is not None:
+                line["meaning"] = means(question, answer, known)
+        elif there:
+            line |= {"made_up": sorted(named - there), "missed": sorted(there - named)}
+        lines.append(line)
+    return lines
+
+
+def write_answers(path: Path, lines: list[dict]) -> None:
+    """Write lines of JSON to a new file. Raises UserError."""
+    try:
+        # A lone surrogate becomes an escape, which JSON has too
+        with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
 def show(result: dict) -> None:
-    """Print ``result`` as a table."""
+    """Print ``result`` as tables."""
     if result["too_long"]:
         print(f"questions left out because the model cannot read them and answer: {result['too_long']:,}")
+    others = ("blind", "shuffled", "majority")
+    tables = []
     if result["questions"]:
-        columns = [("exact", "accuracy", "by_type"), ("blind", "blind", "blind_by_type")]
-        if "meaning" in result:
-            columns += [("meaning", "meaning", "meaning_by_type"), ("blind", "blind_meaning", "blind_meaning_by_type")]
-        print(f"{'type':<12} {'questions':>9}", *(f"{name:>7}" for name, _, _ in columns))
+        tables.append([("exact", "accuracy", "by_type"), *((name, name, f"{name}_by_type") for name in others)])
+    if "meaning" in result:
+        keys = [(name, f"{name}_meaning", f"{name}_meaning_by_type") for name in others]
+        tables.append([("meaning", "meaning", "meaning_by_type"), *keys])
+    for columns in tables:
+        print(f"{'type':<{WIDEST}} {'questions':>9}", *(f"{name:>8}" for name, _, _ in columns))
         for kind, count in sorted(result["types"].items()):
-            print(f"{kind:<12} {count:>9}", *(f"{result[by_type][kind]:>7.1%}" for _, _, by_type in columns))
-        print(f"{'all':<12} {result['questions']:>9}", *(f"{result[whole]:>7.1%}" for _, whole, _ in columns))
-        means = f" ({result['shuffled_meaning']:.1%} by meaning)" if "meaning" in result else ""
-        print(f"shuffled pictures {result['shuffled']:.1%}{means}, majority answer {result['majority']:.1%}")
+            values = [result[by_type][kind] for _, _, by_type in columns]
+            print(f"{cell(kind):<{WIDEST}} {count:>9}", *(f"{value:>8.1%}" for value in values))
+        print(f"{'all':<{WIDEST}} {result['questions']:>9}", *(f"{result[whole]:>8.1%}" for _, whole, _ in columns))
+    for kind, table in result.get("confusion", {}).items():
+        names = [*map(cell, table), "other"]
+        width = max(map(len, names)) + 2
+        print(f"{cell(kind)}: what was given (across) in place of what (down)")
+        print(" " * width, *(f"{name:>{width}}" for name in names), sep="")
+        for name, given in zip(names, table.values()):
+            counts = [given.get(answer, 0) for answer in table]
+            counts.append(sum(given.values()) - sum(counts))
+            print(f"{name:<{width}}", *(f"{count:>{width}}" for count in counts), sep="")
     if result["descriptions"]:
         print(
             f"{result['descriptions']} descriptions: things named with precision {result['precision']:.1%}, recall "
             f"{result['recall']:.1%} (blind {result['blind_precision']:.1%}, {result['blind_recall']:.1%})"
         )
+    if result["unscored"]:
+        print(f"{result['unscored']} descriptions are not scored, because their rows have no 'things'")
+
+
+def cell(text: str) -> str:
+    """A type or an answer from a file, for a table."""
+    return printable(text)[:WIDEST]
+
+
+def printable(text: str) -> str:
+    """Text from a file, made safe for a terminal: unprintable characters become escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def main() -> None:
@@ -261,16 +378,26 @@ def main() -> None:
     parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder (default: the shipped one)")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: the folder of --data)")
+    parser.add_argument("--answers", type=Path, metavar="FILE.jsonl", help="write every question and answer there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    result = evaluate(load(arguments.model, arguments.device), arguments.data, arguments.image_folder)
-    if not result["questions"] and not result["descriptions"]:
-        why = ", all are longer than the model reads" if result["too_long"] else ""
-        raise UserError(f"{arguments.data}: contains no questions{why}")
+    sys.stdout.reconfigure(errors="backslashreplace")
+    if path := arguments.answers:  # found out now, not after minutes of answering
+        if path.exists():
+            raise UserError(f"{path}: already exists")
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder")
+    model = load(arguments.model, arguments.device)
+    result = evaluate(model, arguments.data, arguments.image_folder, bool(path))
+    if not result["questions"] and not result["descriptions"] and not path:
+        why = "all are longer than the model reads" if result["too_long"] else "only descriptions without 'things'"
+        raise UserError(f"{arguments.data}: contains no questions, {why}")
+    answers = result.pop("answers", [])
     show(result)
-    rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
-    hidden = ("types", "blind_by_type", "blind_meaning_by_type")
-    print(json.dumps({key: value for key, value in rounded.items() if key not in hidden}))
+    if path:
+        write_answers(path, answers)
+        print(f"{path}: {len(answers)} answers")
+    print(json.dumps(json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))))
 
 
 if __name__ == "__main__":

@@ -264,6 +264,14 @@ def test_keys_of_judgement_pass_or_are_named_with_their_row_and_turn(check):
     assert "  row 3: turn 3: 'type' must be a string\n" in out
 
 
+def test_types_and_things_that_evaluation_cannot_use_are_named(check):
+    code, out, err = check([FINE[0], {**FINE[0], "type": None}, {**FINE[0], "type": 3}, {**FINE[4], "things": "fish"}])
+    assert code == 2 and "malformed rows 3" in err
+    assert "  row 1: 'type' must be a string\n  row 2: 'type' must be a string\n" in out
+    assert "  row 3: 'things' must be a list of words, since the row has a description\n" in out
+    assert check([{**FINE[4], "things": ["red fish"]}])[0] == 0
+
+
 GARBAGE = [
     None,
     True,

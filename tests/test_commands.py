@@ -47,9 +47,15 @@ def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):
         tmp_path / "few.json",
         "--image-folder",
         trained / "data",
+        "--answers",
+        tmp_path / "answers.jsonl",
     )
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["reference"] for line in answers] == [row["conversations"][1]["value"] for row in rows]
+    right = [line["answer"] == line["reference"] for line in answers if "right" in line]
+    assert scores["accuracy"] == round(sum(right) / len(right), 4)
     asked = [row for row in rows if row["type"] not in ("detail", "caption")]
     assert scores["questions"] == len(asked)
     assert {"accuracy", "blind", "shuffled", "majority", "by_type", "precision", "recall"} <= scores.keys()

@@ -1,6 +1,8 @@
-"""Judging answers by their meaning, on answers written by hand."""
+"""Judging answers, by their meaning and exactly, on answers written by hand; what the command prints and writes."""
 
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ from PIL import Image
 from minillava import evaluate
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.errors import UserError
-from minillava.evaluate import Question, check_judgement, means, own_words, words
+from minillava.errors import UserError, run_program
+from minillava.evaluate import Question, check_judgement, commonest, confusion, means, own_words, words
 from minillava.inputs.conversations import ConversationDataset
 
 
@@ -125,9 +127,11 @@ def test_meaning_is_scored_next_to_exact_match(data, model, monkeypatch, capsys)
     assert result["blind"] == pytest.approx(1 / 3) and result["blind_meaning"] == pytest.approx(1 / 3)
     assert result["shuffled_meaning"] == 0 and result["blind_meaning_by_type"] == {"row": 0, "turn": 1}
     evaluate.show(result)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["type", "questions", "exact", "blind", "meaning", "blind"]
-    assert lines[2].split() == ["turn", "1", "0.0%", "100.0%", "100.0%", "100.0%"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["type", "questions", "exact", "blind", "shuffled", "majority"]
+    assert lines[2] == ["turn", "1", "0.0%", "100.0%", "0.0%", "100.0%"]
+    assert lines[4] == ["type", "questions", "meaning", "blind", "shuffled", "majority"]
+    assert lines[6] == ["turn", "1", "100.0%", "100.0%", "0.0%", "100.0%"]
 
 
 def test_a_file_without_need_has_no_meaning(data, model, monkeypatch):
@@ -154,10 +158,14 @@ FAULTS = [
 ]
 
 
+def row_with(keys: dict) -> dict:
+    return {"conversations": [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "No.", **keys}]}
+
+
 @pytest.mark.parametrize("keys, what", FAULTS, ids=lambda value: str(value)[:30])
 def test_a_malformed_key_is_named(data, model, keys, what):
     with pytest.raises(UserError, match=what):
-        check_judgement({"from": "gpt", "value": "No.", **keys}, 1)
+        check_judgement(row_with(keys))
     rows = json.loads(json.dumps(ROWS))
     rows[1]["conversations"][1] |= keys
     data.write_text(json.dumps(rows))
@@ -167,7 +175,7 @@ def test_a_malformed_key_is_named(data, model, keys, what):
 
 def test_well_formed_keys_pass():
     for keys in ({}, {"need": [], "refuse": []}, {"type": "x", "need": [["no", "top left"], ["a"]], "refuse": ["yes"]}):
-        check_judgement({"from": "gpt", "value": "No.", **keys}, 1)
+        check_judgement(row_with(keys))
 
 
 def test_questions_that_the_model_cannot_read_whole_are_left_out_and_counted(data, model, capsys):
@@ -187,3 +195,183 @@ def test_a_file_of_questions_that_are_all_too_long_is_refused(data, monkeypatch)
     monkeypatch.setattr("sys.argv", ["evaluate", "--data", str(data)])
     with pytest.raises(UserError, match="contains no questions, all are longer than the model reads"):
         evaluate.main()
+
+
+BAD_ROWS = [
+    ({"type": None}, "'type' must be a string"),
+    ({"type": ["x"]}, "'type' must be a string"),
+    ({"type": "detail", "things": "fish"}, "'things' must be a list of words"),
+    ({"type": "caption", "things": ["fish", 3]}, "'things' must be a list of words"),
+    ({"type": "detail", "things": [""]}, "'things' must be a list of words"),
+]
+
+
+@pytest.mark.parametrize("keys, what", BAD_ROWS, ids=str)
+def test_a_malformed_key_of_a_row_is_named(data, model, keys, what):
+    data.write_text(json.dumps([ROWS[0], {**ROWS[1], **keys}]))
+    with pytest.raises(UserError, match=re.escape(f"{data}: row 1: {what}")):
+        evaluate.questions(ConversationDataset(data, data.parent, model.processor, "first"))
+
+
+def test_things_of_rows_without_a_description_may_be_anything(data, model):
+    data.write_text(json.dumps([{**ROWS[0], "things": 3}]))
+    asked = evaluate.questions(ConversationDataset(data, data.parent, model.processor, "first"))
+    assert [q.things for q in asked] == [[], []]
+
+
+def test_the_majority_answer_is_each_type_s_own():
+    told = [("No.", "a"), ("Yes.", "b"), ("No.", "a"), ("Two.", "b"), ("Yes.", "a"), ("Yes.", "b")]
+    asked = [question(reference, kind=kind) for reference, kind in told]
+    assert commonest(asked) == ["No.", "Yes.", "No.", "Yes.", "No.", "Yes."]
+
+
+def test_answers_are_tabulated_for_types_with_few_short_references():
+    asked = [question(reference, kind="number") for reference in ("One.", "Two.", "One.", "One.", "Two.", "One.")]
+    answers = ["One.", "One.", "Two.", "A lot", "Two.", "One."]
+    table = {"One.": {"One.": 2, "Two.": 1, "A lot": 1}, "Two.": {"One.": 1, "Two.": 1}}
+    assert confusion(asked, answers) == {"number": table}
+    for others in (
+        ["No."] * 5,  # one reference only
+        [str(number) for number in range(13)],
+        ["No.", "Yes, I think so."],
+    ):
+        more = [question(reference, kind="other") for reference in others]
+        assert confusion([*asked, *more], answers + others) == {"number": table}
+    twelve = [str(number) for number in range(12)]
+    most = confusion([question(reference, kind="most") for reference in twelve], ["0"] * 12)
+    assert most == {"most": {number: {"0": 1} for number in twelve}}
+
+
+def turns(*values: str, **keys) -> list[dict]:
+    said = [{"from": ("human", "gpt")[index % 2], "value": value} for index, value in enumerate(values)]
+    said[0]["value"] = f"<image>\n{values[0]}"
+    said[1] |= keys
+    return said
+
+
+MIXED = [
+    {"image": "a.png", "type": "caption", "conversations": turns("Tell.", "A fish."), "things": ["Red fish", "boat"]},
+    {
+        "id": "two",
+        "image": "a.png",
+        "type": "fish",
+        "conversations": turns("Is it?", "No.", "Sure?", "Yes.", need=[["no", "not"]]),
+    },
+    {"image": "a.png", "type": "detail", "conversations": turns("Tell all.", "A café.")},
+    {"image": "b.png", "type": "fish", "conversations": turns("Really?", "No.")},
+    {"image": "b.png", "type": "detail", "conversations": turns("Tell.", "A boat."), "things": ["boat"]},
+]
+ANSWERS = {
+    "normal": {
+        "No.": "no",
+        "Yes.": "Yes.",
+        "A café.": "A café \ud83d.",
+        "A fish.": "A red fish, a RED FISH and a boat.",
+        "A boat.": "A red fish.",
+    },
+    "blind": {"No.": "No.", "Yes.": "No.", "A fish.": "Nothing.", "A boat.": "A boat."},
+    "shuffled": {"No.": "\x1b[2J", "Yes.": "Yes."},
+}
+
+
+@pytest.fixture
+def command(data, model, monkeypatch, capsys):
+    """``command(rows, *options)`` runs the program, with ANSWERS by reference: its exit code, stdout and stderr."""
+    monkeypatch.setattr(evaluate, "load", lambda *_: model)
+    monkeypatch.setattr(
+        evaluate, "answer_all", lambda model, dataset, asked, shown: [ANSWERS[shown][q.reference] for q in asked]
+    )
+    Image.new("RGB", (64, 64), "red").save(data.parent / "b.png")
+
+    def run(rows: list[dict], *options: str) -> tuple[int, str, str]:
+        data.write_text(json.dumps(rows))
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--data", str(data), *options])
+        code = 0
+        try:
+            run_program(evaluate.main)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_every_question_is_written_with_its_answer(command, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    code, out, err = command(MIXED, "--answers", str(path))
+    assert code == 0 and err == "" and out.splitlines()[-2] == f"{path}: 6 answers"
+    fish = {"image": "a.png", "type": "fish"}
+    assert list(map(json.loads, path.read_text(encoding="utf-8").splitlines())) == [
+        {
+            **{"row": 0, "turn": 1, "id": None, "image": "a.png", "type": "caption", "question": "Tell."},
+            **{"reference": "A fish.", "answer": ANSWERS["normal"]["A fish."], "made_up": [], "missed": []},
+        },
+        {
+            **{"row": 1, "turn": 1, "id": "two", **fish, "question": "Is it?"},
+            **{"reference": "No.", "answer": "no", "right": False, "meaning": True},
+        },
+        {
+            **{"row": 1, "turn": 3, "id": "two", **fish, "question": "Sure?"},
+            **{"reference": "Yes.", "answer": "Yes.", "right": True},
+        },
+        {
+            **{"row": 2, "turn": 1, "id": None, "image": "a.png", "type": "detail", "question": "Tell all."},
+            **{"reference": "A café.", "answer": "A café \ud83d."},
+        },
+        {
+            **{"row": 3, "turn": 1, "id": None, "image": "b.png", "type": "fish", "question": "Really?"},
+            **{"reference": "No.", "answer": "no", "right": False},
+        },
+        {
+            **{"row": 4, "turn": 1, "id": None, "image": "b.png", "type": "detail", "question": "Tell."},
+            **{"reference": "A boat.", "answer": "A red fish.", "made_up": ["red fish"], "missed": ["boat"]},
+        },
+    ]
+    assert "A café" in path.read_text(encoding="utf-8")
+
+
+def test_an_answers_file_that_cannot_be_written_is_refused_before_the_work(command, tmp_path):
+    path = tmp_path / "rows.json"
+    code, out, err = command(MIXED, "--answers", str(path))
+    assert (code, out, err) == (2, "", f"error: {path}: already exists\n")
+    assert json.loads(path.read_text()) == MIXED
+    code, out, err = command(MIXED, "--answers", str(tmp_path / "no" / "a.jsonl"))
+    assert (code, out, err) == (2, "", f"error: {tmp_path / 'no'}: no such folder\n")
+
+
+def test_scores_by_type_and_given_answers_are_printed(command):
+    code, out, _ = command(MIXED)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0 and lines[:6] == [
+        ["type", "questions", "exact", "blind", "shuffled", "majority"],
+        ["fish", "3", "33.3%", "66.7%", "33.3%", "66.7%"],
+        ["all", "3", "33.3%", "66.7%", "33.3%", "66.7%"],
+        ["type", "questions", "meaning", "blind", "shuffled", "majority"],
+        ["fish", "3", "66.7%", "66.7%", "33.3%", "66.7%"],
+        ["all", "3", "66.7%", "66.7%", "33.3%", "66.7%"],
+    ]
+    assert out.splitlines()[6] == "fish: what was given (across) in place of what (down)"
+    assert lines[7:10] == [["No.", "Yes.", "other"], ["No.", "0", "0", "2"], ["Yes.", "0", "1", "0"]]
+    assert out.splitlines()[10:12] == [
+        "2 descriptions: things named with precision 66.7%, recall 66.7% (blind 100.0%, 33.3%)",
+        "1 descriptions are not scored, because their rows have no 'things'",
+    ]
+    result = json.loads(out.splitlines()[-1])
+    assert result["confusion"] == {"fish": {"No.": {"no": 2}, "Yes.": {"Yes.": 1}}} and result["unscored"] == 1
+    assert result["majority_by_type"] == {"fish": 0.6667} and result["shuffled_by_type"] == {"fish": 0.3333}
+    assert result["shuffled_meaning_by_type"] == {"fish": 0.3333} and result["majority_meaning"] == 0.6667
+
+
+def test_descriptions_that_cannot_be_scored_are_said_and_still_written(command, tmp_path):
+    code, out, err = command([MIXED[2]])
+    assert code == 2 and out == ""
+    assert err.endswith("rows.json: contains no questions, only descriptions without 'things'\n")
+    path = tmp_path / "a.jsonl"
+    code, out, _ = command([MIXED[2]], "--answers", str(path))
+    assert code == 0 and out.startswith("1 descriptions are not scored") and len(path.read_text().splitlines()) == 1
+
+
+def test_types_and_answers_reach_the_terminal_as_text(command):
+    rows = [{**MIXED[3], "type": "\x1b[2J\ud83d"}, {**MIXED[3], "conversations": turns("?", "Yes.")}]
+    code, out, _ = command([*rows, {**rows[0], "conversations": turns("?", "Yes.")}])
+    assert code == 0 and "\x1b" not in out and "\\x1b[2J\\ud83d" in out

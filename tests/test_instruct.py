@@ -257,7 +257,10 @@ def test_replies_that_stay_malformed_are_counted_and_listed(undisturbed, context
         assert json.loads(out.read_text()) == [row for row in rows if row not in refused]
         assert len(endpoint.asked) == REQUESTS + len(refused)
         printed = capsys.readouterr().out.splitlines()
-        assert f"refused: {len(refused)} of {REQUESTS} rows have no usable reply" in printed
+        why = f"refused: {len(refused)} of {REQUESTS} rows have no usable reply; a larger --attempts asks again"
+        assert why in printed
+        asked = f"asked: {REQUESTS + len(refused)} times, {2 * len(refused)} of them without a usable reply"
+        assert asked in printed
         assert len([line for line in printed if line.startswith("  p")]) == len(refused)
         assert "  p3, reasoning: block 1 is not one 'Question: ...'" in printed
         assert "  p5, reasoning: incomplete text (finish_reason length)" in printed
@@ -273,9 +276,10 @@ def test_replies_that_stay_malformed_are_counted_and_listed(undisturbed, context
 def test_answers_that_name_their_source_are_dropped(contexts, tmp_path, monkeypatch, capsys):
     turn = "Question: {}\n===\nAnswer: {}"
     asleep, source = turn.format("Awake?", "No, asleep."), turn.format("What?", "The caption says a dog.")
+    again = source.replace("What?", "And?")
     replies = {
-        "Dog number 0 ": f"{source}\n===\n{asleep}\n===\n{source}",
-        "Dog number 1 ": f"{source}\n===\n{source}",
+        "Dog number 0 ": f"{source}\n===\n{asleep}\n===\n{again}",
+        "Dog number 1 ": f"{source}\n===\n{again}",
         "Dog number 2 ": asleep,
     }
     out = tmp_path / "out.json"

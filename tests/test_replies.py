@@ -50,6 +50,7 @@ def test_complex_reasoning_is_one_pair_and_a_description_the_whole_reply():
         ("conversation", TWO[: TWO.rindex("===")], "the last question has no answer"),
         ("conversation", TWO.replace("Where?", ""), "empty question"),
         ("conversation", TWO.replace("A dog.\nIt is brown.", ""), "empty question or answer"),
+        ("conversation", f"{TWO}\n===\nQuestion: what is it?\n===\nAnswer: A dog.", "a question occurs twice"),
         ("conversation", TWO.replace("a bed", "<image>"), "<image>"),
         ("conversation", TWO.replace("dog", "d\ud83dg"), "a broken character"),
         ("detail", "A d\ufffdg.", "a broken character"),
