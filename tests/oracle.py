@@ -176,7 +176,7 @@ def count_is(scene: Scene, slots: dict) -> str:
     found = those(scene, slots["many"])
     assert "single" not in slots or those(scene, slots["single"]) == found
     right = len(found) == NUMBERS.index(slots["some"]) if "some" in slots else len(found) > 1
-    return f"{aloud(found)}, so {'yes' if right else 'no'}"
+    return f"{counted(found)}{':' if len(found) > 1 else ', so'} {'yes' if right else 'no'}"
 
 
 def where_from(scene: Scene, slots: dict) -> str:
@@ -185,6 +185,15 @@ def where_from(scene: Scene, slots: dict) -> str:
     here, there = only(scene, first), only(scene, second)
     [side] = [side for side in sides if beside(there, side, here)]
     return f"the {first} is {where(here)} and the {second} is {where(there)}, so the {first} is {side} the {second}"
+
+
+def which_is_further(scene: Scene, slots: dict) -> str:
+    one, other, here, there = two_things(scene, slots)
+    side = {"further left": "on the left of", "further right": "on the right of", "higher": "above", "lower": "below"}
+    way = key(slots["way"])
+    best = one if beside(there, side[way], here) else other
+    assert beside(there, side[way], here) != beside(here, side[way], there)
+    return f"the {one} is {where(here)} and the {other} is {where(there)}, so the {best} is {way}"
 
 
 def what_is_near(scene: Scene, slots: dict) -> str:
@@ -210,8 +219,10 @@ def claim_about(scene: Scene, thing: Thing, words: str, claim: str) -> str:
     if "> the " in claim:
         side, other = claim.split("> the ")
         there = only(scene, other)
-        so = "yes" if beside(there, side[1:], thing) else "no"
-        return f"the {words} is {where(thing)} and the {other} is {where(there)}, so {so}"
+        verdict = "yes" if beside(there, side[1:], thing) else "no"
+        pair = next(pair for pair in (("on the left of", "on the right of"), ("above", "below")) if side[1:] in pair)
+        true = [f"the {words} is {word} the {other}: " for word in pair if beside(there, word, thing)]
+        return f"the {words} is {where(thing)} and the {other} is {where(there)}, so {''.join(true)}{verdict}"
     claim = key(claim)
     if claim in COLOURS:
         fact, right = thing.colour, claim == thing.colour
@@ -243,15 +254,16 @@ def larger(word: str) -> Callable[[Scene, dict], str]:
 def bigger_than(scene: Scene, slots: dict) -> str:
     one, other, here, there = two_things(scene, slots)
     wide, narrow = (here, there) if key(slots["more"]) == "bigger" else (there, here)
-    so = "yes" if (wide.size, narrow.size) == ("large", "small") else "no"
-    return f"the {one} is {here.size} and the {other} is {there.size}, so {so}"
+    verdict = "yes" if (wide.size, narrow.size) == ("large", "small") else "no"
+    return f"{larger('larger' if slots['more'] != 'smaller' else 'smaller')(scene, slots)}: {verdict}"
 
 
 def same(field: str) -> Callable[[Scene, dict], str]:
     def answer(scene: Scene, slots: dict) -> str:
         one, other, here, there = two_things(scene, slots)
         looks = f"the {one} is {getattr(here, field)} and the {other} is {getattr(there, field)}"
-        return f"{looks}, so {'yes' if getattr(here, field) == getattr(there, field) else 'no'}"
+        verdict = "yes" if getattr(here, field) == getattr(there, field) else "no"
+        return f"{larger('larger')(scene, slots)}: {verdict}" if field == "size" else f"{looks}, so {verdict}"
 
     return answer
 
@@ -337,7 +349,8 @@ RIGHT: dict[str, Callable[[Scene, dict], str]] = {
     "size at": lambda s, slots: what_is_at(s, slots, size=True),
     "count": how_many, "check count": count_is,
     "more than one": count_is,
-    "relation": where_from, "across": where_from, "down": where_from, "near": what_is_near, "check": holds,
+    "relation": where_from, "across": where_from, "down": where_from, "further": which_is_further,
+    "near": what_is_near, "check": holds,
     "setting": lambda s, slots: f"it is {SETTINGS[s.setting][1]}",
     "is it this place": is_this, "is there this ground": is_this,
     "day": day(""), "night": day("night"), "daytime": day("day"),
@@ -461,7 +474,7 @@ def is_true(scene: Scene, answer: str) -> bool:
             )
         found = [t for t in scene.things if SIDES[place.split()[-1]][1](t)]
         return what == told(found)
-    if match := re.fullmatch(rf"({ALOUD})(?:, so (\w+))?", text):
+    if match := re.fullmatch(rf"({ALOUD})(?:, so (\w+))?(?:: yes|: no)?", text):
         places = re.findall(PLACE, match[1])
         there = [where(t) for t in scene.things]
         right = match[2] in (None, "yes", "no", NUMBERS[len(places)])

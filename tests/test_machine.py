@@ -32,7 +32,7 @@ def test_muon_takes_pytorchs_steps(monkeypatch, fast, tolerance):
     start = [torch.randn(shape) for shape in ((16, 16), (48, 16), (16, 48))]
     ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
     one = Muon(ours, 0.02, weight_decay=0.1)
-    other = torch.optim.Muon(theirs, 0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    other = torch.optim.Muon(theirs, 0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for size in (1, 0.001, 30):
         for a, b in zip(ours, theirs):
             a.grad = size * torch.randn_like(a)

@@ -16,22 +16,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracle import (
+    CELLS,
     COLOURS,
     KINDS,
     NUMBERS,
     OLD,
+    PAIR,
     PLACES,
     SETTINGS,
     a,
+    beside,
     is_old,
     is_true,
     listed,
     middle,
+    only,
     read,
     right_answer,
+    those,
     upper,
 )
-from oracle import those as every
 from PIL import Image
 
 from data.picturebook import draw, language, nouns, talk, write
@@ -96,28 +100,37 @@ def check_description(scene: Scene, text: str) -> None:
     assert told == [(upper(PLACES[t.row, t.column]), "a", t.size, t.colour, t.kind) for t in scene.things]
 
 
-def check_notes(scene: Scene, request: str, text: str) -> None:
-    """One card for each thing, with its four words in cyclic order from any of them; or the list that is asked for."""
-    cards = text.removesuffix(".").split(", ")
+def check_notes(scene: Scene, request: str, note: str) -> None:
+    """One card for each thing, with its four words in cyclic order from any of them; or what is looked up."""
+    parts = note.removesuffix(".").split(", ")
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
-    if match := re.fullmatch(r"Make a list of the (.+)\.", request):
-        found = every(scene, match[1])
-        assert cards == ([f"{place[t]} {t.colour} {t.kind}" for t in found] or ["none"])
-        return
-    for thing in scene.things:
-        words = [thing.size, thing.colour, thing.kind, place[thing]]
-        found = [card for card in cards if card in [" ".join(words[i:] + words[:i]) for i in range(4)]]
-        assert len(found) == 1
-    assert len(cards) == len(scene.things)
+    if match := re.fullmatch(rf"({PAIR}) (on the left of|on the right of|above|below) ({PAIR})", request):
+        one, other = only(scene, match[1]), only(scene, match[3])
+        sides = ("on the left of", "on the right of") if match[2].startswith("on") else ("above", "below")
+        [is_so] = [side for side in sides if beside(other, side, one)] or ["level"]
+        assert note == f"{place[one]}, {place[other]}, {is_so}: {'yes' if is_so == match[2] else 'no'}."
+    elif request == "notes":
+        for thing in scene.things:
+            words = [thing.size, thing.colour, thing.kind, place[thing]]
+            assert len([part for part in parts if part in [" ".join(words[i:] + words[:i]) for i in range(4)]]) == 1
+        assert len(parts) == len(scene.things)
+    else:
+        what = request.removeprefix("count ")
+        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what)
+        if found and what != request:
+            assert note == f"{', '.join(place[t] for t in found)}: {NUMBERS[len(found)]}."
+        else:
+            cards = [f"{place[t]} {t.size} {t.colour} {t.kind}" for t in found]
+            assert note == f"{', '.join(cards) or 'none'}."
 
 
-def check_turns(scene: Scene, turns: list[dict]) -> None:
+def check_turns(scene: Scene, turns: list[dict], notes: bool = False) -> None:
     for asked, told in zip(turns[::2], turns[1::2]):
         question, answer = asked["value"].removeprefix("<image>\n"), told["value"]
-        if question in DETAIL_REQUESTS:
-            check_description(scene, answer)
-        elif re.fullmatch(r"Make (notes of the picture|a list of the .+)\.", question):
+        if notes:
             check_notes(scene, question, answer)
+        elif question in DETAIL_REQUESTS:
+            check_description(scene, answer)
         elif question in BRIEF_REQUESTS or answer in true_captions(scene):
             assert answer in true_captions(scene)
         elif is_old(question):
@@ -431,7 +444,7 @@ def test_every_row_on_disk_is_true(told, name):
         assert row["things"] == [f"{thing.colour} {thing.kind}" for thing in scene.things]
         if name not in TOLD_IN_WORDS:
             assert row["image"] == f"images/{split}/{number}.png"
-        check_turns(scene, row["conversations"])
+        check_turns(scene, row["conversations"], notes=name == "notes.json")
 
 
 def test_splits_share_no_scene(told):

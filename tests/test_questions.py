@@ -156,7 +156,7 @@ def test_a_right_answer_has_its_meaning_and_a_wrong_one_has_not(asked, followed)
 def same_meaning(one: str, other: str) -> bool:
     """Whether answers differ only in what was not asked: a name, the order, or the reason for a verdict."""
     if ", so " in one:
-        return one.split(", so ")[-1] == other.split(", so ")[-1]
+        return re.split(", so |: ", one)[-1] == re.split(", so |: ", other)[-1]
     if one.startswith("Yes, "):
         return other.startswith("Yes, ")
     facts = "yes|no|none|nothing|not|red|orange|yellow|green|blue|purple|white|small|large"

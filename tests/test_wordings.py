@@ -15,7 +15,7 @@ SLOTS = {
     "the": "the red car", "other": "the tree", "a": "a dog", "many": "red things", "colour": "red", "at": "<top left>",
     "one": "<above>", "two": "<below>", "rel": "<next to>", "most": "[biggest|largest]", "gone": "red things",
     "not": "red", "is": "<small>", "start": "left", "end": "right", "word": "dog", "place": "the sea", "some": "two",
-    "single": "car", "more": "<bigger>", "size": "<big>",
+    "single": "car", "way": "<higher>", "bare": "dog", "more": "<bigger>", "size": "<big>",
 }  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def test_people_type_in_many_ways():
         )
         found["slip"] += letters != "what is the colour of the red car"
     shares = {name: count / len(asked) for name, count in found.items()}
-    assert 0.2 < shares["lower"] < 0.4 and 0.01 < shares["upper"] < 0.05 and 0.35 < shares["american"] < 0.55
-    assert 0.3 < shares["short"] < 0.5 and 0.15 < shares["bare"] < 0.35 and 0.01 < shares["slip"] < 0.05
+    assert 0.2 < shares["lower"] < 0.4 and 0.03 < shares["upper"] < 0.07 and 0.35 < shares["american"] < 0.55
+    assert 0.3 < shares["short"] < 0.5 and 0.15 < shares["bare"] < 0.35 and 0.02 < shares["slip"] < 0.07
 
 
 def test_a_slip_changes_one_longer_word_outside_the_slots():

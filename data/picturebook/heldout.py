@@ -18,6 +18,7 @@ FURTHER = {  # type -> makers with other names whose questions have this type
     "colour": ("colour or",),
     "setting": ("setting or not",),
     "check": ("check count",),
+    "relation": ("further",),
 }
 TYPES = (*(kind for kind in MAKERS if kind not in sum(FURTHER.values(), ())), *LEANING)
 

@@ -92,6 +92,10 @@ def notes(scene: Scene, rng: random.Random, requests: int = 10) -> list[tuple[st
         rng.shuffle(cards)
         turns["notes"] = f"{', '.join(cards)}."
     while len(turns) < requests:
+        if len(scene.things) > 1 and rng.random() < 0.15:
+            request, note = _relation(scene, rng)
+            turns[request] = note
+            continue
         request, found = look_up(scene, rng)
         if rng.random() < 0.25:
             note = f"{', '.join(thing.place for thing in found)}: {NUMBERS[len(found)]}" if found else "none"
@@ -99,6 +103,18 @@ def notes(scene: Scene, rng: random.Random, requests: int = 10) -> list[tuple[st
         else:
             turns[request] = f"{', '.join(f'{t.place} {t.size} {t.pair}' for t in found) or 'none'}."
     return list(turns.items())
+
+
+def _relation(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Is one thing on the left of another? The note has both places, what is so ("level": neither), and the verdict."""
+    a, b = rng.sample(scene.things, 2)
+    words, along = rng.choice(
+        ((("on the left of", "on the right of"), (a.column, b.column)), (("above", "below"), (a.row, b.row)))
+    )
+    asked = rng.choice(words)
+    is_so = "level" if along[0] == along[1] else words[0] if along[0] < along[1] else words[1]
+    verdict = "yes" if is_so == asked else "no"
+    return f"{a.pair} {asked} {b.pair}", f"{a.place}, {b.place}, {is_so}: {verdict}."
 
 
 def look_up(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:

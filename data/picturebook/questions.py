@@ -190,7 +190,7 @@ def _something(scene: Scene, rng: random.Random, subject: Thing | None = None) -
 
 def _existence(scene: Scene, asked: str, found: list[Thing], number: str = "one") -> Question:
     """Is there an ``asked``? ``number``: "one" or "many", which decides whether it is asked for in the plural."""
-    slots, form = {"a": with_article(asked)}, "existence"
+    slots, form = {"a": with_article(asked), "bare": asked}, "existence"
     if number == "many":
         slots, form = {"many": plural(asked)}, "existence many"
     if found:
@@ -428,8 +428,8 @@ def check_count(scene, rng, subject=None):
     if rng.random() < 0.4:
         single = what if what.endswith("fish") else what.removesuffix("s")
         form, slots, true = "more than one", {"single": single, "many": what}, len(found) > 1
-    aloud = listing([f"one {at(thing)}" for thing in found]) if found else "none"
-    answer = sentence(f"{aloud}, so {'yes' if true else 'no'}")
+    verdict = "yes" if true else "no"
+    answer = sentence(f"{counting(found)}: {verdict}" if len(found) > 1 else f"{counting(found)}, so {verdict}")
     need, refuse = ((YES,), ("no", "not")) if true else ((NO,), YES)
     return Question("check", form, slots, answer, need, (*refuse, *other_places(found)))
 
@@ -487,6 +487,27 @@ def _colour_or_size_at(thing: Thing, rng: random.Random) -> Question:
     return Question("place", "size at", slots, sentence(said), need, refuse, (thing,), "", said)
 
 
+def further(scene, rng, subject=None):
+    """Which of two things is further left, right, up or down?"""
+    ways, along = rng.choice(
+        (
+            (("further left", "further right"), lambda thing: thing.column),
+            (("higher", "lower"), lambda thing: thing.row),
+        )
+    )
+    pairs = [(a, b) for a in scene.things for b in scene.things if along(a) != along(b)]
+    if not pairs:
+        return None
+    a, b = rng.choice(pairs)
+    way = rng.choice(ways)
+    best, other = sorted((a, b), key=along, reverse=way == ways[1])
+    said = f"{_two(a, b, scene, at)}, so the {name(best, scene)} is {way}"
+    slots = {"the": f"the {name(a, scene)}", "other": f"the {name(b, scene)}", "way": f"<{way}>"}
+    refuse = (f"{name(other, scene)} is {way}", *other_places([a, b]), *other_kinds(a.kind, b.kind))
+    need = ((f"{name(best, scene)} is {way}",),)
+    return Question("relation", "further", slots, sentence(said), need, refuse, (), "", said)
+
+
 def near(scene, rng, subject=None):
     """What is above, below, beside a thing. "Next to" is asked only where no corner touches: there people differ."""
     thing, word = subject or rng.choice(scene.things), rng.choice(list(NEAR))
@@ -524,11 +545,18 @@ def compare(scene, rng, subject=None):
         "same colour": (lambda thing: thing.colour, lambda a, b: a.colour == b.colour),
     }[form]
     a, b = rng.choice([pair for pair in pairs if holds(*pair) == wanted] or pairs)
-    verdict = holds(a, b)
-    said = f"{_two(a, b, scene, told)}, so {'yes' if verdict else 'no'}"
+    verdict = "yes" if holds(a, b) else "no"
+    so = verdict
+    if form != "same colour":  # in words first, as if asked which is larger
+        more = "large" if form == "same size" else more
+        best = name(a if a.size == more else b, scene)
+        word = "larger" if more == "large" else "smaller"
+        so = "they are the same size" if a.size == b.size else f"the {best} is {word}"
+        so = f"{so}: {verdict}"
+    said = f"{_two(a, b, scene, told)}, so {so}"
     slots = {"the": f"the {name(a, scene)}", "other": f"the {name(b, scene)}"}
     slots["more"] = "<bigger>" if more == "large" else "smaller"
-    need, refuse = ((YES,), NO) if verdict else ((NO,), YES)
+    need, refuse = ((YES,), NO) if verdict == "yes" else ((NO,), YES)
     refuse = (*refuse, *other_kinds(a.kind, b.kind))
     refuse += other_colours([a, b]) if form == "same colour" else ()
     return Question("compare", form, slots, sentence(said), need, refuse)
@@ -537,7 +565,7 @@ def compare(scene, rng, subject=None):
 def check(scene, rng, subject=None):
     """Is it red, big, in the top left, above the tree? Half of the answers are yes."""
     thing, true = subject or rng.choice(scene.things), rng.random() < 0.5
-    of = rng.choice(("colour", "size", "place", "relation"))
+    of = rng.choice(("colour", "size", "place", "relation", "relation"))
     once = name(thing, scene) == thing.kind
     if of == "relation":
         return _check_relation(scene, rng, thing, true)
@@ -564,16 +592,19 @@ def check(scene, rng, subject=None):
 
 
 def _check_relation(scene: Scene, rng: random.Random, thing: Thing, true: bool) -> Question | None:
-    found = [
-        (other, word)
-        for other in scene.things
-        for word in (*ACROSS, *DOWN)
-        if other is not thing and NEAR[word](other, thing) == true
-    ]
+    others = [other for other in scene.things if other is not thing]
+    found = [(other, words, word) for other in others for words in (ACROSS, DOWN) for word in words]
+    holding = {(other, words): word for other, words, word in found if NEAR[word](other, thing)}
+    if not true and rng.random() < 0.8:  # mostly the opposite holds, sometimes neither: they are in one row or column
+        found = [(other, words, word) for other, words, word in found if (other, words) in holding]
+    found = [(other, words, word) for other, words, word in found if (holding.get((other, words)) == word) == true]
     if not found:
         return None
-    other, word = rng.choice(found)
-    said = f"{_two(thing, other, scene, at)}, so {'yes' if true else 'no'}"
+    other, words, word = rng.choice(found)
+    so = verdict = "yes" if true else "no"
+    if holds := holding.get((other, words)):
+        so = f"the {name(thing, scene)} is {holds} the {name(other, scene)}: {verdict}"
+    said = f"{_two(thing, other, scene, at)}, so {so}"
     slots = {"the": f"the {name(thing, scene)}", "is": f"<{word}> the {name(other, scene)}"}
     need, refuse = ((YES,), NO) if true else ((NO,), YES)
     refuse = (*refuse, *other_places([thing, other]), *other_kinds(thing.kind, other.kind))
@@ -676,7 +707,7 @@ def absent(scene, rng, subject=None):
     noun = subject or nouns.absent(rng)
     form = {"one": "existence", "many": "existence many", "mass": "existence mass"}[noun.number]
     said = no_such(noun.word, noun.number, noun.known)
-    slots = {"a": with_article(noun.word)} if noun.number == "one" else {"many": noun.word}
+    slots = {"a": with_article(noun.word), "bare": noun.word} if noun.number == "one" else {"many": noun.word}
     answer = sentence(f"no, {said}")
     return Question("absent", form, slots, answer, (NO,), (*YES, *CELLS, *KINDS), (), "existence", said)
 
@@ -711,6 +742,7 @@ MORE: dict[str, Maker] = {
     "colour or": colour_or,
     "setting or not": setting_or_not,
     "place": place,
+    "further": further,
     "near": near,
     "compare": compare,
     "check": check,

@@ -43,7 +43,7 @@ BEYOND = "I cannot tell that from the picture."
 
 def talk(scene, rng, subject=None):
     """Greetings, thanks, and questions about the program itself."""
-    form = rng.choice(list(TALK))
+    [form] = rng.choices(list(TALK), (3, 3, 1, 1, 2, 1, 1))
     answer, words = TALK[form]
     return Question("talk", form, {}, answer, (words,), (*COLOURS, *KINDS))
 
@@ -175,32 +175,33 @@ WEIGHTS = {
     "kind": 2,
     "count": 4,
     "position": 2,
-    "relation": 2.5,
+    "relation": 2.8,
     "size": 2,
     "setting": 1.2,
-    "reasoning": 4,
+    "reasoning": 3.5,
     "several existence": 2,
     "something of a colour": 1,
     "count of some": 1.5,
-    "check count": 1,
+    "check count": 1.5,
     "colour or": 0.5,
     "setting or not": 0.8,
     "place": 2.5,
+    "further": 0.8,
     "near": 2,
-    "compare": 2,
-    "check": 4,
+    "compare": 3.5,
+    "check": 6,
     "day": 0.8,
     "about": 0.8,
     "describe": 0.5,
     "list": 2,
     "colours": 0.8,
-    "extreme": 1,
+    "extreme": 2,
     "several": 0.7,
     "absent": 3,
     "missing": 2,
-    "talk": 1.5,
+    "talk": 3,
     "beyond": 2,
-    "say": 4,
+    "say": 3,
 }
 MAKERS = QUESTIONS | MORE | {"talk": talk, "beyond": beyond, "say": say}
 PLAIN = 0.25  # share of the old wordings among questions that have one
@@ -219,6 +220,8 @@ def conversation(
             break
         if last and rng.random() < 0.35:
             question = rng.choice(list(FOLLOW_UPS.values()))(scene, rng, last)
+        elif not last and rng.random() < 0.08:
+            question = talk(scene, rng)  # people often begin with a greeting
         else:
             [make] = rng.choices(list(MAKERS.values()), list(WEIGHTS.values()))
             question = make(scene, rng)

@@ -103,6 +103,10 @@ UNSEEN = {
         "can you make out whether {the} is {one} or {two} {other}",
         "{the} versus {other}, which applies: {one} or {two}",
     ],
+    "further": [
+        "between {the} and {other}, which lies {way}",
+        "which object is {way}: would it be {the} or rather {other}",
+    ],
     "across": [
         "starting at {other}, do I turn left or right to get to {the}",
         "to reach {the} from {other}, do I go left or right",

@@ -63,8 +63,12 @@ PARTS = {
     # Between two things
     "on the left of": "on the left of|to the left of|to the left of|left of|on the left side of",
     "on the right of": "on the right of|to the right of|to the right of|right of|on the right side of",
-    "above": "above|above|over|higher up than",
-    "below": "below|below|under|beneath|underneath|lower down than",
+    "above": "above|above|over|higher up than|higher than",
+    "below": "below|below|under|beneath|underneath|lower down than|lower than",
+    "further left": "further left|further to the left|more to the left|closer to the left side|the one on the left",
+    "further right": "further right|further to the right|more to the right|closer to the right side|the one on the right",
+    "higher": "higher|higher up|further up|closer to the top|above the other|the upper one",
+    "lower": "lower|lower down|further down|closer to the bottom|below the other|the lower one",
     "next to": "next to|next to|beside|right next to|close by",
 }
 
@@ -156,6 +160,10 @@ FRAMES = {
         "how do I find {the}",
         "[can you |]help me [find|look for] {the}.",
         "is {the} [on the left or on the right|left or right|at the top or at the bottom|high up or low down]",
+        "{the}[,|:] where[ is it|]",
+        "where is {the} at",
+        "[find|point to|point at|search for|look for] {the}<in>.",
+        "where [on|in] the <picture> is {the}",
     ],
     "size": [
         "how <big> is {the}<in>",
@@ -214,6 +222,14 @@ FRAMES = {
         "would you say there is {a}<in>",
         "look for {a}. is there one",
         "check <if> there is {a}<in>.",
+        "{a}[,|:] [yes or no|is there one|do you see one]",
+        "yes or no[:|,] [is there |]{a}<in>",
+        "[see|got|any sign of] {a}<in>",
+        "<tell> [yes or no|if yes or no][,|:] is there {a}",
+        "{bare}<in>",
+        "any {bare}<in>",
+        "{bare}[,|:]<in> [yes or no|is there one|do you see one|anywhere]",
+        "[is there|do you see|see] {a}[, yes or no| or not]",
     ],
     "existence many": [
         "are there [any |]{many}<in>",
@@ -327,6 +343,11 @@ FRAMES = {
         "what does the <picture> show {at}",
         "what {at}",
         "{at}",
+        "{at}[,|:] what is it",
+        "what is it that is {at}",
+        "what is [placed|standing|drawn] {at}",
+        "if I look {at}, what [do|will|would] I [see|find]",
+        "what is the one {at}",
     ],
     "colour at": [
         "what colour is the <thing> {at}",
@@ -372,6 +393,10 @@ FRAMES = {
         "how many {many} have you [found|seen|got]",
         "what number of {many} [is there|do you see]",
         "how many {many} would you say there are",
+        "[how many|count]: {many}",
+        "[add up|sum up] [the|all the] {many}.",
+        "please count {many}.",
+        "what number of {many} [is|are] there",
     ],
     # ---- where are two things? {one} and {two} are "above" and "below", or the sides ----
     "relation": [
@@ -391,6 +416,21 @@ FRAMES = {
         "do I find {the} {one} or {two} {other}",
         "[where is|where do you see|where do I find] {the} [compared to|compared with|relative to|seen from] {other}",
         "how is {the} placed [compared to|compared with|relative to] {other}",
+    ],
+    # {way} is "further left", "further right", "higher" or "lower"
+    "further": [
+        "[which|what] [one |<thing> |]is {way}, {the} or {other}",
+        "[which|what] is {way}[:|] {the} or {other}",
+        "<tell> which is {way}, {the} or {other}",
+        "{the} or {other}[,|:] which [one |]is {way}",
+        "{the} and {other}[.|:] which [one |]is {way}",
+        "of {the} and {other}, which is {way}",
+        "is {the} or {other} {way}",
+        "who is {way}, {the} or {other}",
+        "look at {the} and {other}. which [one |]is {way}",
+        "which [one |]would you say is {way}, {the} or {other}",
+        "which of the two is {way}, {the} or {other}",
+        "[which|what] [stands|sits|hangs] {way}, {the} or {other}",
     ],
     "across": [
         "on [which|what] side of {other} is {the}",
@@ -595,6 +635,12 @@ FRAMES = {
         "what do you see that is {most}",
         "the {most} <thing>",
         "of all the <things>, which is {most}",
+        "[which|what] is the {most}",
+        "{most} <thing>",
+        "[show me|point at|point to|pick|give me] the {most} [<thing>|one].",
+        "the {most} one",
+        "the {most} <thing> is [what|which one]",
+        "is there one that is the {most}",
     ],
     "list of a size": [
         "[which|what] <things> are {size}<in>",
@@ -682,6 +728,11 @@ FRAMES = {
         "can you see <if> {the} is {is}",
         "check <if> {the} is {is}.",
         "{the} {is}",
+        "is {the} {is}, [yes or no|right or wrong|true or false]",
+        "[did they|did someone] [paint|draw|put|make] {the} {is}",
+        "would you call {the} {is}",
+        "is it {is}, {the}",
+        "I say {the} is {is}. [do you agree|yes|right]",
     ],
     # {some} is a number, {single} one of {many}: "boat" of "boats"
     "more than one": [
@@ -974,17 +1025,24 @@ FRAMES = {
     ],
     # ---- talk ----
     "hello": [
-        "[hi|hello|hey|good morning|good evening|good day|greetings][| there| you| again| machine| my friend].",
-        "[hi|hello|hey], [nice to meet you|good to see you|how nice to see you].",
-        "[hi|hello|hey].",
+        "[hi|hello|hey|good morning|good afternoon|good evening|good day|greetings|hallo|morning|hiya|heya].",
+        "[hi|hello|hey|hi|hello|hey|good morning|good afternoon|good evening|good day|greetings|morning|hiya]"
+        "[ there| you| again| all| everyone| friend| my friend| machine| bot| little one|, friend]"
+        "[||, nice to meet you|, it is me|, are you there| :)].",
+        "[hi|hello|hey], [nice to meet you|good to see you|how nice to see you|is anyone there|I am new here|I am back].",
+        "[hi|hello|hey] [hi|hello|hey].",
     ],
     "thanks": [
-        "[thanks|thank you|many thanks|thanks a lot|thank you very much|thanks so much].",
-        "[thx|ty|thanks a bunch|cheers].",
-        "[thanks|thank you|thank you very much][, that is all|, that helps| for your help].",
-        "[great|perfect|ok|good|nice], [thanks|thank you].",
-        "that [was|is] [helpful|very helpful|kind|kind of you].",
+        "[thanks|thank you|many thanks|thanks a lot|thank you very much|thanks so much|thank you so much|thx|ty].",
+        "[thx|ty|thanks|thank you|thanks a bunch|cheers|thank u|tysm|ta]"
+        "[| again| friend| my friend| bot| a lot| a million| so much| for that| for the help| for everything| :)].",
+        "[thanks|thank you|thank you very much][, that is all|, that helps|, that was it|, good answer"
+        "| for your help| for your time| for the answer| for helping me].",
+        "[great|perfect|ok|okay|good|nice|wow|alright|lovely|super|awesome][,|] [thanks|thank you|thx|many thanks].",
+        "that [was|is] [helpful|very helpful|kind|kind of you|really helpful|a great help|useful].",
+        "[you are|you were|you have been] [helpful|very helpful|a great help|so kind|kind], [thanks|thank you].",
         "thank you, [you helped me|that was good|that is kind].",
+        "[I thank you|I am grateful|I want to thank you|let me thank you].",
     ],
     "bye": [
         "[bye|goodbye|bye bye|see you|see you later|see you soon|good night|farewell][||, thanks|, and thank you].",
@@ -1007,6 +1065,14 @@ FRAMES = {
         "who [made|built|trained|wrote] you",
         "[tell me about yourself|introduce yourself].",
         "what [kind|sort] of [program|thing|model] are you",
+        "[are you|is this|am I talking to|am I speaking with] a [bot|machine|human|person|program|chatbot|real person|human or a machine|woman]",
+        "[are you|is this] [human|real|alive|a machine or a person|artificial|an AI|an artificial intelligence]",
+        "[who|what] [is this|is there|is speaking|is answering|is it that I talk to|wrote this answer]",
+        "who [answers|is answering|reads] [me|my questions|here]",
+        "[say|tell me] [who|what] you are.",
+        "[and |]you are[ who| what|, sorry]",
+        "what [should|can|do] I call you",
+        "your name",
     ],
     "what can you do": [
         "what can you do[ for me|]",
@@ -1181,7 +1247,7 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
         apostrophe = "" if rng.random() < 0.2 else "'"
         for pattern, short in CONTRACTIONS:
             wording = pattern.sub(short.replace("'", apostrophe), wording)
-    if rng.random() < 0.03:
+    if rng.random() < 0.05:
         wording = slip(wording, rng)
     if rng.random() < 0.02:
         wording = re.sub(r"\b(you|are|please)\b", lambda word: {"you": "u", "are": "r"}.get(word[0], "pls"), wording)
@@ -1194,7 +1260,7 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
     style = rng.random()
     if style < 0.3:
         text = text.lower()
-    elif style < 0.325 and "{word}" not in wording:  # a word to repeat keeps its letters
+    elif style < 0.35:
         text = text.upper()
     else:
         text = re.sub(r"(^|[.!?] )([a-z])", lambda start: start[1] + start[2].upper(), text)
@@ -1206,14 +1272,15 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
 
 
 def slip(wording: str, rng: random.Random) -> str:
-    """Mistype one longer word outside the slots: two letters change places, or one is missing or double."""
-    words = list(re.finditer(r"(?<![{\w'])[a-z]{5,}(?![}\w'])", wording))
+    """Mistype a word outside the slots: two letters change places, one is double or, in longer words, missing."""
+    words = list(re.finditer(r"(?<![{\w'])[a-z]{4,}(?![}\w'])", wording))
     if not words:
         return wording
     word = rng.choice(words)
     at = rng.randrange(word.start() + 1, word.end() - 2)
     before, one, other, after = wording[:at], wording[at], wording[at + 1], wording[at + 2 :]
-    return before + rng.choice((other + one, one, one + one + other)) + after
+    slips = (other + one, one + one + other, one)[: 3 if len(word[0]) > 4 else 2]
+    return before + rng.choice(slips) + after
 
 
 def ask(form: str, slots: dict[str, str], rng: random.Random, held_out: bool = False) -> str:

@@ -110,7 +110,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             rate = recipe.learning_rate * schedule(step, total, recipe)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group.get("factor", 1.0)
                 optimizer.zero_grad(set_to_none=True)
             shares = order.micro_batches(step)
             asked = time.perf_counter()

@@ -17,7 +17,7 @@ class Muon(torch.optim.Optimizer):
     CPU without instructions for it, that takes ten times as long as float32.
     """
 
-    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.9):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -53,6 +53,8 @@ def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list
     others = [p for p in trainable.values() if not any(p is matrix for matrix in matrices)]
     fused = others[0].is_cuda or None  # PyTorch's default on GPUs needs memory for a copy of all trainable weights
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    factor = recipe.other_rate if matrices else 1.0
+    others = [{"params": others, "factor": factor}]  # train() multiplies the group's learning rate by it
     optimizers = [torch.optim.AdamW(others, rate, (0.9, 0.98), weight_decay=decay, fused=fused)]
     if matrices:
         optimizers.append(Muon(matrices, rate, decay))

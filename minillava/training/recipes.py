@@ -18,6 +18,7 @@ class Recipe:
     warmup: float = 0.03  # fraction of the steps; paper, appendix
     optimizer: str = "adamw"  # "adamw", or "muon" for the matrices inside the blocks
     weight_decay: float = 0.0
+    other_rate: float = 1.0  # with Muon: factor on the learning rate of all that it does not train
     accumulation: int = 1  # micro-batches per step; batch_size is for all of them together
     checkpointing: bool = False  # save only the inputs of decoder blocks; recompute the rest in the backward pass
     compact: bool = False  # frozen weights and matrix products in bfloat16; trainable weights in float32
@@ -44,11 +45,11 @@ class Preset:
 # From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW. Two micro-batches, each of rows of
 # similar length, need less padding.
 TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
-    "notes": Recipe(learning_rate=1e-2, batch_size=16, epochs=0.32, optimizer="muon", accumulation=2, minutes=4),
-    "decoder": Recipe(learning_rate=6e-3, batch_size=8, epochs=1.2, optimizer="muon", accumulation=2, minutes=10),
-    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", accumulation=2, minutes=8),
+    "vision": Recipe(3e-3, batch_size=128, epochs=4.25, optimizer="muon", weight_decay=0.05, minutes=6),
+    "notes": Recipe(1e-2, 16, 0.32, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=4),
+    "decoder": Recipe(6e-3, 8, 1.1, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=10),
+    "stage1": Recipe(5e-3, batch_size=32, epochs=0.5, minutes=2),
+    "stage2": Recipe(3e-3, 16, 1.05, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=8),
 }
 # The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
 # weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the

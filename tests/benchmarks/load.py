@@ -41,6 +41,7 @@ LLAMA_7B = DecoderConfig(
     head_dim=128,
     max_position_embeddings=4096,
     rope_theta=10000.0,
+    tie_word_embeddings=False,
 )
 
 

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data.picturebook.draw import draw_scene  # noqa: E402
-from data.picturebook.language import LENGTH, captions, conversation  # noqa: E402
+from data.picturebook.language import captions  # noqa: E402
 from data.picturebook.scene import sample_scene  # noqa: E402
+from data.picturebook.talk import LENGTH, conversation  # noqa: E402
 from minillava import PRETRAINED, Llava, Processor, Tokenizer, load, save  # noqa: E402
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
 from minillava.formats.tensors import Unfilled  # noqa: E402
