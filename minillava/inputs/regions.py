@@ -1,17 +1,19 @@
 """Pictures with captions and boxes -> batches for the contrastive training of the vision tower."""
 
 import json
+import math
 import random
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minillava.config import VisionConfig
 from minillava.errors import UserError
 from minillava.inputs.conversations import naming_row, pad, read_lines
-from minillava.inputs.image import AnyPath, ImageProcessor, open_image, safe_join
-from minillava.inputs.tokenizer import Tokenizer
+from minillava.inputs.image import AnyPath, open_image, safe_join
+from minillava.inputs.processor import Processor
+
+OVERSHOOT = 0.02  # fraction of a side by which a box may exceed its picture: a detector's boxes may
 
 
 class RegionDataset(Dataset):
@@ -21,11 +23,9 @@ class RegionDataset(Dataset):
     x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used.
     """
 
-    def __init__(self, path: AnyPath, image_folder: AnyPath, tokenizer: Tokenizer, vision: VisionConfig):
+    def __init__(self, path: AnyPath, image_folder: AnyPath, processor: Processor):
         """Raises UserError, naming the line, if a line is not a picture with captions and boxes."""
-        self.path, self.image_folder, self.tokenizer = path, image_folder, tokenizer
-        self.image_processor = ImageProcessor.for_size(vision.image_size)
-        self.grid = vision.image_size // vision.patch_size
+        self.path, self.image_folder, self.processor = path, image_folder, processor
         self.rows = []
         for number, line in read_lines(path):
             try:
@@ -41,9 +41,12 @@ class RegionDataset(Dataset):
         seed, epoch, index = key
         row = self.rows[index]
         with naming_row(self.path, row["line"], "line"):
-            pixel_values = self.image_processor(open_image(safe_join(self.image_folder, row["image"])))
+            image = open_image(safe_join(self.image_folder, row["image"]))
+            pixel_values = self.processor.image(image)
+        grid, window = math.isqrt(self.processor.num_image_tokens), self.processor.image.window(*image.size)
+        regions = list(zip(row["phrases"], patches_of_boxes(row["boxes"], grid, window)))
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
-        return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
+        return {"pixel_values": pixel_values, "caption": caption, "regions": regions}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); ids of the C distinct captions (C, T) and of the P distinct phrases (P, T).
@@ -73,28 +76,32 @@ class RegionDataset(Dataset):
 
     def _parsed(self, row: dict) -> dict:
         """The parts of a line that training needs. Raises ValueError, KeyError or TypeError if they are not there."""
-        phrases = [instance["phrase"] for instance in row["instances"]]
+        phrases, boxes = ([instance[key] for instance in row["instances"]] for key in ("phrase", "bbox"))
         if not row["captions"] or not isinstance(row["captions"], list):
             raise ValueError("no list of captions")
         if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
             raise TypeError("image, captions and phrases must be strings")
-        patches = patches_of_boxes([instance["bbox"] for instance in row["instances"]], self.grid)
-        return {"image": row["image"], "captions": row["captions"], "regions": list(zip(phrases, patches))}
+        if not all(len(box) == 4 and all(-OVERSHOOT <= side <= 1 + OVERSHOOT for side in box) for box in boxes):
+            raise ValueError("a box must be x1, y1, x2, y2 from 0 to 1")
+        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "boxes": boxes}
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
-        end = self.tokenizer.eos_id
-        return pad([[*self.tokenizer.encode(text, special=False), end] for text in texts], end)
+        tokenizer = self.processor.tokenizer
+        return pad([[*tokenizer.encode(text, special=False), tokenizer.eos_id] for text in texts], tokenizer.eos_id)
 
 
-def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
+def patches_of_boxes(boxes: list[list[float]], grid: int, window: tuple[float, ...] = (0, 0, 1, 1)) -> list[list[int]]:
     """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre lies in it.
 
-    A centre that lies in several boxes belongs only to the smallest.
+    ``window`` is the part of the picture that the ``grid`` x ``grid`` patches cover, see ``ImageProcessor.window``. A
+    centre that lies in several boxes belongs only to the smallest.
     """
+    left, top, right, bottom = window
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     patches: list[list[int]] = [[] for _ in boxes]
     for index in range(grid * grid):
-        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid  # the patch's centre
+        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid  # the patch's centre in the window
+        u, v = left + u * (right - left), top + v * (bottom - top)  # and in the picture
         covering = [i for i, (x1, y1, x2, y2) in enumerate(boxes) if x1 <= u <= x2 and y1 <= v <= y2]
         if covering:
             patches[min(covering, key=area.__getitem__)].append(index)
