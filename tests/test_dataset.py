@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from data.picturebook.language import words_by_patch
 from data.picturebook.scene import sample_scene
-from minillava.config import VisionConfig
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation, image_goes_first
 from minillava.inputs.conversations import ConversationDataset, encode_row
@@ -27,7 +27,6 @@ from minillava.training.recipes import Recipe
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
 SIZE = 16  # pixels per side
-VISION = VisionConfig(image_size=SIZE, patch_size=4)
 
 
 # ---- the order of batches -------------------------------------------------------------------------------------------
@@ -255,13 +254,13 @@ def test_faulty_file_is_named(dataset, tmp_path, content):
     assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: ") and "\n" not in str(error.value)
 
 
-def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer):
+def test_missing_files_are_named(dataset, tmp_path, images, processor):
     with pytest.raises(UserError, match=r"nowhere\.json: No such file"):
         ConversationDataset(tmp_path / "nowhere.json", images, processor)
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file"):
         dataset([WRITTEN], text_path=tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):
-        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, VISION)
+        RegionDataset(tmp_path / "nowhere.jsonl", images, processor)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"])
@@ -289,14 +288,14 @@ CONTEXTS = [
 
 
 @pytest.fixture
-def regions(tmp_path, images, tokenizer):
+def regions(tmp_path, images, processor):
     """``regions(rows)`` opens a RegionDataset of ``rows``, a list or the text of a file; 4 x 4 patches per picture."""
 
     def make(rows) -> RegionDataset:
         path = tmp_path / "contexts.jsonl"
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
-        return RegionDataset(path, images, tokenizer, VISION)
+        return RegionDataset(path, images, replace(processor, num_image_tokens=16))
 
     return make
 
