@@ -183,7 +183,7 @@ def show(report: Report, folder: Path, processor: ImageProcessor, out: Path) -> 
             processor.fit(open_image(safe_join(folder, name))).save(file, "PNG")
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
-    print(printable(f"\n{name} as the vision tower sees it, without {report.cuts[name]:.1%} of its area: {out}"))
+    print(f"\n{printable(name)} as the vision tower sees it, without {report.cuts[name]:.1%} of its area: {out}")
 
 
 def main() -> None:

@@ -330,6 +330,25 @@ def test_regions_point_to_their_texts_and_patches(regions, tokenizer):
         assert captions[match] in CONTEXTS[index]["captions"]
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("width, height", [(96, 32), (32, 64), (48, 48)])
+def test_boxes_follow_a_picture_that_is_cut_or_padded(regions, images, fit, width, height):
+    """Each thing is drawn into its box; a patch belongs to the thing whose colour is at its centre."""
+    things = {"red": [0, 0, 0.5, 1.0], "lime": [0.5, 0.28, 0.7, 0.72], "blue": [0.7, 0.5, 1, 1]}
+    picture = Image.new("RGB", (width, height), "white")
+    for colour, (x1, y1, x2, y2) in things.items():
+        picture.paste(colour, (round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)))
+    picture.save(images / "white.png")
+    data = regions([context("white", things)])
+    data.processor.image = replace(data.processor.image.fitting(fit, SIZE), resample=Image.Resampling.NEAREST)
+    (_, found) = zip(*data[0, 0, 0]["regions"])
+    shown = data.processor.image.fit(picture)
+    centres = [shown.getpixel((4 * (index % 4) + 2, 4 * (index // 4) + 2)) for index in range(16)]
+    for colour, patches in zip(things, found):
+        assert patches == [index for index, seen in enumerate(centres) if seen == ImageColor.getrgb(colour)]
+    assert any(found)
+
+
 def test_texts_of_a_batch_are_distinct_and_all_used(regions, tokenizer):
     data = regions(CONTEXTS)
     shared = 0
@@ -389,6 +408,8 @@ SECOND_LINE_WRONG = {
     "no phrase": json.dumps(context("red", {}, instances=[{"bbox": [0, 0, 1, 1]}])),
     "a phrase that is a number": json.dumps(context("red", {}, instances=[{"bbox": [0, 0, 1, 1], "phrase": 5}])),
     "a box of three": json.dumps(context("red", {"a": [0, 0, 1]})),
+    "a box of pixels": json.dumps(context("red", {"a": [10, 10, 90, 80]})),
+    "a box of no number": json.dumps(context("red", {"a": [0, 0, 1, float("nan")]})),
     "a box of texts": json.dumps(context("red", {"a": ["0", "0", "1", "1"]})),
     "an image that is no text": json.dumps(context("red", {"a": [0, 0, 1, 1]}, image=5)),
     "a missing image": json.dumps(context("purple", {"a": [0, 0, 1, 1]})),
