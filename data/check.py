@@ -180,7 +180,7 @@ def show(report: Report, folder: Path, processor: ImageProcessor, out: Path) -> 
         raise UserError("--show: there is no picture to show")
     try:
         with open(out, "xb") as file:
-            processor.fit(open_image(safe_join(folder, name))).save(file, "PNG")
+            processor.view(open_image(safe_join(folder, name))).save(file, "PNG")
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
     print(f"\n{printable(name)} as the vision tower sees it, without {report.cuts[name]:.1%} of its area: {out}")

@@ -22,6 +22,7 @@ PATHS = {
     "conversation": "minillava/inputs/conversation.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",
+    "image": "minillava/inputs/image.py",
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",

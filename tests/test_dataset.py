@@ -342,7 +342,7 @@ def test_boxes_follow_a_picture_that_is_cut_or_padded(regions, images, fit, widt
     data = regions([context("white", things)])
     data.processor.image = replace(data.processor.image.fitting(fit, SIZE), resample=Image.Resampling.NEAREST)
     (_, found) = zip(*data[0, 0, 0]["regions"])
-    shown = data.processor.image.fit(picture)
+    shown = data.processor.image.view(picture)
     centres = [shown.getpixel((4 * (index % 4) + 2, 4 * (index // 4) + 2)) for index in range(16)]
     for colour, patches in zip(things, found):
         assert patches == [index for index, seen in enumerate(centres) if seen == ImageColor.getrgb(colour)]

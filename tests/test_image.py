@@ -272,7 +272,7 @@ def slopes(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("width, height", [(300, 300), (150, 370), (380, 155)])
 def test_the_window_is_where_the_result_lies_on_the_picture(config, width, height):
     ours = replace(processor(CONFIGS[config]), image_mean=(0, 0, 0))  # borders are black
-    shown = np.asarray(ours.fit(slopes(width, height))) / 255
+    shown = np.asarray(ours.view(slopes(width, height))) / 255
     x1, y1, x2, y2 = ours.window(width, height)
     y, x = (np.mgrid[0 : shown.shape[0], 0 : shown.shape[1]] + 0.5) / np.array(shown.shape[:2])[:, None, None]
     x, y = x1 + x * (x2 - x1), y1 + y * (y2 - y1)

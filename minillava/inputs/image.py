@@ -117,12 +117,12 @@ class ImageProcessor:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_PIXELS."""
         scale = float(self.rescale_factor) if self.do_rescale else 1
-        pixels = (np.asarray(self.fit(image)) * scale).astype(np.float32)  # (H, W, 3)
+        pixels = (np.asarray(self.view(image)) * scale).astype(np.float32)  # (H, W, 3)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
-    def fit(self, image: Image.Image) -> Image.Image:
+    def view(self, image: Image.Image) -> Image.Image:
         """The picture as the tower sees it: in RGB, padded, resized and cropped. Raises UserError like a call."""
         image = to_rgb(image)
         if self.do_pad:
