@@ -61,8 +61,8 @@ def draw(cards: list[Card], rng: random.Random) -> Image.Image:
     """A table with two cards, the first on the left. A tower of 64 pixels sees it at less than half its size."""
     width, height = rng.randrange(136, 193), rng.randrange(112, 153)
     table = tuple(shade + rng.randrange(-15, 16) for shade in rng.choice(TABLES))
-    grain = Image.frombytes("L", (width, height), rng.randbytes(width * height)).convert("RGB")
-    picture = Image.blend(Image.new("RGB", (width, height), table), grain, 0.06)
+    cloth = Image.frombytes("RGB", (24, 18), rng.randbytes(24 * 18 * 3)).resize((width, height), Image.Resampling.BOX)
+    picture = Image.blend(Image.new("RGB", (width, height), table), cloth, 0.1)
     tall = round(0.5 * max(width, height) * rng.uniform(0.95, 1.1))
     for place, card in enumerate(cards):
         face = draw_card(card, round(0.74 * tall), tall)
