@@ -15,11 +15,13 @@ import torch
 
 from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
-from minillava.config import PRETRAINED, LlavaConfig
+from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import is_adapter
+from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.image import FITS
 from minillava.inputs.templates import TEMPLATES
 from minillava.model.llava import Llava
 from minillava.outline import read_decoder, read_llava, read_vision
@@ -53,6 +55,9 @@ def parse() -> argparse.Namespace:
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
     add("--projector", choices=("linear", "mlp"), default="linear")
     add("--vision-feature-layer", type=int, default=-2, help="vision layer that W reads (default %(default)s)")
+    add("--image-fit", choices=FITS, help="cut a picture to its middle, or pad it (default: pad, or as --model does)")
+    add("--image-size", type=positive, help="pixels per side that stage 0's vision tower reads (default 64)")
+    add("--patch-size", type=positive, help="pixels per side of its patches (default 8)")
     add("--image-place", choices=("random", "first", "last"), default="random", help="place of <image> (eq. 2)")
     add("--max-length", type=positive, help="tokens of a row at most; longer ones are cut (default: as many as fit)")
     add("--max-rejected", type=count, help="rows without a readable picture to leave out (default: 1 in 1,000)")
@@ -101,15 +106,39 @@ def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
 
 def world(a: argparse.Namespace) -> Path:
     """The folder of the picture-book, which is drawn if it is missing."""
-    folder = a.out / "data"
+    folder, vision = a.out / "data", own_vision(a)
 
     def draw() -> None:
         if not folder.exists():
             print(f"data: drawing {a.pictures} pictures into {folder}, about 1 minute", flush=True)
-            write_world(folder, a.pictures, a.seed)
+            write_world(folder, a.pictures, a.seed, vision.image_size // vision.patch_size)
 
     a.team.on_first(draw)
     return folder
+
+
+def own_vision(a: argparse.Namespace) -> VisionConfig:
+    """The vision tower that stage 0 trains: the one it has begun in ``a.out``, else one of the sizes asked for."""
+    folder = a.out / "vision"
+    if folder.exists():
+        return read_vision(folder)
+    own = VisionConfig()
+    return replace(own, image_size=a.image_size or own.image_size, patch_size=a.patch_size or own.patch_size)
+
+
+def check_sizes(a: argparse.Namespace) -> None:
+    """Raise UserError if --image-size or --patch-size would have no effect, or no model can be trained with them."""
+    if a.stage and (a.model or a.vision or not a.from_scratch):
+        raise UserError("--image-size, --patch-size: only a vision tower trained from scratch has them; use --stage 0")
+    vision, room = own_vision(a), DecoderConfig().max_position_embeddings - 256  # for text
+    size, patch = vision.image_size, vision.patch_size
+    if (a.image_size or size, a.patch_size or patch) != (size, patch):
+        raise UserError(f"{a.out / 'vision'}: a tower of {size} pixels with patches of {patch}; choose another --out")
+    if size % patch or vision.num_patches > room:
+        raise UserError(f"--image-size {size} with --patch-size {patch}: must be whole patches, and at most {room}")
+    notes = a.out / "data" / "notes.json"
+    if notes.exists() and (cells := len(next(scan(notes))[2].get("patch_words", []))) != vision.num_patches:
+        raise UserError(f"{notes}: has {cells} cells a picture, the tower {vision.num_patches}; choose another --out")
 
 
 def stage_task(stage: int, a: argparse.Namespace) -> Task:
@@ -122,8 +151,13 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         vision, decoder = (towers_folder(a) / name for name in ("vision", "decoder"))
         torch.manual_seed(a.seed)  # W starts random
         model = join(a.vision or vision, a.decoder or decoder, a.projector, a.vision_feature_layer, dtype)
+        fit = a.image_fit or "pad"
+        if not (a.image_fit or model.processor.image.do_pad):
+            print(f"pictures: padded to a square, unlike {a.vision or vision} itself (--image-fit crop cuts them)")
     else:
-        model = load(start, dtype=dtype)
+        model, fit = load(start, dtype=dtype), a.image_fit
+    if fit:
+        model.processor.image = model.processor.image.fitting(fit, model.config.vision.image_size)
     if a.template:
         model.processor.template = TEMPLATES[a.template]
     limit = model.config.decoder.max_position_embeddings
@@ -160,9 +194,9 @@ def needs(name: str, a: argparse.Namespace) -> list[str]:
 
 # How each training is set up, in order.
 STAGES = {
-    "vision": lambda a: from_zero.vision_task(world(a), a.seed),
-    "notes": lambda a: from_zero.notes_task(world(a), a.seed),
-    "decoder": lambda a: from_zero.decoder_task(world(a)),
+    "vision": lambda a: from_zero.vision_task(world(a), own_vision(a), a.image_fit or "pad", a.seed),
+    "notes": lambda a: from_zero.notes_task(world(a), own_vision(a), a.seed),
+    "decoder": lambda a: from_zero.decoder_task(world(a), own_vision(a)),
     "stage1": lambda a: stage_task(1, a),
     "stage2": lambda a: stage_task(2, a),
 }
@@ -214,7 +248,8 @@ def plan(a: argparse.Namespace) -> None:
     if a.model or (a.stage == 2 and trained.exists()):
         config = read_llava(a.model or trained)
     else:
-        vision = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
+        given = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
+        vision = given if a.vision else own_vision(a)
         decoder = preset.decoder if a.decoder == preset.decoder_id else read_decoder(a.decoder)
         config = LlavaConfig(vision, decoder, a.projector)
     recipe, gpu = recipe_of(f"stage{a.stage}", a), a.device != "cpu"
@@ -231,6 +266,8 @@ def main() -> None:
         raise UserError("--pack: stage 0 does not pack rows; stages 1 and 2 do")
     if not a.stage and (a.max_length or a.max_rejected is not None):
         raise UserError("--max-length, --max-rejected: stage 0 trains on its own rows; use --stage 1 or 2")
+    if a.image_size or a.patch_size:
+        check_sizes(a)
     if a.plan:
         plan(a)
         return

@@ -2,6 +2,7 @@
 
 Every row is encoded and every picture opened as in training, so a file that passes can be trained on. One row is then
 shown as the model reads it, with the text that has loss (paper, eq. 3) in green, or between [[ and ]] without colour.
+``--show`` writes a picture as the vision tower sees it.
 The exit code is 0 if nothing is wrong, else 2.
 """
 
@@ -23,7 +24,7 @@ from minillava.evaluate import check_judgement, printable
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import check_row, encode_row, turns_that_fit
-from minillava.inputs.image import find_picture, open_image
+from minillava.inputs.image import FITS, ImageProcessor, find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
@@ -55,6 +56,7 @@ class Report:
     long: list[str] = field(default_factory=list)  # rows that training cuts or leaves out
     malformed: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # faults of pictures
+    cuts: dict[str, float] = field(default_factory=dict)  # for each good picture, the part of its area cut off
     example: tuple[int, list[int], list[int]] | None = None  # index of the row, ids, labels
 
 
@@ -95,12 +97,13 @@ def read_file(path: Path, processor: Processor, max_length: int) -> Report:
     return report
 
 
-def open_pictures(report: Report, folder: Path) -> None:
-    """Open each picture once, and add a line to ``report.pictures`` for each that is missing or broken."""
+def open_pictures(report: Report, folder: Path, processor: ImageProcessor) -> None:
+    """Open each picture once. Adds a line to ``report.pictures`` for each that is missing or broken, and what
+    ``processor`` cuts off each other one to ``report.cuts``."""
 
     def fault(name: str) -> str | None:
         try:
-            open_image(find_picture(folder, name))
+            report.cuts[name] = processor.cut(*open_image(find_picture(folder, name)).size)
         except UserError as error:
             others = report.uses[name] - 1
             return f"row {report.images[name]}{f' and {others:,} more' if others else ''}: {error}"
@@ -139,6 +142,8 @@ def describe(report: Report, max_length: int, in_full: bool = False) -> str:
             line("rows too long", len(report.long), f"   of more than {max_length:,} tokens"),
             *cut([f"  {row}" for row in report.long]),
         ]
+    if cuts := [100 * cut for cut in report.cuts.values() if cut]:
+        lines.append(line("pictures cut", len(cuts), f"   % of their area: {_spread(cuts)}; --image-fit pad shows all"))
     for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
         lines += [line(name, len(faults)), *cut([f"  {fault}" for fault in faults])]
     lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]}..." for line in map(printable, lines)]
@@ -162,6 +167,19 @@ def render(ids: list[int], labels: list[int], tokenizer: Tokenizer, colour: bool
     return text
 
 
+def show(report: Report, folder: Path, processor: ImageProcessor, out: Path) -> None:
+    """Write as ``out`` how the vision tower sees the picture of which most is cut, or the first if none is cut."""
+    name = max((name for name in report.images if name in report.cuts), key=report.cuts.__getitem__, default=None)
+    if name is None:
+        raise UserError("--show: there is no picture to show")
+    try:
+        with open(out, "xb") as file:
+            processor.view(open_image(find_picture(folder, name))).save(file, "PNG")
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+    print(f"\n{printable(name)} as the vision tower sees it, without {report.cuts[name]:.1%} of its area: {out}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="LLaVA JSON file")
@@ -173,6 +191,8 @@ def main() -> None:
     )
     parser.add_argument("--template", choices=TEMPLATES, help="template of the turns (default: the model's)")
     parser.add_argument("--max-length", type=int, help="tokens of a row at most (default: as many as the model reads)")
+    parser.add_argument("--image-fit", choices=FITS, help="cut or pad pictures (default: as the model does)")
+    parser.add_argument("--show", type=Path, metavar="FILE.png", help="write one picture as the tower sees it")
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
     parser.add_argument("--colour", action="store_true", help="colour the example even if the output is not a terminal")
     arguments = parser.parse_args()
@@ -183,14 +203,18 @@ def main() -> None:
     config, processor = read_outline(arguments.model)
     if arguments.template:
         processor.template = TEMPLATES[arguments.template]
+    if arguments.image_fit:
+        processor.image = processor.image.fitting(arguments.image_fit, config.vision.image_size)
     max_length = arguments.max_length or config.decoder.max_position_embeddings
     report = read_file(arguments.file, processor, max_length)
-    open_pictures(report, folder)
+    open_pictures(report, folder, processor.image)
     print(describe(report, max_length, arguments.all))
     if report.example:
         index, ids, labels = report.example
         colour = arguments.colour or sys.stdout.isatty()
         print(f"\nrow {index}, as the model reads it:\n{render(ids, labels, processor.tokenizer, colour)}")
+    if arguments.show:
+        show(report, folder, processor.image, arguments.show)
     if report.malformed or report.pictures:
         sys.stdout.flush()
         raise UserError(

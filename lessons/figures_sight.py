@@ -20,7 +20,6 @@ from minillava.config import PRETRAINED
 from minillava.formats.byte_characters import to_bytes
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.conversations import pad
-from minillava.inputs.image import ImageProcessor
 from minillava.inputs.tokenizer import _join
 from minillava.model.contrastive import Clip
 from minillava.training.tasks import initialise
@@ -188,14 +187,14 @@ def positions() -> Image.Image:
 def contrast() -> Image.Image:
     """Cosine similarities of eight pictures and eight captions, with untrained towers and with trained ones."""
     pairs = [drawn(seed) for seed in range(8)]
-    trained, tokenizer = load_clip(PRETRAINED / "vision")
+    trained, processor = load_clip(PRETRAINED / "vision")
     torch.manual_seed(0)
     fresh = Clip(trained.vision_model.config, trained.text_model.config)
     initialise(fresh)
-    pictures = torch.stack([ImageProcessor.for_size(64)(picture) for _, picture in pairs])
+    pictures = torch.stack([processor.image(picture) for _, picture in pairs])
     texts = [captions(scene)[3] for scene, _ in pairs]
-    end = tokenizer.eos_id
-    ids = pad([[*tokenizer.encode(text), end] for text in texts], end)
+    end = processor.tokenizer.eos_id
+    ids = pad([[*processor.tokenizer.encode(text), end] for text in texts], end)
     sheet = Sheet(1000, 390)
     for x, title, clip in ((60, "before training", fresh), (420, "after", trained)):
         none = torch.empty(0, dtype=torch.long)
@@ -224,11 +223,11 @@ def _scale(sheet: Sheet, x: float, y: float, name: str) -> None:
 def regions() -> Image.Image:
     """The cosine similarity of each patch of a picture with the phrase for each thing in it."""
     scene, picture = drawn(SEVERAL)
-    clip, tokenizer = load_clip(PRETRAINED / "vision")
-    pixel_values = ImageProcessor.for_size(64)(picture)[None]
+    clip, processor = load_clip(PRETRAINED / "vision")
+    pixel_values = processor.image(picture)[None]
     phrases = [region(thing) for thing in scene.things]
-    end = tokenizer.eos_id
-    ids = pad([[*tokenizer.encode(phrase), end] for phrase in phrases], end)
+    end = processor.tokenizer.eos_id
+    ids = pad([[*processor.tokenizer.encode(phrase), end] for phrase in phrases], end)
     with torch.no_grad():
         _, seen = clip.image_features(pixel_values, torch.zeros(64, dtype=torch.long), torch.arange(64))
         like = clip.text_features(ids) @ seen.T  # (phrases, 64)

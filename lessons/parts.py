@@ -23,6 +23,7 @@ PATHS = {
     "dataset": "minillava/inputs/conversations.py",
     "llava": "minillava/model/llava.py",
     "generation": "minillava/model/generation.py",
+    "image": "minillava/inputs/image.py",
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",

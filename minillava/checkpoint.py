@@ -123,6 +123,8 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
     lora.merge_lora(model.language_model)
     if (folder / chat_template.FILE).exists():
         model.processor.template = read_template(folder, model.processor.tokenizer)
+    if (folder / "preprocessor_config.json").exists():
+        model.processor.image = image_processor(folder, model.config.vision)
     return model.eval()
 
 
@@ -228,10 +230,11 @@ def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> Vis
     return tower
 
 
-def load_clip(folder: Folder) -> tuple[Clip, Tokenizer]:
-    """Read both CLIP towers and the tokenizer of the text tower. Raises UserError."""
+def load_clip(folder: Folder) -> tuple[Clip, Processor]:
+    """Read both CLIP towers, the image processor and the tokenizer of the text tower. Raises UserError."""
     folder = resolve_folder(folder)
     with building(folder) as config:
         clip = Clip(VisionConfig.from_dict(config["vision_config"]), TextConfig.from_dict(config["text_config"]))
     fill(clip, rename(list_tensors(folder), ()), folder)
-    return clip, Tokenizer.from_pretrained(folder)
+    vision = clip.vision_model.config
+    return clip, Processor(Tokenizer.from_pretrained(folder), image_processor(folder, vision), vision.num_patches)

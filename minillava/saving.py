@@ -13,6 +13,7 @@ from torch import Tensor
 from minillava.formats import adapter_config, chat_template
 from minillava.formats.tensors import ADAPTER, write_file, write_tensors
 from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
 from minillava.model import lora
 from minillava.model.contrastive import Clip
@@ -58,6 +59,7 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
 def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: Tensors = None) -> None:
     """Write the LoRA matrices and the projection as an adapter for ``base``, in the format of the peft library.
 
+    The chat template and the image processor, which may differ from the base's, lie beside them.
     ``base`` is a hub id or a folder. A folder is stored as a path relative to ``folder``, so both can move together.
     """
     place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
@@ -69,8 +71,10 @@ def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: 
     write_file(folder / ADAPTER, learnt)
     linear = model.language_model.layers[0].self_attn.q_proj
     config = adapter_config.to_dict(adapter_config.AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
-    template = chat_template.to_jinja(vars(model.processor.template))
-    _write_files(folder, {adapter_config.CONFIG: config, chat_template.FILE: template})
+    image, template = model.processor.image.to_dict(), chat_template.to_jinja(vars(model.processor.template))
+    _write_files(
+        folder, {adapter_config.CONFIG: config, "preprocessor_config.json": image, chat_template.FILE: template}
+    )
 
 
 def _tensors_hf(model: Llava, tensors: Tensors) -> dict[str, Tensor]:
@@ -85,9 +89,9 @@ def _tensors_hf(model: Llava, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def write_clip(
-    clip: Clip, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None, tensors: Tensors = None
+    clip: Clip, processor: Processor, folder: Path, dtype: torch.dtype | None = None, tensors: Tensors = None
 ) -> None:
-    """Write both CLIP towers and the tokenizer in the layout of ``CLIPModel``."""
+    """Write both CLIP towers, the tokenizer and the image processor in the layout of ``CLIPModel``."""
     vision, text = clip.vision_model.config, clip.text_model.config
     config = {
         "architectures": ["CLIPModel"],
@@ -96,8 +100,8 @@ def write_clip(
         "vision_config": vision.to_dict(),
         "text_config": text.to_dict(),
     }
-    files = {"config.json": config, "preprocessor_config.json": ImageProcessor.for_size(vision.image_size).to_dict()}
-    _write(folder, files, tensors or clip.state_dict(), tokenizer, dtype)
+    files = {"config.json": config, "preprocessor_config.json": processor.image.to_dict()}
+    _write(folder, files, tensors or clip.state_dict(), processor.tokenizer, dtype)
 
 
 def write_decoder(

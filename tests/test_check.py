@@ -15,6 +15,7 @@ from data.check import main, printable, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
+from minillava.inputs import image as image_module
 from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.templates import TEMPLATES
@@ -242,6 +243,41 @@ def test_arguments_that_are_wrong_are_named(check, tmp_path):
     assert code == 2 and "config.json" in err
     code, out, _ = check(FINE, "--template", "v1")
     assert code == 0 and "USER: <image> x 64\nWhat is it? ASSISTANT:[[ A red fish.</s>]]" in out
+
+
+def test_what_the_crop_cuts_is_told_and_shown(check, folder):
+    Image.new("RGB", (60, 20), "lime").save(folder / "c.png")
+    Image.new("RGB", (20, 20), "red").save(folder / "square.png")
+    for side, colour in ((0, "red"), (40, "blue")):
+        image = Image.open(folder / "c.png")
+        image.paste(colour, (side, 0, side + 20, 20))
+        image.save(folder / "c.png")
+    rows = [*FINE, pictured("square.png", "What?", "A square."), pictured("none.png", "What?", "Nothing.")]
+    code, out, _ = check(rows, "--image-fit", "crop", "--show", str(folder / "cut.png"))
+    assert code == 2 and numbers(out)["pictures"] == 5
+    line = "pictures cut                           3   % of their area: min 33.3, median 33.3, 95 % 63.3, max 66.7; "
+    assert f"{line}--image-fit pad shows all\n" in out
+    assert f"\nc.png as the vision tower sees it, without 66.7% of its area: {folder / 'cut.png'}\n" in out
+    cut = Image.open(folder / "cut.png")
+    assert cut.size == (64, 64) and cut.crop((8, 0, 56, 64)).getextrema() == ((0, 0), (255, 255), (0, 0))
+
+    code, out, _ = check(FINE, "--show", str(folder / "whole.png"))  # the shipped model pads
+    assert code == 0 and "pictures cut" not in out and "a.png as the vision tower sees it, without 0.0%" in out
+    whole = Image.open(folder / "whole.png")
+    assert [whole.getpixel((32, y)) for y in (0, 32, 63)] == [(122, 116, 104), (255, 0, 0), (122, 116, 104)]
+
+
+def test_what_cannot_be_shown_is_named(check, folder):
+    code, _, err = check(FINE, "--show", str(folder / "a.png"))
+    assert code == 2 and err == f"error: {folder / 'a.png'}: File exists\n"
+    code, _, err = check([FINE[2], pictured("none.png", "What?", "A.")], "--show", str(folder / "new.png"))
+    assert code == 2 and err == "error: --show: there is no picture to show\n" and not (folder / "new.png").exists()
+
+
+def test_a_picture_that_would_grow_too_large_is_a_fault(check, folder, monkeypatch):
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 24 * 24 - 1)
+    code, out, _ = check(FINE)
+    assert code == 2 and "row 0 and 1 more: 24 x 16 pixels would become 24 x 24: too large" in out
 
 
 def test_image_folder_may_be_elsewhere(check, folder, tmp_path_factory):

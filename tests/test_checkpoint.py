@@ -199,7 +199,7 @@ def test_decoders_go_to_transformers_and_back(tiny_model, randomise, tmp_path, t
 def test_vision_towers_are_read_from_a_tower_or_from_both_towers(tiny_model, randomise, tmp_path, source):
     tokenizer = tiny_model.processor.tokenizer
     clip = randomise(Clip(tiny_model.config.vision, TextConfig(tokenizer.vocab_size, projection_dim=20)))
-    write_clip(clip, tokenizer, tmp_path)
+    write_clip(clip, tiny_model.processor, tmp_path)
     folder = tmp_path
     if source != "write_clip":
         folder = tmp_path / "theirs"

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from programs import run
 
+from minillava.inputs.image import ImageProcessor
+from minillava.outline import read_llava, read_vision
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,7 +25,10 @@ def fails_with(line: str, *arguments: str | Path) -> None:
 def trained(tmp_path_factory) -> Path:
     """A small run of all steps: picture-book world, tokenizer, vision tower, notes, decoder, stage 1, stage 2."""
     out = tmp_path_factory.mktemp("commands") / "out"
-    done = run("train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "6", "--out", out)
+    sizes = ("--image-size", "60", "--patch-size", "10")
+    done = run(
+        "train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "6", "--out", out, *sizes
+    )
     assert done.returncode == 0, done.stderr
     for name in ("vision", "notes", "decoder", "stage1", "stage2"):
         assert f"{name}: training" in done.stdout
@@ -33,6 +39,22 @@ def trained(tmp_path_factory) -> Path:
         if name in ("vision", "notes"):
             assert sum(losses[-3:]) < sum(losses[:3])
     return out
+
+
+def test_sizes_of_ones_own_tower_reach_every_part(trained, tmp_path):
+    for name, vision in ("vision", read_vision(trained / "vision")), ("stage2", read_llava(trained / "stage2").vision):
+        assert (vision.image_size, vision.patch_size) == (60, 10)
+        assert ImageProcessor.from_pretrained(trained / name) == ImageProcessor().fitting("pad", 60)
+    row = json.loads((trained / "data" / "notes.json").read_text())[0]
+    assert len(row["patch_words"]) == 36
+    (tmp_path / "notes" / "data").mkdir(parents=True)
+    (tmp_path / "notes" / "data" / "notes.json").write_text(json.dumps([row]))
+    stage_0 = ("train.py", "--stage", "0", "--out")
+    fails_with("vision: a tower of 60 pixels with patches of 10", *stage_0, trained, "--image-size", "64")
+    fails_with("notes.json: has 36 cells a picture, the tower 64", *stage_0, tmp_path / "notes", "--patch-size", "8")
+    fails_with("must be whole patches, and at most 768", *stage_0, tmp_path / "o", "--image-size", "65")
+    fails_with("must be whole patches, and at most 768", *stage_0, tmp_path / "o", "--image-size", "224")
+    fails_with("only a vision tower trained from scratch", "train.py", "--stage", "1", "--patch-size", "4")
 
 
 def test_a_trained_model_is_evaluated_with_one_line_of_json(trained, tmp_path):

@@ -9,6 +9,8 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from minillava.checkpoint import load_clip
 from minillava.config import TextConfig, VisionConfig
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
 from minillava.model.contrastive import Clip, clip_loss, contrastive_loss
 from minillava.saving import write_clip
 
@@ -112,7 +114,7 @@ def test_temperature_begins_as_clips_does(clip):
 
 
 def test_both_towers_and_loss_are_transformers_clip(clip, tokenizer, tmp_path):
-    write_clip(clip, tokenizer, tmp_path)
+    write_clip(clip, Processor(tokenizer, ImageProcessor.for_size(24), 9), tmp_path)
     theirs, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     ids = encoded(tokenizer, ["a red fish", "The small blue boat is at the top.", "a", "a green tree"])
@@ -127,9 +129,11 @@ def test_both_towers_and_loss_are_transformers_clip(clip, tokenizer, tmp_path):
 
 
 def test_load_clip_reads_what_write_clip_wrote(clip, tokenizer, tmp_path):
-    write_clip(clip, tokenizer, tmp_path)
-    read, its_tokenizer = load_clip(tmp_path)
-    assert its_tokenizer.encode("a red fish") == tokenizer.encode("a red fish")
+    processor = Processor(tokenizer, ImageProcessor(image_mean=(0.1, 0.2, 0.3)).fitting("pad", 24), 9)
+    write_clip(clip, processor, tmp_path)
+    read, its_processor = load_clip(tmp_path)
+    assert its_processor.tokenizer.encode("a red fish") == tokenizer.encode("a red fish")
+    assert (its_processor.image, its_processor.num_image_tokens) == (processor.image, 9)
     for name, tensor in clip.state_dict().items():
         assert torch.equal(read.state_dict()[name], tensor), name
 

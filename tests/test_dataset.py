@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from data.picturebook.language import words_by_patch
 from data.picturebook.scene import sample_scene
-from minillava.config import VisionConfig
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation, image_goes_first
 from minillava.inputs.conversations import ConversationDataset, encode_row
@@ -27,7 +27,6 @@ from minillava.training.recipes import Recipe
 
 COLOURS = ["red", "lime", "blue", "white", "yellow"]
 SIZE = 16  # pixels per side
-VISION = VisionConfig(image_size=SIZE, patch_size=4)
 
 
 # ---- the order of batches -------------------------------------------------------------------------------------------
@@ -276,13 +275,13 @@ def test_faulty_file_is_named(dataset, tmp_path, content):
     assert str(error.value).startswith(f"{tmp_path / 'rows.json'}: ") and "\n" not in str(error.value)
 
 
-def test_missing_files_are_named(dataset, tmp_path, images, processor, tokenizer):
+def test_missing_files_are_named(dataset, tmp_path, images, processor):
     with pytest.raises(UserError, match=r"nowhere\.json: No such file"):
         ConversationDataset(tmp_path / "nowhere.json", images, processor)
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file"):
         dataset([WRITTEN], text_path=tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.jsonl: No such file"):
-        RegionDataset(tmp_path / "nowhere.jsonl", images, tokenizer, VISION)
+        RegionDataset(tmp_path / "nowhere.jsonl", images, processor)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(dataset, tmp_path, tokenizer):
@@ -316,14 +315,14 @@ CONTEXTS = [
 
 
 @pytest.fixture
-def regions(tmp_path, images, tokenizer):
+def regions(tmp_path, images, processor):
     """``regions(rows)`` opens a RegionDataset of ``rows``, a list or the text of a file; 4 x 4 patches per picture."""
 
     def make(rows) -> RegionDataset:
         path = tmp_path / "contexts.jsonl"
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(text, encoding="utf-8")
-        return RegionDataset(path, images, tokenizer, VISION)
+        return RegionDataset(path, images, replace(processor, num_image_tokens=16))
 
     return make
 
@@ -356,6 +355,25 @@ def test_regions_point_to_their_texts_and_patches(regions, tokenizer):
     captions = texts(batch["captions"], tokenizer)
     for index, match in zip(chosen, batch["caption_match"].tolist(), strict=True):
         assert captions[match] in CONTEXTS[index]["captions"]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("width, height", [(96, 32), (32, 64), (48, 48)])
+def test_boxes_follow_a_picture_that_is_cut_or_padded(regions, images, fit, width, height):
+    """Each thing is drawn into its box; a patch belongs to the thing whose colour is at its centre."""
+    things = {"red": [0, 0, 0.5, 1.0], "lime": [0.5, 0.28, 0.7, 0.72], "blue": [0.7, 0.5, 1, 1]}
+    picture = Image.new("RGB", (width, height), "white")
+    for colour, (x1, y1, x2, y2) in things.items():
+        picture.paste(colour, (round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)))
+    picture.save(images / "white.png")
+    data = regions([context("white", things)])
+    data.processor.image = replace(data.processor.image.fitting(fit, SIZE), resample=Image.Resampling.NEAREST)
+    (_, found) = zip(*data[0, 0, 0]["regions"])
+    shown = data.processor.image.view(picture)
+    centres = [shown.getpixel((4 * (index % 4) + 2, 4 * (index // 4) + 2)) for index in range(16)]
+    for colour, patches in zip(things, found):
+        assert patches == [index for index, seen in enumerate(centres) if seen == ImageColor.getrgb(colour)]
+    assert any(found)
 
 
 def test_texts_of_a_batch_are_distinct_and_all_used(regions, tokenizer):
@@ -417,6 +435,8 @@ SECOND_LINE_WRONG = {
     "no phrase": json.dumps(context("red", {}, instances=[{"bbox": [0, 0, 1, 1]}])),
     "a phrase that is a number": json.dumps(context("red", {}, instances=[{"bbox": [0, 0, 1, 1], "phrase": 5}])),
     "a box of three": json.dumps(context("red", {"a": [0, 0, 1]})),
+    "a box of pixels": json.dumps(context("red", {"a": [10, 10, 90, 80]})),
+    "a box of no number": json.dumps(context("red", {"a": [0, 0, 1, float("nan")]})),
     "a box of texts": json.dumps(context("red", {"a": ["0", "0", "1", "1"]})),
     "an image that is no text": json.dumps(context("red", {"a": [0, 0, 1, 1]}, image=5)),
     "a missing image": json.dumps(context("purple", {"a": [0, 0, 1, 1]})),

@@ -225,6 +225,75 @@ def test_padding_is_not_clips():
     assert same(ours(picture(37, 60)), theirs)
 
 
+@pytest.mark.parametrize("kind, told", [("CLIPImageProcessor", True), (None, True), ("LlavaImageProcessor", False)])
+def test_a_line_says_that_clip_does_not_pad(tmp_path, capsys, kind, told):
+    path = tmp_path / "preprocessor_config.json"
+    for pad in (True, False, None):
+        path.write_text(json.dumps({"do_pad": pad, "image_processor_type": kind}))
+        ImageProcessor.from_pretrained(tmp_path)
+        line = f"{path}: do_pad does nothing in CLIP's processor, as in transformers\n"
+        assert capsys.readouterr().err == (line if pad and told else "")
+
+
+def expand2square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """LLaVA-1.5's padding, as its paper and transformers' LlavaImageProcessor describe it, with numpy."""
+    values = np.asarray(image)
+    missing = [max(image.size) - side for side in values.shape[:2]]
+    ends = [(rest // 2, rest - rest // 2) for rest in missing]
+    bands = [np.pad(values[..., c], ends, constant_values=colour[c]) for c in range(3)]
+    return Image.fromarray(np.stack(bands, -1))
+
+
+CHANGED = {"CLIP's": {}, "a squash": {"size": {"height": 30, "width": 30}, "crop_size": 30},
+           "only its edges": {"size": 50, "crop_size": 30}, "nothing but pixels": {"do_resize": False}}  # fmt: skip
+
+
+@pytest.mark.parametrize("old", CHANGED)
+@pytest.mark.parametrize("width, height", [(400, 100), (37, 91), (30, 30), (5, 4), (64, 63)])
+def test_fitting_shows_all_of_a_picture_or_its_middle(old, width, height):
+    """By hand: pad() to a square, or cut the middle out, and let transformers do the rest."""
+    image, mean = picture(width, height), {"image_mean": [0.3, 0.5, 0.7]}
+    old = from_dict({**CHANGED[old], **mean})
+    sizes = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}, **mean}
+    padded, cropped = old.fitting("pad", 24), old.fitting("crop", 24)
+    assert padded.output_size == cropped.output_size == (24, 24)
+    assert same(padded(image), by_transformers(expand2square(image, (76, 127, 178)), **sizes))
+    assert same(cropped(image), by_transformers(image, **sizes))
+    assert torch.equal(padded(image), cropped(image)) == (width == height)
+
+
+def slopes(width: int, height: int) -> Image.Image:
+    """Red grows from left to right, green from top to bottom, and blue is full: each pixel says where it is."""
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    return Image.fromarray(np.stack([255 * x / width, 255 * y / height, 0 * x + 255], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("width, height", [(300, 300), (150, 370), (380, 155)])
+def test_the_window_is_where_the_result_lies_on_the_picture(config, width, height):
+    ours = replace(processor(CONFIGS[config]), image_mean=(0, 0, 0))  # borders are black
+    shown = np.asarray(ours.view(slopes(width, height))) / 255
+    x1, y1, x2, y2 = ours.window(width, height)
+    y, x = (np.mgrid[0 : shown.shape[0], 0 : shown.shape[1]] + 0.5) / np.array(shown.shape[:2])[:, None, None]
+    x, y = x1 + x * (x2 - x1), y1 + y * (y2 - y1)
+    depth = np.minimum(np.minimum(x, 1 - x) * width, np.minimum(y, 1 - y) * height)  # pixels from the picture's edge
+    inside, outside = depth > 0.1 * width, depth < -0.1 * width
+    assert inside.any() and (shown[inside, 2] > 0.98).all() and (shown[outside] < 0.02).all()
+    assert np.abs(shown[inside, :2] - np.stack([x, y], -1)[inside]).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "width, height, cut", [(64, 64, 0), (400, 100, 0.75), (100, 400, 0.75), (300, 200, 1 / 3), (16, 20, 0.2)]
+)
+def test_what_is_cut_is_the_part_of_the_area_beyond_a_square(width, height, cut):
+    assert ImageProcessor.for_size(16).cut(width, height) == pytest.approx(cut, abs=0.02)
+    assert (ImageProcessor.for_size(16).cut(width, height) == 0) == (cut == 0)
+    assert ImageProcessor.for_size(16).fitting("pad", 16).cut(width, height) == 0
+    assert ImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE).cut(64, 64) == 0  # with a border
+    edges = ImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 48, "width": 32})
+    assert edges.cut(64, 64) == pytest.approx(1 - 48 * 32 / 64**2)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_configuration_survives_writing_in_both_directions(tmp_path, config):
     ours = processor(CONFIGS[config])
@@ -429,7 +498,7 @@ def test_picture_that_claims_billions_of_pixels_is_refused(tmp_path):
 
 @pytest.fixture
 def house(tmp_path) -> Path:
-    """A folder next to secret files, with links that lead out of it."""
+    """A folder next to secret files, with links, of which two lead out of it."""
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     (tmp_path / "images secret").mkdir()
@@ -448,6 +517,23 @@ def test_names_inside_the_folder_are_joined(house, name):
     assert open_image(safe_join(house, name)).size == (8, 8)
 
 
+@pytest.mark.parametrize("name", ["link.png", "link out/x.png", "link out/images/a.png", "deep/../link.png"])
+def test_links_in_the_folder_are_followed(house, name):
+    """They are the owner's, who links to pictures elsewhere instead of copying them."""
+    assert open_image(safe_join(house, name)).size == (8, 8)
+
+
+def test_a_name_cannot_climb_from_where_a_link_leads(house, tmp_path):
+    """The name link far/.. is the folder itself, and not what lies above the link's target."""
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    for folder in (tmp_path / "far", house):
+        picture(*((9, 9) if folder == house else (8, 8))).save(folder / "y.png")
+    (house / "link far").symlink_to(tmp_path / "far" / "away")
+    assert open_image(safe_join(house, "link far/../y.png")).size == (9, 9)
+    with pytest.raises(UserError, match="leads out of"):
+        safe_join(house, "link far/../../x.png")
+
+
 def test_folder_may_itself_be_a_link(house, tmp_path):
     (tmp_path / "elsewhere").symlink_to(house)
     assert open_image(safe_join(tmp_path / "elsewhere", "a.png")).size == (8, 8)
@@ -457,7 +543,7 @@ def test_folder_may_itself_be_a_link(house, tmp_path):
     "name",
     [
         "../x.png", "deep/../../x.png", "..", "../images secret/x.png", "/etc/passwd", "ABSOLUTE/x.png",
-        "link out/x.png", "link.png", "link in/../../x.png", "loop/x.png", "a\0.png",
+        "a.png/../../x.png", "link in/../../x.png", "link out/../../x.png", "loop/x.png", "a\0.png",
     ],
 )  # fmt: skip
 def test_names_that_lead_out_of_the_folder_are_refused(house, tmp_path, name):

@@ -68,19 +68,23 @@ def run(monkeypatch, program, *arguments) -> None:
     program.main()
 
 
-@pytest.mark.parametrize("projector", ["linear", "mlp"])
+@pytest.mark.parametrize("projector, fit", [("linear", None), ("mlp", "crop")])
 def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
-    towers, rows, projector, tmp_path, monkeypatch, capsys
+    towers, rows, projector, fit, tmp_path, monkeypatch, capsys
 ):
     vision, decoder = towers
     common = ["--data", rows, "--out", tmp_path / "out", "--batch-size", 2, "--dtype", "float32"]
     given = ["--vision", vision, "--decoder", decoder, "--projector", projector]
-    run(monkeypatch, train, "--stage", 1, *given, *common, "--max-steps", 3)
+    chosen = ["--image-fit", fit] if fit else []
+    run(monkeypatch, train, "--stage", 1, *given, *common, *chosen, "--max-steps", 3)
+    line = f"pictures: padded to a square, unlike {vision} itself (--image-fit crop cuts them)\n"
+    assert (line in capsys.readouterr().out) == (fit is None)
     run(monkeypatch, train, "--stage", 2, *common, "--max-steps", 3)
     folder = tmp_path / "out" / "stage2"
     ours, processor = load(folder), AutoProcessor.from_pretrained(folder)
     theirs = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     assert ours.processor.template == TEMPLATES["v1"] and ours.config.projector == projector
+    assert ours.processor.image == join(*towers).processor.image.fitting(fit or "pad", PICTURE_SIZE)
     image = Image.open(tmp_path / "a.png")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -95,6 +99,18 @@ def test_what_is_trained_on_real_towers_says_the_same_in_transformers(
     run(monkeypatch, chat, "--model", folder, "--image", tmp_path / "a.png", "--prompt", "What is it?",
         "--max-new-tokens", 20)  # fmt: skip
     assert capsys.readouterr().out.strip() == text != ""
+
+
+def test_a_checkpoint_keeps_its_own_way_with_pictures_unless_another_is_asked_for(towers, rows, tmp_path, monkeypatch):
+    model, found = join(*towers), []
+    save(model, tmp_path / "squashing")
+    monkeypatch.setattr(train, "train", lambda task, *others: found.append(task.dataset.processor.image))
+    for fit in ([], ["--image-fit", "pad"], ["--image-fit", "crop"]):
+        arguments = ["--stage", 2, "--model", tmp_path / "squashing", "--data", rows, "--out", tmp_path / "out"]
+        run(monkeypatch, train, *arguments, *fit)
+    own = model.processor.image
+    assert found == [own, own.fitting("pad", PICTURE_SIZE), own.fitting("crop", PICTURE_SIZE)]
+    assert not own.do_pad and len({str(image) for image in found}) == 3
 
 
 def test_joined_towers_keep_their_tokens_pictures_and_template(towers):

@@ -185,15 +185,17 @@ def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_p
     model = load(base)
     task = llava_task(model, Rows(model), 2, RANK, base)
     task.model.processor.template = TEMPLATES["chatml"]
+    task.model.processor.image = image = model.processor.image.fitting("pad", 24)  # the base crops
     train(task, Recipe(1e-2, 4, 2), Run(tmp_path / "out", dtype=torch.float32))
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {ADAPTER, CONFIG, "chat_template.jinja", "trainer_state.pt"}
+    assert files == {ADAPTER, CONFIG, "chat_template.jinja", "preprocessor_config.json", "trainer_state.pt"}
     learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     identity = 4 * (32 * 32 + 32)  # the second layer that transformers expects in a linear projector
     assert learnt < (tmp_path / "out" / ADAPTER).stat().st_size < learnt + identity + 5000
     loaded = load(tmp_path / "out")
     torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
     assert loaded.processor.template == TEMPLATES["chatml"] and not loaded.training
+    assert loaded.processor.image == image != load(base).processor.image
     assert loaded.processor.tokenizer.vocab_size == model.processor.tokenizer.vocab_size
 
 

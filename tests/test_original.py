@@ -75,7 +75,7 @@ def write_original(model: Llava, folder: Path, tower: bool, pickle: bool = False
     if not tower:
         clip.vision_model = model.vision_tower
     (folder.parent / "ours").mkdir()
-    write_clip(clip, model.processor.tokenizer, folder.parent / "ours")
+    write_clip(clip, model.processor, folder.parent / "ours")
     CLIPModel.from_pretrained(folder.parent / "ours").save_pretrained(folder.parent / CLIP)
 
 

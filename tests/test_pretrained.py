@@ -48,9 +48,9 @@ def test_its_towers_are_the_ones_it_was_made_from():
     model, vision = load(PRETRAINED / "llava"), load_vision(PRETRAINED / "vision")
     for name, tensor in vision.state_dict().items():  # the vision tower is frozen in both stages
         assert torch.equal(model.vision_tower.state_dict()[name], tensor)
-    clip, text_tokenizer = load_clip(PRETRAINED / "vision")
+    clip, text_processor = load_clip(PRETRAINED / "vision")
     decoder, tokenizer = load_decoder(PRETRAINED / "decoder")
-    assert clip.text_model.config.vocab_size == text_tokenizer.vocab_size == tokenizer.vocab_size
+    assert clip.text_model.config.vocab_size == text_processor.tokenizer.vocab_size == tokenizer.vocab_size
     assert decoder.config == model.config.decoder
 
 

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 import train
 from minillava import save
-from minillava.config import VisionConfig
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.conversations import ConversationDataset, turns_that_fit
@@ -274,15 +273,14 @@ def test_nothing_found_writes_no_file_and_says_nothing(tmp_path):
 
 
 @pytest.fixture
-def regions(folder, tokenizer):
+def regions(folder, processor):
     """``regions(captions by picture, **options)`` opens a RegionDataset; a box has the phrase "a fish"."""
 
     def make(captions: dict[str, list[str]], phrase: str = "a fish", **options) -> RegionDataset:
         box = [{"phrase": phrase, "bbox": [0, 0, 1, 1]}]
         lines = [json.dumps({"image": name, "captions": told, "instances": box}) for name, told in captions.items()]
         (folder / "contexts.jsonl").write_text("\n\n".join(lines), encoding="utf-8-sig")
-        vision = VisionConfig(image_size=8, patch_size=4)
-        return RegionDataset(folder / "contexts.jsonl", folder, tokenizer, vision, **options)
+        return RegionDataset(folder / "contexts.jsonl", folder, processor, **options)
 
     return make
 

@@ -55,17 +55,17 @@ def world(tmp_path_factory) -> Path:
 def make(world: Path, kind: str) -> Task:
     """A new small task of one of the four kinds, always the same."""
     tokenizer = Tokenizer.from_pretrained(world.parent)
+    reader = Processor(tokenizer, ImageProcessor.for_size(64), 64)
     torch.manual_seed(0)
     if kind == "vision":
         clip = Clip(
             VISION, TextConfig(tokenizer.vocab_size, 32, 64, 1, 2, projection_dim=32, eos_token_id=tokenizer.eos_id)
         )
         initialise(clip)
-        return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, tokenizer, VISION), tokenizer)
+        return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, reader))
     config = DecoderConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16)
     file = {"decoder": "words.json", "stage1": "captions.json", "stage2": "instruct.json"}[kind]
     text = world / "text.txt" if kind == "decoder" else None
-    reader = Processor(tokenizer, ImageProcessor.for_size(64), 64)
     dataset = ConversationDataset(world / file, world, reader, text_path=text)
     if kind == "decoder":
         decoder = Decoder(config)

@@ -4,7 +4,7 @@ images/{train,heldout,unseen}/*.png
 contexts.jsonl   each training picture's captions and boxes, each box with a phrase; trains the vision tower
 text.txt         descriptions of scenes, questions and answers, nouns, as prose; trains the tokenizer and the decoder
 notes.json       pictures given as words, and notes of what is in them: LLaVA rows with "patch_words" in place of
-                 "image", 64 texts in reading order; what the decoder learns first
+                 "image", one text a cell in reading order; what the decoder learns first
 words.json       pictures given as words in the same way, and conversations about them
 captions.json    stage 1: a brief request and a caption
 instruct.json    stage 2: conversations, detailed descriptions, reasoning, some captions as in stage 1; no row shows a
@@ -40,15 +40,15 @@ from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 from minillava.progress import progress
 
-GRID = 8  # cells per side of a picture given as words, as many as the vision tower has patches
 HELDOUT_PICTURES = 520  # nine questions each
 UNSEEN_PICTURES = 250
 TEXT_EVERY = 20  # a line of text.txt for every twentieth scene
 
 
-def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
+def write_world(out: str | os.PathLike, count: int, seed: int, grid: int = 8) -> None:
     """Write the whole folder: ``count`` training pictures, 520 held-out ones and 250 with unseen pairs.
 
+    A picture given as words has ``grid`` x ``grid`` cells, as many as the vision tower has patches.
     The folder is written as ``out``.new and renamed when it is complete. An interrupted run leaves ``out``.new, which
     the next one overwrites. Raises FileExistsError if ``out`` exists.
     """
@@ -76,8 +76,8 @@ def write_world(out: str | os.PathLike, count: int, seed: int) -> None:
     (out / "text.txt").write_text(
         "\n".join(_prose(scene, rng) for scene in train[::TEXT_EVERY]) + "\n", encoding="utf-8"
     )
-    write_rows(out / "notes.json", (_notes(scene, index, rng) for index, scene in enumerate(train)))
-    write_rows(out / "words.json", (_word_picture(scene, index, rng) for index, scene in enumerate(train)))
+    write_rows(out / "notes.json", (_notes(scene, index, rng, grid) for index, scene in enumerate(train)))
+    write_rows(out / "words.json", (_word_picture(scene, index, rng, grid) for index, scene in enumerate(train)))
     write_rows(out / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(train)))
     write_rows(out / "instruct.json", _instructions(train, rng))
     write_rows(out / "heldout.json", _questions(heldout, "heldout", rng))
@@ -144,17 +144,17 @@ def _prose(scene: Scene, rng: random.Random) -> str:
     return " ".join([told, *(f"{q} {a}" for q, a in talk(scene, rng, LENGTH)), language.sentence(words)])
 
 
-def _notes(scene: Scene, index: int, rng: random.Random) -> dict:
+def _notes(scene: Scene, index: int, rng: random.Random, grid: int) -> dict:
     return _row(
         f"notes-{index:06d}",
         scene,
         language.notes(scene, rng),
-        patch_words=language.words_by_patch(scene, GRID),
+        patch_words=language.words_by_patch(scene, grid),
         type="notes",
     )
 
 
-def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
+def _word_picture(scene: Scene, index: int, rng: random.Random, grid: int) -> dict:
     """A long conversation: the words of the picture and the system message are read once for nine answers."""
     if rng.random() < 0.05:
         turns, kind = [_brief(scene, rng)], "caption"
@@ -162,7 +162,7 @@ def _word_picture(scene: Scene, index: int, rng: random.Random) -> dict:
         turns, kind = talk(scene, rng, 2 * LENGTH, number=9), "conversation"
         if rng.random() < 0.2:
             turns[-1] = _detail(scene, rng)
-    return _row(f"words-{index:06d}", scene, turns, patch_words=language.words_by_patch(scene, GRID), type=kind)
+    return _row(f"words-{index:06d}", scene, turns, patch_words=language.words_by_patch(scene, grid), type=kind)
 
 
 def _brief(scene: Scene, rng: random.Random) -> tuple[str, str]:

@@ -5,6 +5,7 @@ one number, as in older files.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from minillava.errors import UserError
@@ -25,7 +26,8 @@ OTHERS = (
 def read_processor(folder: str | os.PathLike) -> dict:
     """Read the values from processor_config.json if it has an "image_processor", else from preprocessor_config.json.
 
-    Raises UserError, naming the file, if there is neither or it asks for something that is not supported.
+    A line on stderr says so if a CLIP processor asks for padding. Raises UserError, naming the file, if there is no
+    file or it asks for something that is not supported.
     """
     path = Path(folder, "processor_config.json")
     config = read_json_object(path).get("image_processor") if path.exists() else None
@@ -33,9 +35,12 @@ def read_processor(folder: str | os.PathLike) -> dict:
         path = path.with_name("preprocessor_config.json")
         config = read_json_object(path)
     try:
-        return processor_from_json(config)
+        values = processor_from_json(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if config.get("do_pad") and not values.get("do_pad"):
+        print(f"{path}: do_pad does nothing in CLIP's processor, as in transformers", file=sys.stderr)
+    return values
 
 
 def processor_from_json(config: dict) -> dict:

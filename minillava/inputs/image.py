@@ -4,10 +4,10 @@
 off. Its results equal those of transformers' CLIPImageProcessor, and with padding those of its LlavaImageProcessor.
 """
 
+import math
 import os
 import warnings
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's values for red, green and b
 STD = (0.26862954, 0.26130258, 0.27577711)
 AnyPath = str | os.PathLike
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded; none may grow larger in processing
+FITS = ("crop", "pad")  # how a picture that is no square becomes one: CLIP's way, LLaVA-1.5's way
 
 
 def open_image(path: AnyPath) -> Image.Image:
@@ -104,6 +105,14 @@ class ImageProcessor:
         """Read the folder's processor_config.json or preprocessor_config.json. Raises UserError, naming the file."""
         return cls(**read_processor(folder))
 
+    def fitting(self, fit: str, size: int) -> "ImageProcessor":
+        """The same processing with results of ``size`` x ``size`` pixels: the middle of the picture ("crop"), or all of
+        it on a square of the mean colour ("pad")."""
+        own = ImageProcessor.for_size(size)
+        return replace(
+            self, do_pad=fit == "pad", do_resize=True, size=own.size, do_center_crop=True, crop_size=own.crop_size
+        )
+
     def to_dict(self) -> dict:
         """The configuration in the form that transformers reads."""
         return processor_to_json(asdict(self))
@@ -118,38 +127,77 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_PIXELS."""
-        image = to_rgb(image)
-        if self.do_pad:
-            side, colour = max(image.size), tuple(int(mean * 255) for mean in self.image_mean)
-            square = Image.new("RGB", _allowed(image, side, side), colour)
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
-        if self.do_resize:
-            width, height = self.size.get("width"), self.size.get("height")
-            if shortest := self.size.get("shortest_edge"):
-                width, height = (shortest * side // min(image.size) for side in image.size)
-            image = image.resize(_allowed(image, width, height), self.resample)
-        if self.do_center_crop:
-            width, height = self.crop_size["width"], self.crop_size["height"]
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))  # black outside the picture
         scale = float(self.rescale_factor) if self.do_rescale else 1
-        pixels = (np.asarray(image) * scale).astype(np.float32)  # (H, W, 3)
+        pixels = (np.asarray(self.view(image)) * scale).astype(np.float32)  # (H, W, 3)
         if self.do_normalize:
             pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
+    def view(self, image: Image.Image) -> Image.Image:
+        """The picture as the tower sees it: in RGB, padded, resized and cropped. Raises UserError like a call."""
+        image = to_rgb(image)
+        if self.do_pad:
+            colour = tuple(int(mean * 255) for mean in self.image_mean)
+            square = Image.new("RGB", self._padded(*image.size), colour)
+            square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
+            image = square
+        if self.do_resize:
+            image = image.resize(self._resized(*image.size), self.resample)
+        if self.do_center_crop:
+            width, height = self.crop_size["width"], self.crop_size["height"]
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))  # black outside the picture
+        return image
 
-def _allowed(image: Image.Image, width: int, height: int) -> tuple[int, int]:
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{image.width} x {image.height} pixels would become {width} x {height}: too large")
-    return width, height
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture of ``width`` x ``height`` pixels that the result shows: x1, y1, x2, y2.
+
+        They are fractions of the picture's width and height: below 0 and above 1 is the border around the picture.
+        Raises UserError like a call.
+        """
+        padded = self._padded(width, height) if self.do_pad else (width, height)
+        resized = self._resized(*padded) if self.do_resize else padded
+        cropped = (self.crop_size["width"], self.crop_size["height"]) if self.do_center_crop else resized
+        starts, ends = [], []
+        for own, whole, scaled, kept in zip((width, height), padded, resized, cropped):
+            start = (scaled - kept) // 2 * whole / scaled - (whole - own) // 2  # in pixels of the picture
+            starts.append(start / own)
+            ends.append((start + kept * whole / scaled) / own)
+        return *starts, *ends
+
+    def cut(self, width: int, height: int) -> float:
+        """The fraction of such a picture's area that the result does not show. Raises UserError like a call."""
+        x1, y1, x2, y2 = self.window(width, height)
+        return 1 - (min(x2, 1) - max(x1, 0)) * (min(y2, 1) - max(y1, 0))
+
+    def _padded(self, width: int, height: int) -> tuple[int, int]:
+        return _allowed((width, height), (max(width, height),) * 2)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if shortest := self.size.get("shortest_edge"):
+            short = min(width, height)
+            return _allowed((width, height), (shortest * width // short, shortest * height // short))
+        return self.size["width"], self.size["height"]
+
+
+def _allowed(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
+    if math.prod(new) > MAX_PIXELS:
+        raise UserError(f"{old[0]} x {old[1]} pixels would become {new[0]} x {new[1]}: too large")
+    return new
 
 
 def safe_join(folder: AnyPath, name: str) -> Path:
-    """``folder/name``. Raises UserError if that is outside the folder."""
-    path = Path(folder, name)
-    with suppress(OSError, ValueError, RuntimeError):  # a loop of symbolic links, or an invalid file name
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            return path
-    raise UserError(f"image path {name!r} is invalid, or leads out of {folder}")
+    """``folder/name``, where each ``..`` of the name removes the part before it.
+
+    Raises UserError if the name is absolute or climbs out of the folder. Links in the folder are followed wherever they
+    lead: a name comes from a file that anyone wrote, a link from the folder's owner.
+    """
+    parts: list[str] = []
+    for part in Path(name).parts:
+        if part == Path(name).anchor or (part == ".." and not parts):
+            raise UserError(f"image path {name!r} leads out of {folder}")
+        if part == "..":
+            parts.pop()
+        else:
+            parts.append(part)
+    return Path(folder, *parts)

@@ -1,18 +1,21 @@
 """Pictures with captions and boxes -> batches for the contrastive training of the vision tower."""
 
 import json
+import math
 import random
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minillava.config import TextConfig, VisionConfig
+from minillava.config import TextConfig
 from minillava.errors import UserError
 from minillava.inputs.conversations import pad, read_lines
-from minillava.inputs.image import AnyPath, ImageProcessor, find_picture, open_image
+from minillava.inputs.image import AnyPath, find_picture, open_image
+from minillava.inputs.processor import Processor
 from minillava.inputs.rejected import CUT, NO_PICTURE, Rejected
-from minillava.inputs.tokenizer import Tokenizer
+
+OVERSHOOT = 0.02  # fraction of a side by which a box may exceed its picture: a detector's boxes may
 
 
 class RegionDataset(Dataset):
@@ -28,17 +31,14 @@ class RegionDataset(Dataset):
         self,
         path: AnyPath,
         image_folder: AnyPath,
-        tokenizer: Tokenizer,
-        vision: VisionConfig,
+        processor: Processor,
         max_length: int = TextConfig.max_position_embeddings,
         max_rejected: int = 0,
     ):
         """Raises UserError, naming the line, if a line is not a picture with captions and boxes, or if more pictures
         than ``max_rejected`` are missing."""
         self.max_length, self.rejected = max_length, Rejected(path, max_rejected, "line")
-        self.path, self.image_folder, self.tokenizer = path, image_folder, tokenizer
-        self.image_processor = ImageProcessor.for_size(vision.image_size)
-        self.grid = vision.image_size // vision.patch_size
+        self.path, self.image_folder, self.processor = path, image_folder, processor
         self.rows = []
         for number, line in read_lines(path):
             try:
@@ -58,7 +58,7 @@ class RegionDataset(Dataset):
             self.rejected.add(number, NO_PICTURE, str(error))
             return
         self.rows.append({"line": number, **row})
-        texts = [*row["captions"], *(phrase for phrase, _ in row["regions"])]
+        texts = [*row["captions"], *row["phrases"]]
         # A token has at least one byte: most texts need no encoding.
         long = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) >= self.max_length]
         if count := sum(len(self._ids(text)) >= self.max_length for text in long):
@@ -84,13 +84,16 @@ class RegionDataset(Dataset):
         """None if the picture cannot be read."""
         row = self.rows[index]
         try:
-            pixel_values = self.image_processor(open_image(find_picture(self.image_folder, row["image"])))
+            image = open_image(find_picture(self.image_folder, row["image"]))
+            pixel_values = self.processor.image(image)
         except UserError as error:
             self.rejected.add(row["line"], NO_PICTURE, str(error))
             self.rejected.check(-1)
             return None
+        grid, window = math.isqrt(self.processor.num_image_tokens), self.processor.image.window(*image.size)
+        regions = list(zip(row["phrases"], patches_of_boxes(row["boxes"], grid, window)))
         caption = random.Random(f"{seed} {epoch} {index}").choice(row["captions"])
-        return {"pixel_values": pixel_values, "caption": caption, "regions": row["regions"]}
+        return {"pixel_values": pixel_values, "caption": caption, "regions": regions}
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """pixel_values (B, 3, H, W); ids of the C distinct captions (C, T) and of the P distinct phrases (P, T).
@@ -120,31 +123,35 @@ class RegionDataset(Dataset):
 
     def _parsed(self, row: dict) -> dict:
         """The parts of a line that training needs. Raises ValueError, KeyError or TypeError if they are not there."""
-        phrases = [instance["phrase"] for instance in row["instances"]]
+        phrases, boxes = ([instance[key] for instance in row["instances"]] for key in ("phrase", "bbox"))
         if not row["captions"] or not isinstance(row["captions"], list):
             raise ValueError("no list of captions")
         if not all(isinstance(text, str) for text in [row["image"], *row["captions"], *phrases]):
             raise TypeError("image, captions and phrases must be strings")
-        patches = patches_of_boxes([instance["bbox"] for instance in row["instances"]], self.grid)
-        return {"image": row["image"], "captions": row["captions"], "regions": list(zip(phrases, patches))}
+        if not all(len(box) == 4 and all(-OVERSHOOT <= side <= 1 + OVERSHOOT for side in box) for box in boxes):
+            raise ValueError("a box must be x1, y1, x2, y2 from 0 to 1")
+        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "boxes": boxes}
 
     def _texts(self, texts: dict[str, int]) -> Tensor:
-        end = self.tokenizer.eos_id
+        end = self.processor.tokenizer.eos_id
         return pad([[*self._ids(text)[: self.max_length - 1], end] for text in texts], end)
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, special=False)
+        return self.processor.tokenizer.encode(text, special=False)
 
 
-def patches_of_boxes(boxes: list[list[float]], grid: int) -> list[list[int]]:
+def patches_of_boxes(boxes: list[list[float]], grid: int, window: tuple[float, ...] = (0, 0, 1, 1)) -> list[list[int]]:
     """For each box (x1, y1, x2, y2 in 0..1), the patches whose centre lies in it.
 
-    A centre that lies in several boxes belongs only to the smallest.
+    ``window`` is the part of the picture that the ``grid`` x ``grid`` patches cover, see ``ImageProcessor.window``. A
+    centre that lies in several boxes belongs only to the smallest.
     """
+    left, top, right, bottom = window
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     patches: list[list[int]] = [[] for _ in boxes]
     for index in range(grid * grid):
-        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid  # the patch's centre
+        u, v = (index % grid + 0.5) / grid, (index // grid + 0.5) / grid  # the patch's centre in the window
+        u, v = left + u * (right - left), top + v * (bottom - top)  # and in the picture
         covering = [i for i, (x1, y1, x2, y2) in enumerate(boxes) if x1 <= u <= x2 and y1 <= v <= y2]
         if covering:
             patches[min(covering, key=area.__getitem__)].append(index)

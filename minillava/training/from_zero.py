@@ -19,38 +19,40 @@ from minillava.training.tasks import Task, contrastive_task, initialise, next_to
 VOCABULARY = 1024
 
 
-def toy_processor(world: Path) -> Processor:
-    """The processor of the models trained from scratch.
+def toy_processor(world: Path, vision: VisionConfig, image_fit: str = "pad") -> Processor:
+    """The processor of the models trained from scratch; ``image_fit`` is one of FITS.
 
     Its tokenizer is in the folder ``tokenizer`` next to ``world``, and is trained if it is not there yet.
     """
-    folder, vision = world.parent / "tokenizer", VisionConfig()
+    folder = world.parent / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         print(f"tokenizer: training into {folder}", flush=True)
         template = TEMPLATES["v0"]
         fixed = f"{SYSTEM}\n{template.human}\n{template.assistant}\n"  # in every conversation, so BPE should merge it
         text = (world / "text.txt").read_text(encoding="utf-8") + fixed * 100
         write_tokenizer(folder, train_bpe(text, VOCABULARY - len(SPECIAL_TOKENS)))
-    image = ImageProcessor.for_size(vision.image_size)
+    image = ImageProcessor().fitting(image_fit, vision.image_size)
     return Processor(Tokenizer.from_pretrained(folder), image, vision.num_patches)
 
 
-def vision_task(world: Path, seed: int) -> Task:
+def vision_task(world: Path, vision: VisionConfig, image_fit: str, seed: int) -> Task:
     """Contrastive training of the vision tower, from random weights."""
-    tokenizer, config = toy_processor(world).tokenizer, VisionConfig()
+    processor = toy_processor(world, vision, image_fit)
+    tokenizer = processor.tokenizer
     torch.manual_seed(seed)
-    clip = Clip(config, TextConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
+    clip = Clip(vision, TextConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
     initialise(clip)
-    return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, tokenizer, config), tokenizer)
+    return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, processor))
 
 
-def notes_task(world: Path, seed: int) -> Task:
-    """Next-token training of the decoder on notes.json, from random weights.
+def notes_task(world: Path, vision: VisionConfig, seed: int) -> Task:
+    """Next-token training of the decoder on notes.json, from random weights. A note has as many cells as ``vision`` has
+    patches.
 
     Notes ("red fish top left large") come before sentences, because each of their words takes one look at the picture.
     An answer such as "The fish is red." takes a look and one more step, and is learned quickly after notes.
     """
-    processor = toy_processor(world)
+    processor = toy_processor(world, vision)
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
     decoder = Decoder(DecoderConfig(tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id))
@@ -60,13 +62,13 @@ def notes_task(world: Path, seed: int) -> Task:
     return next_token_task("notes", decoder, dataset)
 
 
-def decoder_task(world: Path) -> Task:
+def decoder_task(world: Path, vision: VisionConfig) -> Task:
     """Next-token training on conversations and prose. It starts from the folder ``notes`` next to ``world``."""
     decoder, _ = load_decoder(world.parent / "notes")
     dataset = ConversationDataset(
         world / "words.json",
         world,
-        toy_processor(world),
+        toy_processor(world, vision),
         text_path=world / "text.txt",
         max_length=decoder.config.max_position_embeddings,
     )

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.regions import RegionDataset
-from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava, next_token_loss, splice
@@ -44,11 +43,11 @@ class Task:
     after_step: Callable[[], None] = lambda: None
 
 
-def contrastive_task(clip: Clip, dataset: RegionDataset, tokenizer: Tokenizer) -> Task:
+def contrastive_task(clip: Clip, dataset: RegionDataset) -> Task:
     """Train both CLIP towers."""
 
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
-        write_clip(clip, tokenizer, folder, tensors=tensors)
+        write_clip(clip, dataset.processor, folder, tensors=tensors)
 
     def after_step() -> None:
         clip.logit_scale.data.clamp_(max=math.log(100))  # CLIP's limit: logits are scaled by at most 100

@@ -24,9 +24,9 @@ from minillava.training.tasks import initialise  # noqa: E402
 
 def random_vision(run: Path, folder: Path) -> None:
     """A vision tower of the same shape that has learned nothing."""
-    clip, tokenizer = load_clip(run / "vision")
+    clip, processor = load_clip(run / "vision")
     initialise(clip)
-    replace_folder(folder, lambda new: write_clip(clip, tokenizer, new))
+    replace_folder(folder, lambda new: write_clip(clip, processor, new))
 
 
 def fresh_projection(run: Path, folder: Path) -> None:
