@@ -27,8 +27,8 @@ LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
 MUON = replace(RECIPE, optimizer="muon")
 
 
-class PowerCut(Exception):
-    pass
+class PowerCut(BaseException):
+    """No Exception: nothing is saved before it."""
 
 
 def make(folder: Path, stage: int, lora: int = 0) -> Task:

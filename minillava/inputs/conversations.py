@@ -83,6 +83,17 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows) + len(self.lines)
 
+    @property
+    def files(self) -> list[AnyPath]:
+        """The files that the rows come from."""
+        return [path for path in (self.path, self.text_path) if path is not None]
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What else decides the examples, by name."""
+        processor = self.processor
+        return {"image_place": self.image_place, "template": processor.template, "image_processor": processor.image}
+
     def size(self, index: int) -> int:
         """About how long a row is, known without parsing it. It is used to batch rows of similar length."""
         return self.rows.size(index) if index < len(self.rows) else len(self.lines[index - len(self.rows)])

@@ -7,10 +7,8 @@ from minillava.config import DecoderConfig, VisionConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of one training: how long and how fast it learns, and its memory settings.
-
-    ``minutes`` is its time on two CPU cores, printed as an estimate; 0 if unknown.
-    """
+    """The hyperparameters of one training: how long and how fast it learns, its memory settings, and how often it is
+    saved (whichever of steps and minutes comes first) and measured."""
 
     learning_rate: float
     batch_size: int
@@ -23,8 +21,9 @@ class Recipe:
     compact: bool = False  # frozen weights and matrix products in bfloat16; trainable weights in float32
     lora: int = 0  # rank of the updates to the decoder's matrices; 0: the matrices themselves learn
     length: int = 256  # tokens of a long row, visual ones included; used by --plan
-    save_every: int = 250  # steps
-    minutes: float = 0.0
+    save_every: float = 250  # steps
+    save_minutes: float = 15
+    eval_every: int = 100  # steps between two measurements of held-out rows, if there are any
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class Preset:
 
 # From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW.
 TOY = {
-    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon", minutes=6),
-    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon", minutes=3),
-    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon", minutes=10),
-    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon", minutes=8),
+    "vision": Recipe(learning_rate=3e-3, batch_size=128, epochs=4.25, optimizer="muon"),
+    "notes": Recipe(learning_rate=4e-3, batch_size=16, epochs=0.8, optimizer="muon"),
+    "decoder": Recipe(learning_rate=5e-3, batch_size=16, epochs=1.2, optimizer="muon"),
+    "stage1": Recipe(learning_rate=5e-3, batch_size=32, epochs=0.5),
+    "stage2": Recipe(learning_rate=3e-3, batch_size=16, epochs=1.05, optimizer="muon"),
 }
 # The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
 # weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the
