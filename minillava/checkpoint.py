@@ -25,6 +25,7 @@ from minillava.inputs.tokenizer import Tokenizer
 from minillava.language_model import load_weights
 from minillava.model import lora
 from minillava.model.contrastive import Clip
+from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
@@ -148,9 +149,7 @@ def _load_original(folder: Path, device: str, dtype: Dtype, clip: Folder | None)
     if not any(name.startswith("vision_tower.") for name in tensors):
         model.vision_tower = load_vision(clip, device, dtype)
     fill(model, tensors, folder, device, dtype)
-    rows = make_room_for_image(tokenizer, model.config.decoder.vocab_size)
-    if rows > model.config.decoder.vocab_size:
-        model.language_model.grow(rows)
+    add_image_token(model.language_model, tokenizer)
     model.config.image_token_id = tokenizer.image_id
     image = replace(image_processor(clip, vision), do_pad=config.get("image_aspect_ratio") == "pad")
     template = _guess_template(folder, config)
@@ -213,9 +212,15 @@ def join(
     model.multi_modal_projector = projection.to(device)
     model.vision_tower = load_vision(vision, device, dtype)
     model.language_model = load_weights(decoder, device, dtype)
-    if config.decoder.vocab_size > model.language_model.config.vocab_size:
-        model.language_model.grow(config.decoder.vocab_size)
+    add_image_token(model.language_model, processor.tokenizer)
     return model
+
+
+def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Add an <image> and a padding token to a text-only LLaMA that lacks them, and rows to its embedding."""
+    rows = make_room_for_image(tokenizer, decoder.config.vocab_size)
+    if rows > decoder.config.vocab_size:
+        decoder.grow(rows)
 
 
 def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> VisionTower:
