@@ -48,5 +48,5 @@ class Progress:
 def in_words(seconds: float) -> str:
     """A time as text, such as 40 seconds, 8 minutes or 3.5 hours."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
