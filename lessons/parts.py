@@ -25,6 +25,11 @@ PATHS = {
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",
+    "adapter": "minillava/formats/adapter_config.py",
+    "training": "minillava/training/loop.py",
+    "resume": "minillava/training/resume.py",
+    "heldout": "minillava/training/heldout.py",
+    "plot": "minillava/training/plot.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

@@ -33,6 +33,8 @@ MORE_TESTS = {
     "fast": ("talk",),
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
+    "adapter": ("lora",),
+    "training": ("resume", "heldout"),
 }
 
 
