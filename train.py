@@ -190,7 +190,7 @@ def world(a: argparse.Namespace) -> Path:
 
     def draw() -> None:
         if not folder.exists():
-            print(f"data: drawing {a.pictures} pictures into {folder}, about 1 minute", flush=True)
+            print(f"data: drawing {a.pictures:,} pictures into {folder}", flush=True)
             write_world(folder, a.pictures, a.seed)
 
     a.team.on_first(draw)

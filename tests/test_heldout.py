@@ -162,10 +162,11 @@ def test_a_loss_that_is_no_number_is_said(rows, tmp_path):
         train(task, EVERY_2, Run(tmp_path / "out", max_steps=4))
 
 
-def test_of_many_rows_some_are_measured_at_equal_distances(rows, tmp_path, monkeypatch):
+def test_of_many_rows_some_are_measured_at_equal_distances(rows, tmp_path, monkeypatch, capsys):
     assert spread_out(3, 5) == [0, 1, 2] and spread_out(10, 5) == [0, 2, 4, 6, 8] and spread_out(7, 3) == [0, 2, 4]
     monkeypatch.setattr(heldout, "MOST", 2)
     train(make_with(rows), EVERY_2, Run(tmp_path / "out", max_steps=1, dtype=torch.float32))
+    assert "  of 2 of the 10 held-out rows\n" in capsys.readouterr().out
     two = rows.with_name("two.json")
     two.write_text(json.dumps([json.loads(rows.read_text())[index] for index in (0, 5)]))
     assert lines_of(tmp_path / "out")[-1]["loss"] == pytest.approx(mean_loss(tmp_path / "out", two), rel=1e-5)

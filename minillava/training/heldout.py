@@ -62,6 +62,9 @@ class Heldout:
         if self.team.is_first:
             self.log.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         said = [f"held-out loss {loss:.3f} after {step:,} steps{', the lowest so far' if best else ''}"]
+        if step == 0:
+            left_out = "; no answers are shown with --shard" if self.team.shard else ""
+            said.append(f"  of {len(self.rows):,} of the {len(self.task.heldout):,} held-out rows{left_out}")
         for one in shown:
             question, answer, reference = (shorten(text, 70, placeholder="...") for text in one.values())
             said.append(f'  "{question}": "{answer}"; in the file: "{reference}"')

@@ -1,6 +1,7 @@
 """How far a training is: a bar on a terminal, elsewhere a line a minute, and an estimate from its first steps."""
 
 import math
+import sys
 import time
 
 from tqdm import tqdm
@@ -37,6 +38,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.bar.write(f"{self.name}: {text}")
+        sys.stdout.flush()
 
     def __enter__(self) -> "Progress":
         return self
