@@ -16,7 +16,7 @@ import chat
 import train
 from minillava import Llava, load, merge
 from minillava.errors import UserError
-from minillava.formats.adapter_config import CONFIG
+from minillava.formats.adapter_config import CONFIG, AdapterConfig, Towers, read_config, to_dict
 from minillava.formats.tensors import ADAPTER, WEIGHTS
 from minillava.model.lora import is_learnt
 from minillava.outline import read_outline
@@ -131,6 +131,12 @@ def test_it_moves_with_its_towers(trained, towers, tmp_path):  # noqa: F811
     shutil.rmtree(tmp_path / "elsewhere" / "vicuna")
     with pytest.raises(UserError, match=rf"^{folder}/{CONFIG}: base model \.\./\.\./vicuna: no such folder"):
         load(folder)
+
+
+@pytest.mark.parametrize("base", [Towers("openai/clip", "smollm2", "mlp", -1), "llava-hf/llava-1.5-7b-hf"])
+def test_hub_ids_and_packages_keep_their_names(tmp_path, base):
+    (tmp_path / CONFIG).write_text(json.dumps(to_dict(AdapterConfig(base), tmp_path)))
+    assert read_config(tmp_path) == AdapterConfig(base)
 
 
 def test_its_folder_may_be_behind_a_link(trained, tmp_path):
