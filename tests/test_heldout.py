@@ -18,6 +18,7 @@ from minillava.inputs.conversations import ConversationDataset
 from minillava.training import heldout
 from minillava.training.heldout import Heldout, spread_out
 from minillava.training.loop import Run, train
+from minillava.training.resume import describe_data
 from minillava.training.tasks import Task, llava_task
 
 EVERY_2 = replace(RECIPE, eval_every=2)
@@ -65,7 +66,10 @@ def mean_loss(folder: Path, rows: Path) -> float:
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_loss_is_the_mean_over_all_tokens_of_the_rows(rows, tmp_path, pack):
-    train(make_with(rows, pack), EVERY_2, Run(tmp_path / "out", max_steps=3, dtype=torch.float32))
+    task = make_with(rows, pack)
+    earlier = {"step": 0, "loss": -1.0, "data": describe_data(task.heldout), "answers": []}
+    (tmp_path / "out.heldout.jsonl").write_text(json.dumps(earlier) + "\n")  # of another run, so it does not count
+    train(task, EVERY_2, Run(tmp_path / "out", max_steps=3, dtype=torch.float32))
     lines = lines_of(tmp_path / "out")
     assert [line["step"] for line in lines] == [0, 2, 3]
     assert lines[-1]["loss"] == pytest.approx(mean_loss(tmp_path / "out", rows), rel=1e-5)

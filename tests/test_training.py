@@ -240,8 +240,10 @@ def test_the_estimate_is_of_measured_steps(monkeypatch, capsys):
     assert progress.in_words(5400) == "1.5 hours"
 
 
-def test_a_run_leaves_a_picture_of_its_loss(world, tmp_path):
+def test_a_run_leaves_its_metrics_and_a_picture_of_its_loss(world, tmp_path):
     train(make(world, "decoder"), RECIPE, Run(tmp_path / "out", max_steps=4))
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "out.metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.25e-3])  # warm-up for one step, then half a cosine
     picture = Image.open(tmp_path / "out.loss.png").convert("RGB")
     assert (40, 90, 200) in {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
 
