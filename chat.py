@@ -23,8 +23,7 @@ from minillava.talk import stream
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shipped = PRETRAINED / "llava"
-    parser.add_argument("--model", default=shipped, help="LLaVA folder or hub id (default: the shipped one)")
+    parser.add_argument("--model", help="LLaVA folder or hub id (default: the shipped one)")
     parser.add_argument("--decoder", help="chat without a picture: a LLaMA folder, a .gguf file, or smollm2")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
     parser.add_argument("--template", choices=TEMPLATES, help="chat template (default: the model's own)")
@@ -38,8 +37,11 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.temperature < 0 or arguments.max_new_tokens < 1:
         parser.error("--temperature must be at least 0 and --max-new-tokens at least 1")
-    if arguments.decoder and (arguments.image or arguments.vision or arguments.model != shipped):
+    if arguments.decoder and (arguments.image or arguments.vision or arguments.model):
         parser.error("--decoder is a chat without a picture: it takes neither --model, --vision nor --image")
+    if arguments.seed is not None and not arguments.temperature and (arguments.image or arguments.decoder):
+        parser.error("--seed has no effect here: no scene is drawn, and without --temperature no word is")
+    arguments.model = arguments.model or PRETRAINED / "llava"
     return arguments
 
 

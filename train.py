@@ -8,6 +8,8 @@ Several processes can share the work of stages 1 and 2: ``torchrun --nproc_per_n
 """
 
 import argparse
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +19,14 @@ from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError, run_program
-from minillava.formats.adapter_config import is_adapter
+from minillava.formats.adapter_config import Towers, is_adapter
 from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import FITS
 from minillava.inputs.templates import TEMPLATES
 from minillava.model.llava import Llava
-from minillava.outline import read_decoder, read_llava, read_vision
+from minillava.outline import read_adapter, read_decoder, read_llava, read_outline, read_vision
 from minillava.saving import recover_folder
 from minillava.training import from_zero
 from minillava.training.distributed import SINGLE, own_device, started
@@ -32,12 +34,15 @@ from minillava.training.loop import Run, train
 from minillava.training.machine import default_workers, has_fast_bfloat16
 from minillava.training.plan import GIB, Setting, describe, fill, in_words
 from minillava.training.recipes import PRESETS, TOY, Recipe
-from minillava.training.resume import is_finished
+from minillava.training.resume import is_finished, read_state
 from minillava.training.tasks import Task, llava_task
 
 # Arguments that apply only to the requested stage, not to the stages that it needs first.
-OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate"]
-OWN += ["max_length", "max_rejected"]
+OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate",
+       "epochs", "max_length", "max_rejected", "heldout", "eval_every"]  # fmt: skip
+# Defaults that argparse must not fill in, so that it can be seen which arguments are given.
+DEFAULTS = {"projector": "linear", "vision_feature_layer": -2, "image_place": "random", "pictures": 20000}
+TOWERS = ("vision", "decoder", "projector", "vision_feature_layer")
 
 
 def parse() -> argparse.Namespace:
@@ -53,23 +58,27 @@ def parse() -> argparse.Namespace:
     add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
     add("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
-    add("--projector", choices=("linear", "mlp"), default="linear")
-    add("--vision-feature-layer", type=int, default=-2, help="vision layer that W reads (default %(default)s)")
+    add("--projector", choices=("linear", "mlp"), help="(default linear)")
+    add("--vision-feature-layer", type=int, help="vision layer that W reads (default -2)")
     add("--image-fit", choices=FITS, help="cut a picture to its middle, or pad it (default: pad, or as --model does)")
     add("--image-size", type=positive, help="pixels per side that stage 0's vision tower reads (default 64)")
     add("--patch-size", type=positive, help="pixels per side of its patches (default 8)")
-    add("--image-place", choices=("random", "first", "last"), default="random", help="place of <image> (eq. 2)")
+    add("--image-place", choices=("random", "first", "last"), help="place of <image> (eq. 2; default random)")
     add("--max-length", type=positive, help="tokens of a row at most; longer ones are cut (default: as many as fit)")
     add("--max-rejected", type=count, help="rows without a readable picture to leave out (default: 1 in 1,000)")
-    add("--max-steps", type=positive, help="stop each training after this many steps")
+    add("--epochs", type=positive_number, help="times through the data (default: the preset's)")
+    add("--max-steps", type=positive, help="stop each training after this many steps, if it has more")
     add("--batch-size", type=positive)
     add("--accumulation", type=positive, help="number of micro-batches in a batch")
     add("--pack", action="store_true", help="put several conversations in one row, to reduce padding")
     add("--checkpointing", action="store_true", default=None, help="recompute activations, to save memory")
     add("--lora", type=positive, metavar="RANK", help="train low-rank matrices in stage 2; writes an adapter")
-    add("--learning-rate", type=float)
+    add("--learning-rate", type=positive_number)
     add("--seed", type=int, default=0)
-    add("--pictures", type=positive, default=20000, help="number of training pictures, if they are drawn")
+    add("--pictures", type=positive, help="number of training pictures, if they are drawn (default 20000)")
+    add("--heldout", type=Path, help="LLaVA JSON that is not trained on: its loss and a few answers are shown")
+    add("--eval-every", type=positive, metavar="STEPS", help="how often --heldout is measured (default 100)")
+    add("--save-every", type=interval, metavar="N", help="steps, or minutes as in 5m (default: 250 steps or 15m)")
     add("--resume", action="store_true", help="continue from the last checkpoint of this stage")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of matrix products (default: the fastest)")
     add("--device", help="cuda, mps or cpu (default: cuda if there is a GPU, else cpu)")
@@ -77,12 +86,76 @@ def parse() -> argparse.Namespace:
     add("--workers", type=count, help="processes that prepare batches (default: up to 8 with a GPU, else 0)")
     add("--shard", action="store_true", help="under torchrun: shard the model over the processes")
     add("--plan", action="store_true", help="print the memory that training takes, and do not train")
-    add("--memory", type=float, help="GiB to plan for, or to train in (default: what the GPU has free; 24 without one)")
+    add("--memory", type=positive_number, help="GiB to plan for, or to train in (default: the GPU's free ones, or 24)")
     a = parser.parse_args()
+    a.given = {name for name, value in vars(a).items() if value is not None and value is not False}
     a.out = a.out or Path("out") / a.preset
-    a.vision = a.vision or PRESETS[a.preset].vision_id
-    a.decoder = a.decoder or PRESETS[a.preset].decoder_id
+    preset = {"vision": PRESETS[a.preset].vision_id, "decoder": PRESETS[a.preset].decoder_id}
+    for name, value in (DEFAULTS | preset).items():
+        if name not in a.given:
+            setattr(a, name, value)
     return a
+
+
+def check(a: argparse.Namespace) -> None:
+    """Raise UserError if an argument that is given would have no effect."""
+
+    def refuse(names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if name in a.given:
+                raise UserError(f"--{name.replace('_', '-')}: {why}")
+
+    if a.stage == 0:
+        refuse(("from_scratch",), "stage 0 always trains the towers from scratch")
+        refuse(("plan", "memory"), "stage 0 trains only small towers and is not planned; use --stage 1 or 2")
+        refuse(("lora",), "stage 0 does not train the decoder of a LLaVA; use --stage 2")
+        others = ("model", *TOWERS, "template", "data", "image_folder", "image_place", "pack", "heldout", "shard")
+        others += ("max_length", "max_rejected")
+        refuse(others, "stage 0 trains the picture-book's two towers on its rows; use --stage 1 or 2")
+        if PRESETS[a.preset].vision_id:
+            raise UserError(f"--preset {a.preset}: its towers are trained already; stage 0 trains the picture-book's")
+    if a.stage == 1:
+        refuse(("lora",), "stage 1 does not train the decoder of a LLaVA; use --stage 2")
+    if a.model:
+        refuse((*TOWERS, "from_scratch"), "--model has a vision tower, a projection and a decoder")
+    if a.vision and a.decoder:
+        refuse(("from_scratch",), "both towers are given")
+    if not a.data and not a.heldout:
+        refuse(("image_folder",), "it is the folder of the pictures of --data, which is not given")
+    if not a.heldout:
+        refuse(("eval_every",), "it is for --heldout, which is not given")
+    if not a.plan and (a.accumulation or a.checkpointing):
+        refuse(("memory",), "--accumulation and --checkpointing decide how much memory is used")
+    if a.image_size or a.patch_size:
+        check_sizes(a)
+
+
+def check_folders(a: argparse.Namespace) -> None:
+    """Raise UserError if an argument would have no effect because of what is in ``a.out`` already, or if there is
+    nothing to resume."""
+    names = [name for asked in ASKED[a.stage] for name in trainings(asked, a)]
+    if a.resume and not any((a.out / name).exists() for name in (*names, *ASKED[a.stage])):
+        raise UserError(f"{a.out / names[-1]}: no such folder, so there is nothing to resume")
+    drawn, world = a.out / "data" / "contexts.jsonl", set(names) - {f"stage{a.stage}" if a.data else ""}
+    if "pictures" in a.given and not world:
+        raise UserError("--pictures: none are drawn, since --data is given")
+    if "pictures" in a.given and drawn.exists():
+        with open(drawn, "rb") as file:
+            number = sum(1 for _ in file)
+        if number != a.pictures:
+            raise UserError(f"--pictures {a.pictures}: {drawn.parent} has {number} already; choose another --out")
+    if a.stage == 2 and not a.model and is_finished(a.out / "stage1"):
+        state = read_state(a.out / "stage1")
+        made = state["settings"] | state["towers"]
+        for name in a.given.intersection(TOWERS):
+            value = str(vars(a)[name])
+            if value != made[name] and not same_file(value, made[name]):
+                option = f"--{name.replace('_', '-')} {value}"
+                raise UserError(f"{option}: {a.out / 'stage1'} is trained with {made[name]}; choose another --out")
+
+
+def same_file(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def positive(text: str) -> int:
@@ -95,10 +168,28 @@ def count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
+def positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
+
+
+def interval(text: str) -> dict[str, float]:
+    """The fields of a Recipe for a save every so many steps ("500") or minutes ("5m")."""
+    if text.endswith("m"):
+        return {"save_every": math.inf, "save_minutes": positive_number(text[:-1])}
+    return {"save_every": positive(text), "save_minutes": math.inf}
+
+
 def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
     """The preset's recipe, changed by the command line's arguments."""
     recipe = PRESETS[a.preset].recipes.get(name) or TOY[name]
-    changes = {key: vars(a)[key] for key in ("learning_rate", "batch_size", "accumulation", "checkpointing", "lora")}
+    names = ("learning_rate", "batch_size", "epochs", "accumulation", "checkpointing", "lora", "eval_every")
+    changes = {key: vars(a)[key] for key in names} | (a.save_every or {})
     changes["length"] = a.max_length
     changes["compact"] = False if a.dtype == "float32" else None
     return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
@@ -110,7 +201,7 @@ def world(a: argparse.Namespace) -> Path:
 
     def draw() -> None:
         if not folder.exists():
-            print(f"data: drawing {a.pictures} pictures into {folder}, about 1 minute", flush=True)
+            print(f"data: drawing {a.pictures:,} pictures into {folder}", flush=True)
             write_world(folder, a.pictures, a.seed, vision.image_size // vision.patch_size)
 
     a.team.on_first(draw)
@@ -144,17 +235,23 @@ def check_sizes(a: argparse.Namespace) -> None:
 def stage_task(stage: int, a: argparse.Namespace) -> Task:
     """Stage 1 or 2, on the rows of --data or else of the picture-book."""
     recipe, start = recipe_of(f"stage{stage}", a), a.model or a.out / "stage1"
-    if recipe.lora and is_adapter(start):
-        raise UserError(f"{start}: --lora cannot start from an adapter; merge it first (python -m minillava.merge)")
-    dtype = STORED if recipe.compact else None
+    dtype, base = STORED if recipe.compact else None, start
     if stage == 1 and not a.model:
         vision, decoder = (towers_folder(a) / name for name in ("vision", "decoder"))
+        base = Towers(str(a.vision or vision), str(a.decoder or decoder), a.projector, a.vision_feature_layer)
+        if towers_folder(a) == PRETRAINED and not (a.vision and a.decoder):
+            print(f"towers: using the shipped ones in {PRETRAINED} (--from-scratch trains new ones)")
         torch.manual_seed(a.seed)  # W starts random
-        model = join(a.vision or vision, a.decoder or decoder, a.projector, a.vision_feature_layer, dtype)
+        model = join(*base, dtype)
         fit = a.image_fit or "pad"
         if not (a.image_fit or model.processor.image.do_pad):
-            print(f"pictures: padded to a square, unlike {a.vision or vision} itself (--image-fit crop cuts them)")
+            print(f"pictures: padded to a square, unlike {base.vision} itself (--image-fit crop cuts them)")
     else:
+        if is_adapter(start):
+            adapter = read_adapter(Path(start))
+            base = "" if adapter.rank else adapter.base  # what is saved is for the same base, unless LoRA changed it
+            if recipe.lora and adapter.rank:
+                raise UserError(f"{start}: --lora cannot start from LoRA; merge it first (python -m minillava.merge)")
         model, fit = load(start, dtype=dtype), a.image_fit
     if fit:
         model.processor.image = model.processor.image.fitting(fit, model.config.vision.image_size)
@@ -164,11 +261,17 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
     if a.max_length and a.max_length > limit:
         raise UserError(f"--max-length {a.max_length}: the model reads at most {limit} tokens")
     processor = model.processor.for_captions() if stage == 1 else model.processor
+    if stage == a.stage and "image_place" in a.given and processor.template.picture_only:
+        raise UserError("--image-place: in this template stage 1 shows only a picture and its caption, no question")
     path = a.data or world(a) / ("captions.json" if stage == 1 else "instruct.json")
-    folder, length = a.image_folder or path.parent, a.max_length or limit
-    dataset = ConversationDataset(path, folder, processor, a.image_place, None, length, a.max_rejected)
+
+    def rows(path: Path, place: str) -> ConversationDataset:
+        folder, length = a.image_folder or path.parent, a.max_length or limit
+        return ConversationDataset(path, folder, processor, place, None, length, a.max_rejected)
+
+    dataset, heldout = rows(path, a.image_place), a.heldout and rows(a.heldout, "first")
     torch.manual_seed(a.seed)  # LoRA's A starts random
-    return llava_task(model, dataset, stage, recipe.lora, start, a.pack)
+    return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout)
 
 
 def towers_folder(a: argparse.Namespace) -> Path:
@@ -182,14 +285,17 @@ def needs(name: str, a: argparse.Namespace) -> list[str]:
     if name == "decoder":
         return ["notes"]
     if name == "stage1" and not a.model and not (a.vision and a.decoder):
-        if towers_folder(a) == a.out:
-            return ["vision", "decoder"]
-        print(f"towers: using the shipped ones in {PRETRAINED} (--from-scratch trains new ones)")
+        return ["vision", "decoder"] if towers_folder(a) == a.out else []
     if name == "stage2" and not a.model:
         if PRESETS[a.preset].vision_id and not is_finished(a.out / "stage1"):
             raise UserError(f"{a.out / 'stage1'}: no finished stage 1; train it first, on captions given by --data")
         return ["stage1"]
     return []
+
+
+def trainings(name: str, a: argparse.Namespace) -> list[str]:
+    """The trainings that ``name`` still needs, in order, and ``name`` itself."""
+    return [one for other in needs(name, a) if not is_finished(a.out / other) for one in trainings(other, a)] + [name]
 
 
 # How each training is set up, in order.
@@ -213,16 +319,17 @@ def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
         print(f"{name}: already trained, in {out}")
         return
     for other in needs(name, a):
-        changed = {**dict.fromkeys(OWN), "resume": (a.out / other).exists()}
+        changed = {**dict.fromkeys(OWN), "resume": True}
         run_stage(other, argparse.Namespace(**vars(a) | changed), keep=True)
     task, recipe = STAGES[name](a), recipe_of(name, a)
     if isinstance(task.model, Llava) and a.device.startswith("cuda") and not a.shard:
         recipe = fill_card(int(name[-1]), task.model.config, recipe, a)
-    estimate = f", about {recipe.minutes:g} minutes on two CPU cores" if recipe.minutes and not a.max_steps else ""
-    print(f"{name}: training into {out}{estimate}", flush=True)
+    if a.pack and recipe.accumulation >= recipe.batch_size:
+        raise UserError("--pack: a micro-batch has only one row to pack; choose a smaller --accumulation")
+    resume = a.resume and out.exists()
     dtype = None if a.dtype is None else getattr(torch, a.dtype)
     workers = default_workers(a.device, a.team.size) if a.workers is None else a.workers
-    train(task, recipe, Run(out, a.seed, a.resume, a.max_steps, a.device, dtype, a.compile, workers, a.team))
+    train(task, recipe, Run(out, a.seed, resume, a.max_steps, a.device, dtype, a.compile, workers, a.team))
 
 
 def fill_card(stage: int, config: LlavaConfig, recipe: Recipe, a: argparse.Namespace) -> Recipe:
@@ -242,11 +349,10 @@ def fill_card(stage: int, config: LlavaConfig, recipe: Recipe, a: argparse.Names
 
 def plan(a: argparse.Namespace) -> None:
     """Print the memory that the stage takes, computed from sizes only: the preset's, or those in the given folders."""
-    if a.stage == 0:
-        raise UserError("--plan: stage 0 trains only small towers and is not planned; use --stage 1 or 2")
     preset, trained = PRESETS[a.preset], a.out / "stage1"
     if a.model or (a.stage == 2 and trained.exists()):
-        config = read_llava(a.model or trained)
+        start = a.model or trained
+        config = read_outline(start)[0] if is_adapter(start) else read_llava(start)
     else:
         given = preset.vision if a.vision == preset.vision_id else read_vision(a.vision)
         vision = given if a.vision else own_vision(a)
@@ -260,14 +366,7 @@ def plan(a: argparse.Namespace) -> None:
 
 def main() -> None:
     a = parse()
-    if a.lora and a.stage != 2:
-        raise UserError(f"--lora: stage {a.stage} does not train the decoder of a LLaVA; use --stage 2")
-    if a.pack and not a.stage:
-        raise UserError("--pack: stage 0 does not pack rows; stages 1 and 2 do")
-    if not a.stage and (a.max_length or a.max_rejected is not None):
-        raise UserError("--max-length, --max-rejected: stage 0 trains on its own rows; use --stage 1 or 2")
-    if a.image_size or a.patch_size:
-        check_sizes(a)
+    check(a)
     if a.plan:
         plan(a)
         return
@@ -282,6 +381,7 @@ def main() -> None:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
         for name in STAGES:
             team.on_first(lambda out=a.out / name: recover_folder(out))
+        team.together(lambda: check_folders(a))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)
     print(f"done: {', '.join(str(a.out / name) for name in ASKED[a.stage])}")

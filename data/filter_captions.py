@@ -120,7 +120,7 @@ def draw_concepts(path: Path, before: array, after: array) -> None:
     for name, counts, colour in (("before", before, GREY), ("after", after, BLUE)):
         found = sorted((count for count, all_of_it in zip(counts, before) if all_of_it >= FEWEST), reverse=True)
         lines.append((name, colour, range(1, len(found) + 1), found))
-    chart("captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic=True).save(path)
+    chart("captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic="xy").save(path)
 
 
 def filter_captions(path: Path, out: Path, seed: int = 0) -> str:

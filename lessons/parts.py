@@ -28,6 +28,11 @@ PATHS = {
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",
     "evaluate": "minillava/evaluate.py",
+    "adapter": "minillava/formats/adapter_config.py",
+    "training": "minillava/training/loop.py",
+    "resume": "minillava/training/resume.py",
+    "heldout": "minillava/training/heldout.py",
+    "plot": "minillava/training/plot.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

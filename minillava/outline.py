@@ -1,5 +1,6 @@
 """Config and processor of a model's folder in Hugging Face's format, or of a GGUF file, without its weights."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,28 +10,80 @@ import torch
 
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import chat_template, gguf_llama
+from minillava.formats import adapter_config, chat_template, gguf_llama
 from minillava.formats.gguf import read_gguf
 from minillava.formats.json_object import JSON_BYTES, read_bytes, read_json_object
 from minillava.formats.model_folder import read_config
 from minillava.formats.tensors import Unfilled
-from minillava.hub import Folder, resolve_folder
+from minillava.hub import Folder, resolve_decoder, resolve_folder
 from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES, Template
-from minillava.inputs.tokenizer import Tokenizer
+from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
 
 
 def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
-    """A llava-hf folder's config and processor, without reading its weights.
+    """Config and processor of a llava-hf folder or of an adapter, without reading weights.
 
-    Raises UserError, as do the three functions below.
+    Raises UserError, as do the functions below.
     """
     folder = resolve_folder(folder)
+    if adapter_config.is_adapter(folder):
+        base = read_adapter(folder).base
+        towers = isinstance(base, adapter_config.Towers)
+        config, processor = join_outlines(base) if towers else read_outline(base)
+        adapt(processor, folder, config.vision)
+        return config, processor
     config = read_llava(folder)
     image, tokenizer = image_processor(folder, config.vision), Tokenizer.from_pretrained(folder)
     ends = end_ids(folder, config.decoder)
     return config, Processor(tokenizer, image, config.num_image_tokens, read_template(folder, tokenizer), ends)
+
+
+def join_outlines(towers: adapter_config.Towers) -> tuple[LlavaConfig, Processor]:
+    """Config and processor of two towers joined by a projection.
+
+    The tokenizer gains an <image> and a padding token if it lacks them, and the decoder's vocabulary room for them.
+    """
+    vision, source = resolve_folder(towers.vision), resolve_decoder(towers.decoder)
+    seen, decoder, tokenizer = read_vision(vision), read_decoder(source), read_tokenizer(source)
+    decoder.vocab_size = make_room_for_image(tokenizer, decoder.vocab_size)
+    config = LlavaConfig(seen, decoder, towers.projector, tokenizer.image_id, towers.vision_feature_layer)
+    image, ends = image_processor(vision, seen), end_ids(source, decoder)
+    return config, Processor(tokenizer, image, config.num_image_tokens, read_template(source, tokenizer), ends)
+
+
+def read_adapter(folder: Path) -> adapter_config.AdapterConfig:
+    """adapter_config.json of ``folder``. Its base must not be an adapter too."""
+    config = adapter_config.read_config(folder)
+    if isinstance(config.base, str) and adapter_config.is_adapter(config.base):
+        base = config.base
+        raise UserError(f"{folder}: base model {base} is an adapter too; merge that first (python -m minillava.merge)")
+    return config
+
+
+def adapt(processor: Processor, folder: Path, vision: VisionConfig) -> None:
+    """Give the processor of an adapter's base the template and the image processor in the adapter's ``folder``."""
+    if (folder / chat_template.FILE).exists():
+        processor.template = read_template(folder, processor.tokenizer)
+    if (folder / "preprocessor_config.json").exists():
+        processor.image = image_processor(folder, vision)
+
+
+def read_tokenizer(source: Path) -> Tokenizer:
+    """The tokenizer of a model's folder or of a GGUF file."""
+    if source.is_file():
+        return Tokenizer(source, gguf_llama.tokenizer(source, gguf_llama.read_llama(source)))
+    return Tokenizer.from_pretrained(source)
+
+
+def make_room_for_image(tokenizer: Tokenizer, rows: int) -> int:
+    """Add an <image> and a padding token to ``tokenizer`` if it lacks them. Returns how many rows the embedding needs,
+    which has ``rows``: no more, or a multiple of 64 as in llava-hf's folders."""
+    missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+    return rows if tokenizer.vocab_size <= rows else math.ceil(tokenizer.vocab_size / 64) * 64
 
 
 def read_llava(folder: Folder) -> LlavaConfig:

@@ -56,24 +56,29 @@ def write_llava(model: Llava, folder: Path, dtype: torch.dtype | None = None, te
     _write(folder, files, tensors, processor and processor.tokenizer, dtype)
 
 
-def write_adapter(model: Llava, base: str | os.PathLike, folder: Path, tensors: Tensors = None) -> None:
-    """Write the LoRA matrices and the projection as an adapter for ``base``, in the format of the peft library.
+def write_adapter(
+    model: Llava, base: str | os.PathLike | adapter_config.Towers, folder: Path, tensors: Tensors = None
+) -> None:
+    """Write the projection, and the LoRA matrices if there are any, as an adapter for ``base``.
 
-    The chat template and the image processor, which may differ from the base's, lie beside them.
-    ``base`` is a hub id or a folder. A folder is stored as a path relative to ``folder``, so both can move together.
+    The format is that of the peft library. ``base`` is a hub id, a folder, or the two towers that were joined. The chat
+    template and the image processor, which may differ from the base's, lie beside them.
     """
-    place = Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else os.fspath(base)
+    tensors = _tensors_hf(model, tensors)
     learnt = {
         adapter_config.PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in _tensors_hf(model, tensors).items()
+        for name, tensor in tensors.items()
         if name.startswith("multi_modal_projector.") or lora.is_learnt(name)
     }
     write_file(folder / ADAPTER, learnt)
-    linear = model.language_model.layers[0].self_attn.q_proj
-    config = adapter_config.to_dict(adapter_config.AdapterConfig(place, linear.lora_A.out_features, linear.alpha))
+    config = adapter_config.AdapterConfig(base if isinstance(base, adapter_config.Towers) else os.fspath(base))
+    if any(map(lora.is_learnt, tensors)):
+        linear = model.language_model.layers[0].self_attn.q_proj
+        config = config._replace(rank=linear.lora_A.out_features, alpha=linear.alpha)
+    values = adapter_config.to_dict(config, folder)
     image, template = model.processor.image.to_dict(), chat_template.to_jinja(vars(model.processor.template))
     _write_files(
-        folder, {adapter_config.CONFIG: config, "preprocessor_config.json": image, chat_template.FILE: template}
+        folder, {adapter_config.CONFIG: values, "preprocessor_config.json": image, chat_template.FILE: template}
     )
 
 

@@ -34,6 +34,8 @@ MORE_TESTS = {
     "dataset": ("rejected", "pack"),
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
+    "adapter": ("lora",),
+    "training": ("resume", "heldout"),
 }
 
 

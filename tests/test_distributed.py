@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from train_together import FEW, LORA, MUON, RECIPE, STEPS, run
+from train_together import FEW, LORA, MEASURED, MUON, RECIPE, STEPS, run
 
 from minillava import Llava, Processor, load, save
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
@@ -20,6 +20,7 @@ from minillava.formats.adapter_config import is_adapter
 from minillava.formats.tensors import ADAPTER, WEIGHTS
 from minillava.inputs.image import ImageProcessor
 from minillava.training.distributed import SINGLE, Team
+from minillava.training.order import Order
 from minillava.training.resume import STATE
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
     model.language_model.embed_tokens.weight.data *= 0.2  # tied to the head: a loss of about 6 instead of 30
     save(model, folder / "model")
     (folder / "rows.json").write_text(json.dumps([row(index) for index in range(50)]))
+    (folder / "heldout.json").write_text(json.dumps([row(index) for index in range(90, 95)]))
     for index in range(5):
         Image.new("RGB", (24, 24), (50 * index, 100, 200 - 40 * index)).save(folder / f"{index}.png")
     return folder
@@ -76,6 +78,7 @@ def folder(inputs) -> Path:
         run(folder, f"single{stage}", stage, RECIPE, SINGLE)
     run(folder, "single-lora", 2, LORA, SINGLE)
     run(folder, "single-muon", 2, MUON, SINGLE)
+    run(folder, "single-measured", 2, MEASURED, SINGLE)
     run(folder, "single-cut", 2, RECIPE, SINGLE, cut=True)
     for kind in KINDS:
         shutil.copytree(folder / "single-cut", folder / f"single-cut-{kind}")
@@ -152,6 +155,33 @@ def test_muon_turns_whole_matrices_not_slices(folder, kind):
     for name, value in other.items():
         moved, apart = (value - start[name]).norm(), (one[name] - value).norm()
         assert apart < 0.05 * moved, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_rows_are_shared_and_the_best_model_is_kept_whole(folder, kind):
+    """Sharded weights answer nothing, since a rank cannot compute alone."""
+    one, other = (
+        [json.loads(line) for line in (folder / f"{name}-measured.heldout.jsonl").read_text().splitlines()]
+        for name in (kind, "single")
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in other] == [0, 4, 8, 10]
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], abs=1e-4)
+    assert [len(line["answers"]) for line in one] == [0 if kind == "sharded" else 3] * 4
+    best = load_file(folder / f"{kind}-measured.best" / WEIGHTS)
+    assert min(one, key=lambda line: line["loss"])["step"] == 10
+    for name, tensor in load_file(folder / f"{kind}-measured" / WEIGHTS).items():
+        assert torch.equal(tensor, best[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_one_process_cannot_read_ends_both_after_a_save(folder, kind):
+    ends = re.findall(r"^process (\d) ended: (.*)$", (folder / "said").read_text(), re.MULTILINE)
+    assert sorted(ends) == [(rank, "row 9 is missing") for rank in "0011"]
+    order = Order(50, lambda row: 0, RECIPE, 0, SINGLE)
+    done = next(step for step in range(8, 16) if 9 in order.batch(step))
+    assert torch.load(folder / f"{kind}-missing" / STATE, weights_only=True)["step"] == done
+    found, expected = losses(folder / f"{kind}-missing", done), losses(folder / "single2")[:done]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_only_the_first_process_writes(folder):

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import PowerCut
 from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
 
 from minillava.errors import UserError
@@ -67,7 +68,7 @@ def test_compiled_blocks_learn_the_same_and_are_compiled_once_for_all_lengths(wo
         torch._dynamo.config.error_on_recompile = False
         task = make(world, "stage2")
         cut_power(task)
-        with pytest.raises(RuntimeError, match="power cut"):
+        with pytest.raises(PowerCut):
             train(task, recipe, Run(tmp_path / "broken", max_steps=8, compile=True))
         torch._dynamo.config.error_on_recompile = False
         train(make(world, "stage2"), recipe, Run(tmp_path / "broken", max_steps=8, resume=True, compile=True))
@@ -102,7 +103,7 @@ def test_float16_learns_with_a_scaled_loss_and_resumes(world, tmp_path, cut_powe
     assert whole == pytest.approx(exact, rel=0.02) and whole != exact
     task = make(world, "stage2")
     cut_power(task)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(PowerCut):
         train(task, recipe, Run(tmp_path / "broken", max_steps=8, dtype=torch.float16))
     train(make(world, "stage2"), recipe, Run(tmp_path / "broken", max_steps=8, dtype=torch.float16, resume=True))
     assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 
 from minillava.checkpoint import load
+from minillava.errors import UserError
 from minillava.inputs.conversations import ConversationDataset
 from minillava.training import loop
 from minillava.training.distributed import Team, started
@@ -25,25 +26,43 @@ RECIPE = Recipe(learning_rate=3e-3, batch_size=7, epochs=10, accumulation=4, sav
 STEPS, FEW = 50, 10
 LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
 MUON = replace(RECIPE, optimizer="muon")
+MEASURED = replace(RECIPE, eval_every=4)
 
 
-class PowerCut(Exception):
-    pass
+class PowerCut(BaseException):
+    """No Exception: nothing is saved before it."""
 
 
-def make(folder: Path, stage: int, lora: int = 0) -> Task:
+class Missing(ConversationDataset):
+    """In the second epoch, row 9 cannot be read."""
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        if key[1:] == (1, 9):
+            raise UserError("row 9 is missing")
+        return super().__getitem__(key)
+
+
+def make(folder: Path, stage: int, lora: int = 0, measured: bool = False, missing: bool = False) -> Task:
     """The training of a small LLaVA, always the same."""
     model = load(folder / "model")
-    dataset = ConversationDataset(folder / "rows.json", folder, model.processor)
+    dataset = (Missing if missing else ConversationDataset)(folder / "rows.json", folder, model.processor)
+    heldout = ConversationDataset(folder / "heldout.json", folder, model.processor, "first") if measured else None
     torch.manual_seed(0)
-    return llava_task(model, dataset, stage, lora, folder / "model")
+    return llava_task(model, dataset, stage, lora, folder / "model", heldout=heldout)
 
 
 def run(
-    folder: Path, name: str, stage: int, recipe: Recipe, team: Team, cut: bool = False, resume: bool = False
+    folder: Path,
+    name: str,
+    stage: int,
+    recipe: Recipe,
+    team: Team,
+    cut: bool = False,
+    resume: bool = False,
+    missing: bool = False,
 ) -> None:
     """Train into ``folder``/``name``. ``cut`` simulates a power cut between the first and the second checkpoint."""
-    task, schedule = make(folder, stage, recipe.lora), loop.schedule
+    task, schedule = make(folder, stage, recipe.lora, recipe is MEASURED, missing), loop.schedule
     steps = STEPS if recipe is RECIPE else FEW
 
     def rate(step: int, *others) -> float:
@@ -83,6 +102,11 @@ def main(folder: Path, team: Team) -> None:
         run(folder, f"{kind}-muon", 2, MUON, with_shard)
         run(folder, f"{kind}-cut", 2, RECIPE, with_shard, cut=True)
         run(folder, f"single-cut-{kind}", 2, RECIPE, with_shard, resume=True)
+        run(folder, f"{kind}-measured", 2, MEASURED, with_shard)
+        try:
+            run(folder, f"{kind}-missing", 2, RECIPE, with_shard, missing=True)
+        except UserError as error:
+            print(f"process {team.rank} ended: {error}", file=sys.stderr)
     print(f"process {team.rank} made {len(writes)} changes", file=sys.stderr)
 
 

@@ -182,6 +182,18 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.kept) + len(self.lines)
 
+    @property
+    def files(self) -> list[AnyPath]:
+        """The files that the rows come from."""
+        return [path for path in (self.path, self.text_path) if path is not None]
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What else decides the examples, by name."""
+        template, image = self.processor.template, self.processor.image
+        options = {"image_place": self.image_place, "max_length": self.max_length}
+        return options | {"template": template, "image_processor": image}
+
     def size(self, index: int) -> int:
         """About how long a row is, known without parsing it. It is used to batch rows of similar length."""
         if index >= len(self.kept):
@@ -210,12 +222,9 @@ class ConversationDataset(Dataset):
         number = self.kept[index]
         row, example = self.rows[number], {}
         if "image" in row:
-            try:
-                example["pixel_values"] = self.pixels(row)
-            except UserError as error:
-                self.rejected.add(number, NO_PICTURE, str(error))
-                self.rejected.check(-1)
+            if (pixels := self.picture(number)) is None:
                 return None
+            example["pixel_values"] = pixels
         first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
         turns = 2 * self.turns[number] if number in self.turns else None
         with naming_row(self.path, number):
@@ -229,6 +238,14 @@ class ConversationDataset(Dataset):
 
     def _line_ids(self, line: str) -> list[int]:
         return [*self.processor.tokenizer.encode(line, special=False), self.processor.tokenizer.eos_id]
+
+    def picture(self, number: int) -> Tensor | None:
+        """The picture of row ``number``, (3, H, W); None if it cannot be read and the row may be left out."""
+        try:
+            return self.pixels(self.rows[number])
+        except UserError as error:
+            self.rejected.add(number, NO_PICTURE, str(error))
+            self.rejected.check(-1)
 
     def pixels(self, row: dict) -> Tensor:
         """The picture of a row, (3, H, W). Raises UserError if it cannot be read."""

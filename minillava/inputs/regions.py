@@ -68,6 +68,16 @@ class RegionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def files(self) -> list[AnyPath]:
+        """The files that the rows come from."""
+        return [self.path]
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What else decides the examples, by name."""
+        return {"max_length": self.max_length, "image_processor": self.processor.image}
+
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """{"pixel_values": (3, H, W), "caption": str, "regions": [(phrase, indices of its patches), ...]}.
 

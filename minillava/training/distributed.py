@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from minillava.errors import UserError
 from minillava.model import decoder, vision
 
+Result = TypeVar("Result")
 Loss = Callable[[dict[str, Tensor]], Tensor]
 TIMEOUT = timedelta(days=7)  # the other ranks wait while rank 0 draws the picture-book or trains the towers
 
@@ -86,6 +88,22 @@ class Team:
         value = torch.tensor(number, dtype=torch.float64)
         dist.all_reduce(value)
         return value.item()
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, which each rank does for itself. A UserError on one rank is raised on every rank, so
+        that all end at the same place."""
+        if self.size == 1:
+            return work()
+        error = result = None
+        try:
+            result = work()
+        except UserError as its:
+            error = str(its)
+        if self.total(error is not None):
+            errors: list[str | None] = [None] * self.size
+            dist.all_gather_object(errors, error)
+            raise UserError(next(filter(None, errors)))
+        return result
 
     def on_first(self, work: Callable[[], None]) -> None:
         """Run ``work`` on rank 0 while the other ranks wait."""

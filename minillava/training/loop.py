@@ -18,21 +18,27 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from minillava.errors import UserError
+from minillava.inputs.rejected import Rejected
 from minillava.model.decoder import Block
-from minillava.progress import progress
 from minillava.saving import recover_folder
 from minillava.training.distributed import SINGLE, Team, hold_gradients
+from minillava.training.heldout import Heldout
 from minillava.training.machine import compile_blocks, compiling_pays, fastest_dtype, keep_memory
 from minillava.training.optimizers import build_optimizers, schedule
 from minillava.training.order import Order
 from minillava.training.plot import draw_loss
+from minillava.training.progress import Progress
 from minillava.training.recipes import Recipe
-from minillava.training.resume import restore, save
+from minillava.training.resume import restore, save, settings_of
+from minillava.training.signals import held_signals, stop
 from minillava.training.tasks import Task
+
+FEW = 50  # steps, fewer than which are hardly meant
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,19 @@ class Run:
 def train(task: Task, recipe: Recipe, run: Run) -> None:
     """Run a task to its end. Every rank calls this.
 
-    Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there is no checkpoint of this run to
-    resume from, if the loss is not finite, and for a sharded training in float16.
+    Whatever ends it before saves it first, as far as it has come: Ctrl-C, SIGTERM, and errors (of several ranks, those
+    that all of them have). Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there is no
+    checkpoint of this run to resume from, if a row or a picture cannot be read, if a loss or a gradient is not finite,
+    and for a sharded training in float16.
     """
     keep_memory()
     out, team, device = run.out, run.team, run.device
     team.on_first(lambda: recover_folder(out))
     dtype, autocast, scaler = precision(recipe, run)
-    prepare(task.model, dtype if recipe.compact else None, recipe.checkpointing)
     order = Order(len(task.dataset), task.size, recipe, run.seed, team)
-    total = max(1, round(recipe.epochs * order.per_epoch))
-    total = min(total, run.max_steps or total)
+    total = number_of_steps(order, recipe, run)
+    settings = settings_of(task, recipe, run, total)
+    prepare(task.model, dtype if recipe.compact else None, recipe.checkpointing)
     compiled = compiling_pays(device, total) if run.compile is None else run.compile
     compile_blocks(task.model, compiled)
     task = replace(task, loss=team.spread(task.model, task.loss, device))
@@ -79,16 +87,16 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     optimizers = build_optimizers(trainable, recipe)
     done, metrics = 0, []
     if run.resume:
-        done, metrics = restore(task, optimizers, scaler, run, total)
+        done, metrics = restore(task, optimizers, scaler, run, settings)
     elif out.exists():
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
     log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
-    rejected, file = task.dataset.rejected, out.with_name(f"{out.name}.rejected.jsonl")
-    team.on_first(lambda: rejected.write(file, keep=run.resume))
-    rejected.file = file  # from here on, every rank and worker process adds to it
-    say(task, rejected.report())
-    known = len(rejected.lines())
+    rejected = [list_rejected(task.dataset, out.with_name(f"{out.name}.rejected.jsonl"), run)]
+    if task.heldout:
+        rejected.append(list_rejected(task.heldout, out.with_name(f"{out.name}.heldout.rejected.jsonl"), run))
+    rows = -(-recipe.batch_size // recipe.accumulation)
+    heldout = Heldout(task, rows, out, team, device, autocast, done) if task.heldout else None
 
     if compiled:
         compile_now(task, order, run, autocast, scaler)
@@ -100,50 +108,112 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         num_workers=run.workers,
         pin_memory=torch.device(device).type == "cuda",
     )
-    batches = iter(loader)
+    saved, saved_at, updating = done, start, False  # steps in the checkpoint; its time; whether weights are changing
+
+    def keep() -> None:
+        nonlocal saved, saved_at
+        save(task, optimizers, scaler, run, done, settings)
+        saved, saved_at = done, time.perf_counter()
+        if team.is_first:
+            losses = {row["step"]: row["loss"] for row in metrics}
+            title = f"{task.name}: loss (nats)"
+            draw_loss(out.with_name(f"{out.name}.loss.png"), title, losses, heldout.losses if heldout else None)
+
     with (
-        progress(total=total, initial=done, desc=task.name, unit="step", disable=not team.is_first) as bar,
+        Progress(task.name, done, total, team.is_first) as progress,
         open(log, "w", buffering=1, encoding="utf-8") as file,
+        held_signals(repeatable=team.size == 1) as signals,
     ):
         file.writelines(json.dumps(row) + "\n" for row in metrics)
-        for step in order.steps:
-            rate = recipe.learning_rate * schedule(step, total, recipe)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("factor", 1.0)
-                optimizer.zero_grad(set_to_none=True)
-            shares = order.micro_batches(step)
-            asked = time.perf_counter()
-            micro = [next_batch(batches) for _ in shares]
-            waited = time.perf_counter() - asked
-            loss = accumulate(task, micro, shares, run, autocast, scaler)
-            if not math.isfinite(loss):
-                raise UserError(f"{task.name}: the loss is {loss} at step {step}; a smaller --learning-rate may help")
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(trainable.values(), 1.0)
-            for optimizer in optimizers:
-                scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
-            scaler.update()
-            task.after_step()
-            metrics.append({"step": step + 1, "loss": loss, "learning_rate": rate, **padding(micro, shares, team)})
-            times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # waited for data
-            file.write(json.dumps(metrics[-1] | times) + "\n")
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if (step + 1) % recipe.save_every == 0 or step + 1 == total:
-                save(task, optimizers, scaler, run, step + 1, total)
-    say(task, rejected.report(since=known))
-    if metrics and team.is_first:
-        draw_loss(out.with_name(f"{out.name}.loss.png"), f"{task.name}: loss (nats)", [m["loss"] for m in metrics])
-        if "padding" in metrics[0]:
-            print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
+        try:
+            if heldout and not done:
+                progress.say(heldout.measure(0))
+            batches = iter(loader)
+            for step in order.steps:
+                rate = recipe.learning_rate * schedule(step, total, recipe)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group.get("factor", 1.0)
+                    optimizer.zero_grad(set_to_none=True)
+                shares = order.micro_batches(step)
+                asked = time.perf_counter()
+                micro = team.together(lambda shares=shares: [next_batch(batches) for _ in shares])
+                waited = time.perf_counter() - asked
+                loss = accumulate(task, micro, shares, run, autocast, scaler)
+                for optimizer in optimizers:
+                    scaler.unscale_(optimizer)
+                gradient = length_of(nn.utils.clip_grad_norm_(trainable.values(), 1.0))
+                if not math.isfinite(loss) or not (math.isfinite(gradient) or scaler.is_enabled()):
+                    found = f"the loss is {loss} at step {step}, the length of its gradient {gradient}"
+                    raise UserError(f"{task.name}: {found}; a smaller --learning-rate may help")
+                updating = True
+                for optimizer in optimizers:
+                    scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
+                scaler.update()
+                task.after_step()
+                metrics.append({"step": step + 1, "loss": loss, "learning_rate": rate, **padding(micro, shares, team)})
+                times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # for data
+                file.write(json.dumps(metrics[-1] | times) + "\n")
+                done, updating = step + 1, False
+                progress.update(done, loss)
+                if heldout and (done % recipe.eval_every == 0 or done == total):
+                    progress.say(heldout.measure(done))
+                minutes = (time.perf_counter() - saved_at) / 60
+                due = team.total(team.is_first and minutes >= recipe.save_minutes)
+                stopped = team.total(len(signals))
+                if due or stopped or done % recipe.save_every == 0 or done == total:
+                    keep()
+                if stopped:
+                    stop(signals)
+        except BaseException as error:
+            # A save takes all ranks, and of errors only a UserError is raised on all of them. KeyboardInterrupt and
+            # SystemExit come from stop(), after a save.
+            alike = isinstance(error, UserError) or (team.size == 1 and isinstance(error, Exception))
+            if done > saved and alike and not updating:
+                keep()
+            if saved:
+                progress.say(f"saved after {saved:,} of {total:,} steps; --resume continues")
+            raise
+    if signals:  # that came during the last save
+        stop(signals)
+    if metrics and team.is_first and "padding" in metrics[0]:
+        print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
+    for one, known in rejected:
+        say(run, one.report(since=known))
     task.model.eval()
 
 
-def say(task: Task, lines: list[str]) -> None:
+def list_rejected(dataset: Dataset, file: Path, run: Run) -> tuple[Rejected, int]:
+    """List in ``file`` which rows are cut or left out, and print how many. From here on, every rank and every worker
+    process adds to the file. Returns the rows, and the number of those that are listed now."""
+    rejected = dataset.rejected
+    run.team.on_first(lambda: rejected.write(file, keep=run.resume))
+    rejected.file = file
+    say(run, rejected.report())
+    return rejected, len(rejected.lines())
+
+
+def say(run: Run, lines: list[str]) -> None:
     for line in lines:
-        print(f"{task.name}: {line}", flush=True)
+        print(f"{run.out.name}: {line}", flush=True)
+
+
+def number_of_steps(order: Order, recipe: Recipe, run: Run) -> int:
+    """The number of steps of a training. It is printed, and so is how to get more if it is small."""
+    name, rows, size = run.out.name, order.length, min(order.length, recipe.batch_size)
+    steps = max(1, round(recipe.epochs * order.per_epoch))
+    total = min(steps, run.max_steps or steps)
+    times = f"{total / order.per_epoch:.2g} times through {rows:,} rows"
+    print(f"{name}: training into {run.out}: {total:,} step{'s' * (total > 1)} of {size} rows, {times}", flush=True)
+    if total == steps < FEW:
+        more = -(-2 * FEW // order.per_epoch)
+        print(f"{name}: few steps teach little; --epochs {more} trains {more * order.per_epoch}", flush=True)
+    return total
+
+
+def length_of(gradient: Tensor) -> float:
+    """The length of a gradient, which may be sharded over the ranks. Every rank calls this."""
+    return (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).item()
 
 
 def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, GradScaler]:

@@ -3,38 +3,64 @@
 import math
 import os
 from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # name, colour, x values, y values
 
-INK, GREY, FAINT, BLUE = (40, 40, 48), (190, 190, 190), (225, 225, 230), (40, 90, 200)
+INK, GREY, FAINT, BLUE, RED = (40, 40, 48), (190, 190, 190), (225, 225, 230), (40, 90, 200), (200, 60, 40)
 SCALE = 2  # pixels of the picture per unit of ``size``, for fine lines and letters
 LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name adds one ROW to the top
 
 
-def draw_loss(path: str | os.PathLike, title: str, losses: list[float]) -> None:
-    """Write a chart of loss against step, from 1: every value in grey, the running mean in blue. Needs at least one."""
-    steps, mean, smooth = range(1, len(losses) + 1), losses[0], []
-    for loss in losses:
-        mean += 0.05 * (loss - mean)
-        smooth.append(mean)
-    chart(title, "step", [("each step", GREY, steps, losses), ("running mean", BLUE, steps, smooth)]).save(path)
+def draw_loss(
+    path: str | os.PathLike, title: str, losses: dict[int, float], heldout: dict[int, float] | None = None
+) -> None:
+    """Write a chart of loss against step: every value in grey, the running mean in blue, held-out losses in red.
+
+    Both dicts map steps, from 1, to losses; ``losses`` must not be empty. If the running mean changes tenfold, the
+    losses are on a logarithmic axis.
+    """
+    mean = running_mean(list(losses.values()))
+    lines: list[Line] = [("each step", GREY, list(losses), list(losses.values()))]
+    lines.append(("running mean", BLUE, list(losses), mean))
+    if heldout:
+        lines.append(("held-out rows", RED, list(heldout), list(heldout.values())))
+    positive = min(*losses.values(), *(heldout or losses).values()) > 0
+    chart(title, "step", lines, logarithmic="y" if positive and max(mean) >= 10 * min(mean) else "").save(path)
+
+
+def running_mean(values: list[float], reach: int = 10) -> list[float]:
+    """The mean of each value and of up to ``reach`` values on either side, as many before it as after it.
+
+    So the mean is never behind the values, not even at the start, where it is the value itself.
+    """
+    means = []
+    for index in range(len(values)):
+        near = min(reach, index, len(values) - 1 - index)
+        means.append(fmean(values[index - near : index + near + 1]))
+    return means
 
 
 def chart(
-    title: str, across: str, lines: list[Line], size: tuple[int, int] = (640, 360), logarithmic: bool = False
+    title: str,
+    across: str,
+    lines: list[Line],
+    size: tuple[int, int] = (640, 360),
+    logarithmic: Literal["", "y", "xy"] = "",
 ) -> Image.Image:
     """A chart of ``lines`` on axes that include all values and zero; ``across`` labels the x axis.
 
-    No line may be empty. With ``logarithmic`` both axes are logarithmic and begin at a power of ten; all values must
-    then be above zero.
+    No line may be empty. The axes in ``logarithmic`` do not begin at zero; their values must all be above it.
     """
-    scale = math.log10 if logarithmic else float
-    paths = [[(scale(x), scale(y)) for x, y in zip(xs, ys)] for _, _, xs, ys in lines]
+    log_x, log_y = "x" in logarithmic, "y" in logarithmic
+    scale_x, scale_y = (math.log10 if log else float for log in (log_x, log_y))
+    paths = [[(scale_x(x), scale_y(y)) for x, y in zip(xs, ys)] for _, _, xs, ys in lines]
     xs, ys = zip(*(point for path in paths for point in path))
-    x_ticks, y_ticks = _ticks(xs, logarithmic), _ticks(ys, logarithmic)
+    x_ticks, y_ticks = _ticks(xs, log_x), _ticks(ys, log_y)
     x_low, x_high, y_low, y_high = x_ticks[0], max(xs), y_ticks[0], y_ticks[-1]
     right, top, bottom = size[0] - RIGHT, TOP + ROW * len(lines), size[1] - BOTTOM
     image = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), "white")
@@ -47,21 +73,23 @@ def chart(
     def draw(points: list[tuple[float, float]], colour: Colour, width: int = 1) -> None:
         pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, width * SCALE)
 
-    def write(x: float, y: float, text: str | float, height: int, anchor: str) -> None:
-        shown = text if isinstance(text, str) else f"{10**text if logarithmic else text:,.10g}"
-        pen.text((x * SCALE, y * SCALE), shown, INK, ImageFont.load_default(height * SCALE), anchor)
+    def write(x: float, y: float, text: str, height: int, anchor: str) -> None:
+        pen.text((x * SCALE, y * SCALE), text, INK, ImageFont.load_default(height * SCALE), anchor)
+
+    def number(tick: float, log: bool) -> str:
+        return f"{10**tick if log else tick:,.10g}"
 
     for tick in y_ticks:
         draw([at(x_low, tick), at(x_high, tick)], FAINT)
-        write(LEFT - 8, at(x_low, tick)[1], tick, 11, "rm")
+        write(LEFT - 8, at(x_low, tick)[1], number(tick, log_y), 11, "rm")
     for tick in x_ticks:
         if tick <= x_high:
-            write(at(tick, y_low)[0], bottom + 12, tick, 11, "mm")
+            write(at(tick, y_low)[0], bottom + 12, number(tick, log_x), 11, "mm")
     draw([(LEFT, top), (LEFT, bottom), (right, bottom)], GREY)
     write((LEFT + right) / 2, bottom + 32, across, 12, "mm")
     write(LEFT, 16, title, 14, "lm")
-    for number, ((name, colour, _, _), path) in enumerate(zip(lines, paths)):
-        y = TOP + ROW * number
+    for index, ((name, colour, _, _), path) in enumerate(zip(lines, paths)):
+        y = TOP + ROW * index
         draw([(LEFT, y), (LEFT + 18, y)], colour, 3)
         write(LEFT + 24, y, name, 12, "lm")
         draw([at(*point) for point in path], colour, 2)
@@ -70,12 +98,18 @@ def chart(
 
 def _ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
     """About five ticks at multiples of 1, 2 or 5 times a power of ten that enclose the values and zero; for logarithms,
-    the whole numbers that enclose the values."""
+    the powers of ten that enclose the values, and among few of them also 2 and 5 times them."""
     low, high = min(values), max(values)
-    step = 1.0
-    if not logarithmic:
-        low, high = min(low, 0.0), max(high, 0.0)
-        rough = (high - low) / 5 or 1.0
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    if logarithmic:
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        if len(powers) > 4:
+            return [float(power) for power in powers]
+        ticks = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
+        first = max(index for index, tick in enumerate(ticks) if tick <= low)
+        last = min(index for index, tick in enumerate(ticks) if tick >= high)
+        return ticks[first : last + 1]
+    low, high = min(low, 0.0), max(high, 0.0)
+    rough = (high - low) / 5 or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return [number * step for number in range(math.floor(low / step), math.ceil(high / step) + 1)]

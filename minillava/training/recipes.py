@@ -7,10 +7,8 @@ from minillava.config import LLAMA, DecoderConfig, VisionConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of one training: how long and how fast it learns, and its memory settings.
-
-    ``minutes`` is its time on two CPU cores, printed as an estimate; 0 if unknown.
-    """
+    """The hyperparameters of one training: how long and how fast it learns, its memory settings, and how often it is
+    saved (whichever of steps and minutes comes first) and measured."""
 
     learning_rate: float
     batch_size: int
@@ -24,8 +22,9 @@ class Recipe:
     compact: bool = False  # frozen weights and matrix products in bfloat16; trainable weights in float32
     lora: int = 0  # rank of the updates to the decoder's matrices; 0: the matrices themselves learn
     length: int = 256  # tokens of a long row, visual ones included; used by --plan
-    save_every: int = 250  # steps
-    minutes: float = 0.0
+    save_every: float = 250  # steps
+    save_minutes: float = 15
+    eval_every: int = 100  # steps between two measurements of held-out rows, if there are any
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class Preset:
 # From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW. Two micro-batches, each of rows of
 # similar length, need less padding.
 TOY = {
-    "vision": Recipe(3e-3, batch_size=128, epochs=4.25, optimizer="muon", weight_decay=0.05, minutes=6),
-    "notes": Recipe(1e-2, 16, 0.32, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=4),
-    "decoder": Recipe(6e-3, 8, 1.1, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=10),
-    "stage1": Recipe(5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(3e-3, 16, 1.05, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=8),
+    "vision": Recipe(3e-3, batch_size=128, epochs=4.25, optimizer="muon", weight_decay=0.05),
+    "notes": Recipe(1e-2, 16, 0.32, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2),
+    "decoder": Recipe(6e-3, 8, 1.1, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2),
+    "stage1": Recipe(5e-3, batch_size=32, epochs=0.5),
+    "stage2": Recipe(3e-3, 16, 1.05, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2),
 }
 # The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
 # weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the

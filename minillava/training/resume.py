@@ -1,16 +1,28 @@
 """Saving a training and resuming it: the checkpoint folder also holds trainer_state.pt."""
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.checkpoint import state_dict
+from torch.utils.data import Dataset
 
 from minillava.errors import UserError
 from minillava.saving import recover_folder, replace_folder
+from minillava.training.recipes import Recipe
 
 STATE = "trainer_state.pt"
+KEYS = {"step", "settings", "parameters", "optimizers", "scaler", "towers"}
+# Parts of a recipe that do not change what is learnt. "steps" stands for the epochs.
+FREE = ("epochs", "accumulation", "checkpointing", "length", "save_every", "save_minutes", "eval_every")
+LONGER = (
+    "the learning rate falls to zero over all steps, so those already taken fit only the old number; to train longer, "
+    "start from the result, with --model and another --out"
+)
 # Whole tensors on rank 0; the other ranks get nothing.
 WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -20,20 +32,61 @@ def is_finished(out: Path) -> bool:
     recover_folder(out)
     if not (out / STATE).exists():
         return False
-    state = _read_state(out)
-    return state["step"] >= state["total"]
+    state = read_state(out)
+    return state["step"] >= int(state["settings"]["steps"])
 
 
-def save(task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, step: int, total: int) -> None:
+def settings_of(task, recipe: Recipe, run, total: int) -> dict[str, str]:
+    """All that decides the result of a training of ``total`` steps, as text by name. A resumed run must have the same.
+
+    Not among it: the device, the number of ranks, sharding, workers, micro-batches and activation checkpointing, which
+    change only the rounding. Call it before the weights are moved or converted.
+    """
+    chosen = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    chosen |= {"steps": total, "seed": run.seed, "dtype": str(run.dtype).removeprefix("torch.")}
+    chosen |= {"data": describe_data(task.dataset), **task.dataset.options, **task.options}
+    chosen["frozen weights"] = fingerprint(task.model)
+    return {name: str(value) for name, value in chosen.items()}
+
+
+def describe_data(dataset: Dataset) -> str:
+    """The number of rows of a dataset, and the size and the SHA-256 of its files."""
+    size, digest = 0, hashlib.sha256()
+    for path in dataset.files:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                size += len(piece)
+                digest.update(piece)
+    return f"{len(dataset):,} rows, {size:,} bytes, sha256 {digest.hexdigest()[:16]}"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the first numbers of each frozen tensor: another tower has another."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode() + parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors by name on rank 0, also if they are sharded. Every rank calls this."""
+    return state_dict.get_model_state_dict(model, options=WHOLE)
+
+
+def save(
+    task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, step: int, settings: dict[str, str]
+) -> None:
     """Write the model, and what resuming needs, into ``run.out``, which is replaced as a whole or not at all."""
-    tensors = state_dict.get_model_state_dict(task.model, options=WHOLE)
+    tensors = whole_tensors(task.model)
     moments = state_dict.get_optimizer_state_dict(task.model, optimizers, options=WHOLE)
     learns = [name for name, parameter in task.model.named_parameters() if parameter.requires_grad]
 
     def fill(folder: Path) -> None:
         task.write(tensors, folder)
         learnt = {name: tensors[name] for name in learns}
-        state = {"step": step, "total": total, "seed": run.seed, "parameters": learnt, "optimizers": moments}
+        state = {"step": step, "settings": settings, "parameters": learnt, "optimizers": moments}
+        state["towers"] = task.towers
         state["scaler"] = scaler.state_dict()  # {} unless the training is in float16
         torch.save(state, folder / STATE)
 
@@ -41,16 +94,15 @@ def save(task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run,
 
 
 def restore(
-    task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, total: int
+    task, optimizers: list[torch.optim.Optimizer], scaler: GradScaler, run, settings: dict[str, str]
 ) -> tuple[int, list[dict]]:
     """Load ``run.out`` into the model and the optimizers; returns the number of steps done, and their metrics.
 
     Raises UserError if there is no checkpoint to resume from, or if it is another run's.
     """
-    state = _read_state(run.out)
-    if state["seed"] != run.seed or state["total"] != total:
-        its, ours = f"{state['total']} steps with seed {state['seed']}", f"{total} steps with seed {run.seed}"
-        raise UserError(f"{run.out / STATE}: saved by a run of {its}; this run has {ours}")
+    state = read_state(run.out)
+    if others := differences(state["settings"], settings):
+        raise UserError(f"{run.out / STATE}: this run is not the one saved there: {'; '.join(others)}")
     saved = state["parameters"]
     learning = {name: parameter for name, parameter in task.model.named_parameters() if parameter.requires_grad}
     for name in sorted(learning.keys() | saved.keys()):
@@ -62,18 +114,34 @@ def restore(
         state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{run.out / STATE}: the optimizer state does not fit ({type(error).__name__})") from None
-    if state.get("scaler"):
+    if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
-    lines = log.read_text(encoding="utf-8").splitlines()[: state["step"]]  # one per step; a kill may tear a later one
-    return state["step"], [json.loads(line) for line in lines]
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return state["step"], [json.loads(line) for line in lines[: state["step"]]]  # a kill may tear a later line
 
 
-def _read_state(out: Path) -> dict:
+def differences(saved: dict[str, str], ours: dict[str, str]) -> list[str]:
+    """What differs between the settings of two runs, one text each. Long values are not quoted."""
+    found = []
+    for name in sorted(saved.keys() | ours.keys()):
+        one, other = saved.get(name, "none"), ours.get(name, "none")
+        if one != other:
+            found.append(f"another {name}" if len(one + other) > 150 else f"{name} was {one}, is {other}")
+            if name == "steps":
+                found[-1] += f" ({LONGER})"
+    return found
+
+
+def read_state(out: Path) -> dict:
+    """The contents of trainer_state.pt in ``out``. Raises UserError if it is missing, broken or of an older version."""
     path = out / STATE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so there is nothing to resume") from None
     except Exception as error:  # a truncated or foreign file raises various errors of torch, zipfile and pickle
         raise UserError(f"{path}: not a training state ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise UserError(f"{path}: not a training state of this version; start again in another folder (--out)")
+    return state

@@ -4,8 +4,9 @@ Each defines what learns and what is frozen, the data, the loss, and how the res
 """
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from minillava.formats.adapter_config import Towers
 from minillava.inputs.conversation import IGNORE
-from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
 from minillava.inputs.regions import RegionDataset
+from minillava.inputs.tokenizer import IMAGE
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
+from minillava.model.generation import generate_ids, stream_text
 from minillava.model.llava import Llava, next_token_loss, splice
 from minillava.model.lora import ALPHA_PER_RANK, add_lora
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
+
+LARGE = 20_000_000  # frozen parameters (40 to 80 MB) above which stage 1 saves an adapter
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:
@@ -41,6 +47,10 @@ class Task:
     weight: Callable[[dict[str, Tensor]], int] = count_labels  # number of terms in that mean
     size: Callable[[int], int] = lambda row: 0  # approximate length of a row; rows of similar size share a micro-batch
     after_step: Callable[[], None] = lambda: None
+    options: dict[str, object] = field(default_factory=dict)  # further choices on which the result depends, by name
+    towers: dict[str, str] = field(default_factory=dict)  # where stage 1's vision tower and decoder came from
+    heldout: Dataset | None = None  # rows like those of ``dataset``, which are not learnt
+    answer: Callable[[list[int]], list[dict[str, str]]] = lambda rows: []  # of held-out rows: Heldout prints them
 
 
 def contrastive_task(clip: Clip, dataset: RegionDataset) -> Task:
@@ -94,11 +104,22 @@ def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
 
 
 def llava_task(
-    model: Llava, dataset: ConversationDataset, stage: int, lora: int = 0, base: Path | str = "", pack: bool = False
+    model: Llava,
+    dataset: ConversationDataset,
+    stage: int,
+    lora: int = 0,
+    base: str | os.PathLike | Towers = "",
+    pack: bool = False,
+    heldout: ConversationDataset | None = None,
 ) -> Task:
-    """Stage 1 or 2 on ``model``. With ``lora``, only an adapter is saved; ``base`` is the folder or hub id that the
-    model was loaded from. With ``pack``, several conversations share a row."""
+    """Stage 1 or 2 on ``model``. With ``pack``, several conversations share a row.
+
+    ``base`` is the folder, the hub id or the towers that the model was loaded from. What is saved is an adapter for it,
+    with ``lora`` and for stage 1 of a large model; otherwise, and without ``base``, the whole model.
+    """
     choose_what_learns(model, stage, lora)
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    whole = not lora and (stage == 2 or not base or frozen < LARGE)
     # A batch without pictures passes zero pictures through the tower and W, so that W gets a gradient, of zero: the
     # all-reduce needs a gradient of the same parameters on every rank.
     no_pictures = torch.empty(0, model.config.vision.num_channels, *[model.config.vision.image_size] * 2)
@@ -108,14 +129,41 @@ def llava_task(
         return model(batch["input_ids"], pictures, mask, batch["labels"])[1]
 
     def write(tensors: dict[str, Tensor], folder: Path) -> None:
-        if lora:
-            write_adapter(model, base, folder, tensors)
-        else:
+        if whole:
             write_llava(model, folder, tensors=tensors)
+        else:
+            write_adapter(model, base, folder, tensors)
 
-    if pack:  # no ``size``: short rows fill the space that long ones leave
-        return Task(f"stage{stage}", model, dataset, dataset.collate_packed, loss, write)
-    return Task(f"stage{stage}", model, dataset, dataset.collate, loss, write, size=dataset.size)
+    layer = model.config.vision_feature_layer
+    options = {"pack": pack, "projector": model.config.projector, "vision_feature_layer": layer}
+    # Packed rows have no ``size``: short ones fill the space that long ones leave.
+    packed = {"collate": dataset.collate_packed} if pack else {"collate": dataset.collate, "size": dataset.size}
+    towers = {"vision": base.vision, "decoder": base.decoder} if isinstance(base, Towers) else {}
+    answer = partial(answer_first, model, heldout)
+    return Task(f"stage{stage}", model, dataset, loss=loss, write=write, options=options, towers=towers,
+                heldout=heldout, answer=answer, **packed)  # fmt: skip
+
+
+def answer_first(model: Llava, dataset: ConversationDataset, rows: list[int]) -> list[dict[str, str]]:
+    """The model's greedy answers to the first questions of ``rows``, of at most 48 tokens, next to the file's own.
+
+    Rows whose picture cannot be read are left out."""
+    processor, answers = dataset.processor, []
+    for index in rows:
+        number = dataset.kept[index]
+        row = dataset.rows[number]
+        pixels = dataset.picture(number) if "image" in row else None
+        if "image" in row and pixels is None:
+            continue
+        with naming_row(dataset.path, number):
+            ids, _ = encode_row(row, processor, dataset.image_place != "last", turns=1)
+        pictures = None if pixels is None else pixels[None]
+        embeddings = model.embed(torch.tensor([ids], device=model.device), pictures)  # (1, T, hidden)
+        steps = generate_ids(model.language_model, embeddings, max_new_tokens=48)
+        text = "".join(stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids))
+        question, reference = (turn["value"].replace(IMAGE, "").strip() for turn in row["conversations"][:2])
+        answers.append({"question": question, "answer": text.strip(), "reference": reference})
+    return answers
 
 
 def initialise(module: nn.Module) -> None:

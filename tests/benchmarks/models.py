@@ -98,6 +98,8 @@ def real_batch(model: Llava, rows: int, stage: int) -> dict[str, Tensor]:
 class RandomRows:
     """A dataset of random rows: a picture, then text tokens that all have loss."""
 
+    files, options = (), {}
+
     def __init__(self, setting: Setting):
         self.setting = setting
 

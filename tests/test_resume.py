@@ -1,0 +1,306 @@
+"""Saving and resuming: a resumed run ends like an unbroken one, whatever has ended it, or is refused."""
+
+# ruff: noqa: F811  world is a fixture
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PowerCut
+from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
+
+from minillava.checkpoint import load
+from minillava.errors import UserError
+from minillava.inputs.conversations import ConversationDataset
+from minillava.inputs.templates import TEMPLATES
+from minillava.training.distributed import SINGLE
+from minillava.training.loop import Run, train
+from minillava.training.order import Order
+from minillava.training.resume import STATE, is_finished
+from minillava.training.tasks import Task, llava_task
+
+
+def interrupt(task: Task, number: int, call: int) -> None:
+    """Let the signal arrive while the loss of a batch is computed, in the given call."""
+    real, calls = task.loss, []
+
+    def loss(batch):
+        calls.append(batch)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return real(batch)
+
+    task.loss = loss
+
+
+@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
+def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, kind, cut_power):
+    train(make(world, kind), RECIPE, Run(tmp_path / "whole", max_steps=8))
+    task = make(world, kind)
+    cut_power(task)
+    with pytest.raises(PowerCut):
+        train(task, RECIPE, Run(tmp_path / "broken", max_steps=8))
+    train(make(world, kind), RECIPE, Run(tmp_path / "broken", max_steps=8, resume=True))
+    assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")
+    whole, broken = (
+        [json.loads(line) for line in (tmp_path / f"{n}.metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "broken")
+    )
+    assert [(r["step"], r["loss"]) for r in whole] == [(r["step"], r["loss"]) for r in broken]
+
+
+def _train_and_die(world: Path, out: Path, moment: str) -> None:
+    """Train in a separate process that kills itself (SIGKILL) during the second save, at ``moment``."""
+    torch.set_num_threads(1)  # as in conftest.py: the rounding of sums depends on the number of threads
+    saves = []
+    real_save, real_replace = torch.save, os.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save(state, path):
+        saves.append(path)
+        if len(saves) == 2 and moment == "half a file":
+            Path(path).write_bytes(b"half")
+            die()
+        real_save(state, path)
+
+    def rename(source, target):
+        if len(saves) == 2 and moment == "before the renames":
+            die()
+        real_replace(source, target)
+        if len(saves) == 2 and moment == "between the renames":
+            die()
+
+    torch.save, os.replace = save, rename
+    train(make(world, "stage2"), RECIPE, Run(out, max_steps=8))
+
+
+@pytest.mark.parametrize("moment", ["half a file", "before the renames", "between the renames"])
+def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment):
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_and_die, args=(world, tmp_path / "cut", moment)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "cut", max_steps=8, resume=True))
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=8))
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cut", "whole"]
+
+
+def test_resume_refuses_what_is_not_its_own(world, tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "none", max_steps=2, resume=True))
+    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    (tmp_path / "out" / STATE).write_bytes(b"not a state")
+    with pytest.raises(UserError, match="not a training state"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
+    torch.save({"step": 2, "total": 2, "seed": 0}, tmp_path / "out" / STATE)  # as earlier versions wrote it
+    with pytest.raises(UserError, match="not a training state of this version"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
+
+
+def repacked(world: Path) -> Task:
+    task = make(world, "stage2")
+    return llava_task(task.model, task.dataset, 2, pack=True)
+
+
+def placed(world: Path) -> Task:
+    task = make(world, "stage2")
+    task.dataset.image_place = "last"
+    return task
+
+
+def templated(world: Path) -> Task:
+    task = make(world, "stage2")
+    task.dataset.processor.template = TEMPLATES["v1"]
+    return task
+
+
+def with_other_tower(world: Path) -> Task:
+    task = make(world, "stage2")
+    with torch.no_grad():
+        task.model.vision_tower.pre_layrnorm.bias += 1
+    return task
+
+
+def with_other_rows(world: Path) -> Task:
+    """A file of the same number of rows and bytes."""
+    task, copy = make(world, "stage2"), world.parent / "other.json"
+    copy.write_text((world / "instruct.json").read_text().replace("###", "##!").replace(" red ", " rad "))
+    assert copy.stat().st_size == (world / "instruct.json").stat().st_size
+    return llava_task(task.model, ConversationDataset(copy, world, task.dataset.processor), 2)
+
+
+@pytest.fixture(scope="module")
+def begun(world, tmp_path_factory) -> Path:
+    """Stage 2, stopped after two of eight steps."""
+    out = tmp_path_factory.mktemp("begun") / "out"
+    task = make(world, "stage2")
+    interrupt(task, signal.SIGTERM, 2)
+    with pytest.raises(SystemExit):
+        train(task, RECIPE, Run(out, max_steps=8, dtype=torch.float32))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe", "run", "message"),
+    [
+        (None, {"learning_rate": 2e-3}, {}, r"learning_rate was 0\.001, is 0\.002$"),
+        (None, {"batch_size": 5}, {}, "batch_size was 4, is 5"),
+        (None, {"optimizer": "adamw"}, {}, "optimizer was muon, is adamw"),
+        (None, {"warmup": 0.1}, {}, r"warmup was 0\.03, is 0\.1"),
+        (None, {"weight_decay": 0.1}, {}, r"weight_decay was 0\.0, is 0\.1"),
+        (None, {"compact": True}, {}, "compact was False, is True"),
+        (None, {}, {"seed": 5}, "seed was 0, is 5"),
+        (None, {}, {"dtype": torch.bfloat16}, "dtype was float32, is bfloat16"),
+        (None, {}, {"max_steps": 9}, r"steps was 8, is 9 \(the learning rate falls to zero .* start from the result"),
+        (repacked, {}, {}, "pack was False, is True"),
+        (placed, {}, {}, "image_place was random, is last"),
+        (templated, {}, {}, "another template"),
+        (with_other_tower, {}, {}, "frozen weights was [0-9a-f]{16}, is"),
+        (with_other_rows, {}, {}, "data was .* rows, .* bytes, sha256 [0-9a-f]{16}, is"),
+        (lambda world: make(world, "stage1"), {}, {}, "data was .*; frozen weights was"),
+    ],
+)
+def test_resume_names_and_refuses_what_changes_the_result(world, begun, task, recipe, run, message):
+    before = (begun / STATE).read_bytes()
+    run = Run(begun, **{"max_steps": 8, "dtype": torch.float32, "resume": True} | run)
+    with pytest.raises(UserError, match=message) as error:
+        train((task or (lambda world: make(world, "stage2")))(world), replace(RECIPE, **recipe), run)
+    assert str(error.value).startswith(f"{begun / STATE}: this run is not the one saved there: ")
+    assert "\n" not in str(error.value) and (begun / STATE).read_bytes() == before
+
+
+def test_resume_is_free_in_what_changes_only_time_and_memory(world, begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "out")  # the metrics are not needed
+    recipe = replace(RECIPE, accumulation=2, checkpointing=True, save_every=1, save_minutes=3, eval_every=7, epochs=2)
+    task = make(world, "stage2")
+    train(task, recipe, Run(tmp_path / "out", max_steps=8, resume=True, workers=1, dtype=torch.float32))
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=8, dtype=torch.float32))
+    one, other = (load(tmp_path / name).state_dict() for name in ("out", "whole"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-4)
+
+
+# ---- what ends a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_run_ends_its_step_saves_and_resumes_as_if_unbroken(world, tmp_path, capfd, number, end):
+    task, before = make(world, "stage2"), signal.getsignal(number)
+    interrupt(task, number, 2)
+    with pytest.raises(end) as error:
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
+    assert end is KeyboardInterrupt or error.value.code == 143
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
+    printed = capfd.readouterr()
+    assert "stage2: saved after 2 of 4 steps; --resume continues\n" in printed.out
+    assert printed.err == "\nstopping after this step\n"
+    assert signal.getsignal(number) is before
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4, resume=True))
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=4))
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait(world, tmp_path):
+    """Nor does it save: the weights may be half those of one step and half those of the next."""
+    task, steps = make(world, "stage2"), []
+
+    def after_step() -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("went on")
+
+    task.after_step = after_step
+    with pytest.raises(KeyboardInterrupt):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
+    assert steps == [1, 1] and not (tmp_path / "out").exists()
+
+
+def test_a_signal_during_the_last_save_is_not_lost(world, tmp_path):
+    task = make(world, "stage1")
+    write = task.write
+    task.write = lambda *arguments: (os.kill(os.getpid(), signal.SIGTERM), write(*arguments))
+    with pytest.raises(SystemExit):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=2))
+    assert is_finished(tmp_path / "out")
+
+
+def test_a_picture_that_is_missing_ends_the_run_after_a_save(world, tmp_path):
+    """And a run that is resumed with the picture ends like one that has had it from the beginning."""
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=4))
+    rows = json.loads((world / "instruct.json").read_text())
+    order = Order(len(rows), lambda row: 0, RECIPE, 0, SINGLE)
+    early = {rows[row].get("image") for step in (0, 1) for row in order.batch(step)}
+    name = next(rows[row]["image"] for row in order.batch(2) if rows[row].get("image") not in {*early, None})
+    (world / name).rename(tmp_path / "away.png")
+    try:
+        with pytest.raises(UserError, match=rf"instruct\.json: row \d+: .*{Path(name).name}: no such picture"):
+            train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4))
+    finally:
+        (tmp_path / "away.png").rename(world / name)
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
+    train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4, resume=True))
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_ends_the_run_with_the_weights_before_it(world, tmp_path, where):
+    task = make(world, "stage1")
+    real, calls = task.loss, []
+
+    def loss(batch):
+        calls.append(batch)
+        value = real(batch)
+        if len(calls) == 5 and where == "loss":
+            return value * math.nan
+        if len(calls) == 5:
+            bias = task.model.multi_modal_projector.bias
+            return value + (bias - bias).sqrt().sum()  # zero, but the derivative of the root is infinite there
+        return value
+
+    task.loss = loss
+    found = "loss is nan at step 4" if where == "loss" else "at step 4, the length of its gradient nan"
+    with pytest.raises(UserError, match=found):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=8))
+    state = torch.load(tmp_path / "out" / STATE, weights_only=True)
+    assert state["step"] == 4 and all(tensor.isfinite().all() for tensor in state["parameters"].values())
+
+
+def test_nothing_is_saved_of_a_run_that_fails_at_once(world, tmp_path):
+    task = make(world, "stage1")
+    task.loss = lambda batch: batch["input_ids"].sum() * math.nan + task.model.multi_modal_projector.bias.sum()
+    with pytest.raises(UserError, match="nan at step 0"):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=8))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("steps", "minutes", "saves"), [(2, math.inf, 3), (math.inf, 0, 5), (math.inf, 9, 1)])
+def test_a_run_is_saved_every_so_many_steps_or_minutes(world, tmp_path, steps, minutes, saves):
+    task, written = make(world, "stage1"), []
+    write = task.write
+    task.write = lambda *arguments: (written.append(1), write(*arguments))
+    recipe = replace(RECIPE, save_every=steps, save_minutes=minutes)
+    train(task, recipe, Run(tmp_path / "out", max_steps=5))
+    assert len(written) == saves
+
+
+def test_a_state_with_a_tensor_left_over_is_refused(world, tmp_path):
+    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    path = tmp_path / "out" / STATE
+    state = torch.load(path, weights_only=True)
+    state["parameters"]["vision_tower.pre_layrnorm.weight"] = torch.zeros(32)  # frozen in stage 1
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"vision_tower\.pre_layrnorm\.weight is missing, left over"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
