@@ -4,6 +4,7 @@ stage 0   the vision tower (contrastive) and the decoder (next token), from scra
 stage 1   only the projection, on captions
 stage 2   the projection and the decoder, on instructions
 
+With ``--from-scratch --data FOLDER``, all stages are trained on one's own pictures: data/README.md.
 Several processes can share the work of stages 1 and 2: ``torchrun --nproc_per_node=N train.py --stage 1``.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from data.own import write_own
 from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
@@ -56,7 +58,7 @@ def parse() -> argparse.Namespace:
     add("--decoder", help="LLaMA folder, hub id, .gguf file or smollm2 to take the decoder from")
     add("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
     add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
-    add("--data", type=Path, help="LLaVA JSON to train on (default: the picture-book's)")
+    add("--data", type=Path, help="LLaVA JSON, or a folder of pictures and texts (default: the picture-book)")
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
     add("--projector", choices=("linear", "mlp"), help="(default linear)")
     add("--vision-feature-layer", type=int, help="vision layer that W reads (default -2)")
@@ -90,6 +92,7 @@ def parse() -> argparse.Namespace:
     a = parser.parse_args()
     a.given = {name for name, value in vars(a).items() if value is not None and value is not False}
     a.out = a.out or Path("out") / a.preset
+    a.folder = a.data if a.data and a.data.is_dir() else None  # of one's own pictures, for all stages
     preset = {"vision": PRESETS[a.preset].vision_id, "decoder": PRESETS[a.preset].decoder_id}
     for name, value in (DEFAULTS | preset).items():
         if name not in a.given:
@@ -109,9 +112,9 @@ def check(a: argparse.Namespace) -> None:
         refuse(("from_scratch",), "stage 0 always trains the towers from scratch")
         refuse(("plan", "memory"), "stage 0 trains only small towers and is not planned; use --stage 1 or 2")
         refuse(("lora",), "stage 0 does not train the decoder of a LLaVA; use --stage 2")
-        others = ("model", *TOWERS, "template", "data", "image_folder", "image_place", "pack", "heldout", "shard")
-        others += ("max_length", "max_rejected")
-        refuse(others, "stage 0 trains the picture-book's two towers on its rows; use --stage 1 or 2")
+        others = ("model", *TOWERS, "template", "image_folder", "image_place", "pack", "heldout", "shard")
+        others += ("max_length", "max_rejected", *(() if a.folder else ("data",)))
+        refuse(others, "stage 0 trains two towers on the picture-book, or on a folder of pictures; use --stage 1 or 2")
         if PRESETS[a.preset].vision_id:
             raise UserError(f"--preset {a.preset}: its towers are trained already; stage 0 trains the picture-book's")
     if a.stage == 1:
@@ -120,6 +123,11 @@ def check(a: argparse.Namespace) -> None:
         refuse((*TOWERS, "from_scratch"), "--model has a vision tower, a projection and a decoder")
     if a.vision and a.decoder:
         refuse(("from_scratch",), "both towers are given")
+    if a.folder:
+        if a.stage and not a.from_scratch:
+            refuse(("data",), f"{a.folder} is a folder, for --from-scratch; name a file to train on, such as one in it")
+        refuse(("pictures",), "none are drawn, since --data is a folder")
+        refuse(("image_folder",), "the pictures are in the folder that is given by --data")
     if not a.data and not a.heldout:
         refuse(("image_folder",), "it is the folder of the pictures of --data, which is not given")
     if not a.heldout:
@@ -136,8 +144,8 @@ def check_folders(a: argparse.Namespace) -> None:
     names = [name for asked in ASKED[a.stage] for name in trainings(asked, a)]
     if a.resume and not any((a.out / name).exists() for name in (*names, *ASKED[a.stage])):
         raise UserError(f"{a.out / names[-1]}: no such folder, so there is nothing to resume")
-    drawn, world = a.out / "data" / "contexts.jsonl", set(names) - {f"stage{a.stage}" if a.data else ""}
-    if "pictures" in a.given and not world:
+    drawn, on_world = a.out / "data" / "contexts.jsonl", set(names) - {f"stage{a.stage}" if a.data else ""}
+    if "pictures" in a.given and not on_world:
         raise UserError("--pictures: none are drawn, since --data is given")
     if "pictures" in a.given and drawn.exists():
         with open(drawn, "rb") as file:
@@ -196,7 +204,7 @@ def recipe_of(name: str, a: argparse.Namespace) -> Recipe:
 
 
 def world(a: argparse.Namespace) -> Path:
-    """The folder of the picture-book, which is drawn if it is missing."""
+    """The folder of the picture-book, which is drawn if it is missing, or of one's own pictures."""
     folder, vision = a.out / "data", own_vision(a)
 
     def draw() -> None:
@@ -206,6 +214,12 @@ def world(a: argparse.Namespace) -> Path:
 
     a.team.on_first(draw)
     return folder
+
+
+def is_own(a: argparse.Namespace) -> bool:
+    """Whether world() is made of one's own pictures."""
+    folder = a.out / "data"
+    return not from_zero.has_notes(folder) if folder.exists() else a.folder is not None
 
 
 def own_vision(a: argparse.Namespace) -> VisionConfig:
@@ -227,9 +241,10 @@ def check_sizes(a: argparse.Namespace) -> None:
         raise UserError(f"{a.out / 'vision'}: a tower of {size} pixels with patches of {patch}; choose another --out")
     if size % patch or vision.num_patches > room:
         raise UserError(f"--image-size {size} with --patch-size {patch}: must be whole patches, and at most {room}")
-    notes = a.out / "data" / "notes.json"
-    if notes.exists() and (cells := len(next(scan(notes))[2].get("patch_words", []))) != vision.num_patches:
-        raise UserError(f"{notes}: has {cells} cells a picture, the tower {vision.num_patches}; choose another --out")
+    words = a.out / "data" / "words.json"
+    rows = (row for _, _, row in scan(words) if "patch_words" in row) if words.exists() else ()
+    if (row := next(iter(rows), None)) and (cells := len(row["patch_words"])) != vision.num_patches:
+        raise UserError(f"{words}: has {cells} cells a picture, the tower {vision.num_patches}; choose another --out")
 
 
 def stage_task(stage: int, a: argparse.Namespace) -> Task:
@@ -263,13 +278,15 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
     processor = model.processor.for_captions() if stage == 1 else model.processor
     if stage == a.stage and "image_place" in a.given and processor.template.picture_only:
         raise UserError("--image-place: in this template stage 1 shows only a picture and its caption, no question")
-    path = a.data or world(a) / ("captions.json" if stage == 1 else "instruct.json")
+    file = a.data if a.data and not a.folder else world(a) / ("captions.json" if stage == 1 else "instruct.json")
 
-    def rows(path: Path, place: str) -> ConversationDataset:
-        folder, length = a.image_folder or path.parent, a.max_length or limit
-        return ConversationDataset(path, folder, processor, place, None, length, a.max_rejected)
+    def rows(path: Path, place: str, folder: Path | None) -> ConversationDataset:
+        return ConversationDataset(
+            path, folder or path.parent, processor, place, None, a.max_length or limit, a.max_rejected
+        )
 
-    dataset, heldout = rows(path, a.image_place), a.heldout and rows(a.heldout, "first")
+    dataset = rows(file, a.image_place, a.image_folder)
+    heldout = a.heldout and rows(a.heldout, "first", a.image_folder or a.folder)
     torch.manual_seed(a.seed)  # LoRA's A starts random
     return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout)
 
@@ -283,7 +300,7 @@ def towers_folder(a: argparse.Namespace) -> Path:
 def needs(name: str, a: argparse.Namespace) -> list[str]:
     """The trainings that ``name`` needs first. Raises UserError if stage 2 of a preset for real data lacks stage 1."""
     if name == "decoder":
-        return ["notes"]
+        return [] if is_own(a) else ["notes"]
     if name == "stage1" and not a.model and not (a.vision and a.decoder):
         return ["vision", "decoder"] if towers_folder(a) == a.out else []
     if name == "stage2" and not a.model:
@@ -302,7 +319,7 @@ def trainings(name: str, a: argparse.Namespace) -> list[str]:
 STAGES = {
     "vision": lambda a: from_zero.vision_task(world(a), own_vision(a), a.image_fit or "pad", a.seed),
     "notes": lambda a: from_zero.notes_task(world(a), own_vision(a), a.seed),
-    "decoder": lambda a: from_zero.decoder_task(world(a), own_vision(a)),
+    "decoder": lambda a: from_zero.decoder_task(world(a), own_vision(a), a.seed),
     "stage1": lambda a: stage_task(1, a),
     "stage2": lambda a: stage_task(2, a),
 }
@@ -322,6 +339,8 @@ def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
         changed = {**dict.fromkeys(OWN), "resume": True}
         run_stage(other, argparse.Namespace(**vars(a) | changed), keep=True)
     task, recipe = STAGES[name](a), recipe_of(name, a)
+    if is_own(a) and a.data in (None, a.folder) and not a.epochs:
+        recipe = replace(recipe, epochs=recipe.epochs * max(1, DEFAULTS["pictures"] / len(task.dataset)))
     if isinstance(task.model, Llava) and a.device.startswith("cuda") and not a.shard:
         recipe = fill_card(int(name[-1]), task.model.config, recipe, a)
     if a.pack and recipe.accumulation >= recipe.batch_size:
@@ -381,6 +400,8 @@ def main() -> None:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
         for name in STAGES:
             team.on_first(lambda out=a.out / name: recover_folder(out))
+        if a.folder:
+            team.on_first(lambda: write_own(a.folder, a.out / "data", own_vision(a).num_patches, a.heldout, a.seed))
         team.together(lambda: check_folders(a))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)

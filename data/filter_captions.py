@@ -150,7 +150,9 @@ def filter_captions(path: Path, out: Path, seed: int = 0) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.filter_captions", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "captions", type=Path, help=".json (such as LLaVA's metadata.json or chat.json) or .tsv (image, tab, caption)"
+        "captions",
+        type=Path,
+        help=".json (such as LLaVA's metadata.json or chat.json), .tsv (image, tab, caption), .csv",
     )
     parser.add_argument("--out", type=Path, required=True, help="LLaVA JSON to write")
     parser.add_argument("--seed", type=int, default=0)

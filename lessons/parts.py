@@ -5,7 +5,7 @@ The functions are in the order in which to write them: one may need those above 
 
 from pathlib import Path
 
-# All parts of minillava with an exercise, or with faults planted on purpose that its tests must catch (tests/faults/).
+# All parts with an exercise, or with faults planted on purpose that its tests must catch (tests/faults/).
 PATHS = {
     "attention": "minillava/model/attention.py",
     "vision": "minillava/model/vision.py",
@@ -33,6 +33,7 @@ PATHS = {
     "resume": "minillava/training/resume.py",
     "heldout": "minillava/training/heldout.py",
     "plot": "minillava/training/plot.py",
+    "own": "data/own.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

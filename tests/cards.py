@@ -5,7 +5,7 @@ imports nothing of this repository. It writes
 
 DIR/0000.png ...   pictures of several sizes, with two cards of a pack of 24 side by side
 DIR/captions.csv   image, caption: five captions of each training picture
-DIR/train.json     LLaVA JSON: a conversation of up to seven questions about each training picture
+DIR/instruct.json  LLaVA JSON: a conversation of up to seven questions about each training picture
 DIR/heldout.json   LLaVA JSON: one question a row, about pictures of pairs of cards that no training picture shows
 """
 
@@ -172,7 +172,7 @@ def write(out: Path, count: int, seed: int) -> None:
             train.append(row(f"{number:04}", image, asked))
     with open(out / "captions.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("image", "caption"), *told])
-    for split, rows in (("train", train), ("heldout", heldout)):
+    for split, rows in (("instruct", train), ("heldout", heldout)):
         (out / f"{split}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

@@ -61,7 +61,7 @@ def left_and_right(turns: dict[str, tuple[str, str]]) -> list[tuple[str, str]]:
     return pair if "left" in turns["place"][0] else pair[::-1]
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("split", ["instruct", "heldout"])
 def test_every_answer_is_true_of_the_two_cards(folder, split):
     for image, turns in asked(folder, split).items():
         (rank, suit), (rank_2, suit_2) = pair = left_and_right(turns)
@@ -84,7 +84,7 @@ def test_every_answer_is_true_of_the_two_cards(folder, split):
 
 
 def test_what_is_held_out_is_not_trained_on(folder):
-    train, heldout = asked(folder, "train"), asked(folder, "heldout")
+    train, heldout = asked(folder, "instruct"), asked(folder, "heldout")
     assert sorted([*train, *heldout]) == sorted(path.name for path in folder.glob("*.png")) and len(heldout) == 8
     assert told(folder).keys() == train.keys()
     seen = {frozenset(left_and_right(turns)) for turns in train.values()}
@@ -95,7 +95,7 @@ def test_what_is_held_out_is_not_trained_on(folder):
 def test_colours_in_the_pictures_are_those_in_the_words(folder):
     """Red ink is in the half of each red card, and only there. Few pictures are square."""
     square = 0
-    for image, turns in asked(folder, "train").items():
+    for image, turns in asked(folder, "instruct").items():
         picture = Image.open(folder / image)
         square += picture.width == picture.height
         red, green, blue = np.moveaxis(np.asarray(picture, dtype=int), -1, 0)
@@ -141,7 +141,7 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_the_folder_passes_the_check(folder, fit, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["check", str(folder / "train.json"), "--image-fit", fit])
+    monkeypatch.setattr(sys, "argv", ["check", str(folder / "instruct.json"), "--image-fit", fit])
     check.main()
     out = capsys.readouterr().out
     assert re.search(r"malformed rows +0\nmissing or broken pictures +0\n", out)

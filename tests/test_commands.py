@@ -47,11 +47,11 @@ def test_sizes_of_ones_own_tower_reach_every_part(trained, tmp_path):
         assert ImageProcessor.from_pretrained(trained / name) == ImageProcessor().fitting("pad", 60)
     row = json.loads((trained / "data" / "notes.json").read_text())[0]
     assert len(row["patch_words"]) == 36
-    (tmp_path / "notes" / "data").mkdir(parents=True)
-    (tmp_path / "notes" / "data" / "notes.json").write_text(json.dumps([row]))
+    (tmp_path / "words" / "data").mkdir(parents=True)
+    (tmp_path / "words" / "data" / "words.json").write_text(json.dumps([row]))
     stage_0 = ("train.py", "--stage", "0", "--out")
     fails_with("vision: a tower of 60 pixels with patches of 10", *stage_0, trained, "--image-size", "64")
-    fails_with("notes.json: has 36 cells a picture, the tower 64", *stage_0, tmp_path / "notes", "--patch-size", "8")
+    fails_with("words.json: has 36 cells a picture, the tower 64", *stage_0, tmp_path / "words", "--patch-size", "8")
     fails_with("must be whole patches, and at most 768", *stage_0, tmp_path / "o", "--image-size", "65")
     fails_with("must be whole patches, and at most 768", *stage_0, tmp_path / "o", "--image-size", "224")
     fails_with("only a vision tower trained from scratch", "train.py", "--stage", "1", "--patch-size", "4")

@@ -183,6 +183,16 @@ def test_clip_loss_adds_captions_and_phrases(clip, tokenizer):
     assert clip_loss(clip, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_without_boxes_only_captions_count(clip, tokenizer):
+    batch = small_batch(tokenizer)
+    pictures, _ = clip.image_features(batch["pixel_values"], NO_REGIONS, NO_REGIONS)
+    scale = clip.logit_scale.item()
+    expected = by_hand(pictures, clip.text_features(batch["captions"]), batch["caption_match"].tolist(), scale)
+    none = dict.fromkeys(("region_owner", "region_patch", "phrase_match"), NO_REGIONS)
+    loss = clip_loss(clip, batch | none | {"phrases": torch.zeros(0, 1, dtype=torch.long)})
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_small_batch_is_learned_by_heart(clip, tokenizer):
     batch = small_batch(tokenizer)
     pixel_values, captions, match = batch["pixel_values"], batch["captions"], batch["caption_match"]

@@ -273,7 +273,7 @@ def test_rows_are_what_stage_1_trains_on(planted, tmp_path, tokenizer):
 
 
 WRONG = {
-    "a.txt": ("x\ty\n", "a.txt: not a .json, .jsonl or .tsv file"),
+    "a.txt": ("x\ty\n", "a.txt: not a .json, .jsonl, .tsv or .csv file"),
     "a.tsv": ("", "a.tsv: empty"),
     "b.tsv": ("1.jpg\ta fish\n2.jpg a fish\n", "b.tsv: line 2: not image, tab, caption"),
     "c.tsv": ("1.jpg\ta fish\n\n", "c.tsv: line 2: not image"),
@@ -296,11 +296,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "json", "jsonl"])
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "json", "jsonl"])
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, suffix):
     pairs = [("1.jpg", "a fish"), ("2.jpg", "a boat")]
     rows = [json.dumps({"image": image, "caption": caption}) for image, caption in pairs]
-    text = {"tsv": "1.jpg\ta fish\n2.jpg\ta boat\n", "json": f"[{', '.join(rows)}]", "jsonl": "\n".join(rows)}[suffix]
+    text = {
+        "tsv": "1.jpg\ta fish\n2.jpg\ta boat\n",
+        "csv": "image,caption,id\n1.jpg,a fish,1\n2.jpg,a boat,2\n",
+        "json": f"[{', '.join(rows)}]",
+        "jsonl": "\n".join(rows),
+    }[suffix]
     path = tmp_path / f"captions.{suffix}"
     for encoding in ("utf-8", "utf-8-sig"):
         path.write_bytes(text.encode(encoding))

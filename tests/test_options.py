@@ -25,6 +25,8 @@ VALUES = {
     "projector": "mlp",
     "template": "v1",
     "memory": "8",
+    "max_length": "9",
+    "max_rejected": "9",
     "eval_every": "5",
     "pictures": "300",
     "preset": "paper",
@@ -43,6 +45,7 @@ def option(name: str) -> list[str]:
 
 
 STAGE_0 = ["model", *train.TOWERS, "template", "data", "image_folder", "image_place", "heldout"]
+STAGE_0 += ["max_length", "max_rejected"]
 CASES = [
     *((["--stage", "0"], name) for name in (*STAGE_0, "pack", "shard", "lora", "plan", "memory", "from_scratch")),
     *((["--stage", "0", "--preset", preset], "preset") for preset in ("paper", "consumer", "llava-7b")),
@@ -78,6 +81,18 @@ def test_an_argument_without_effect_is_named(monkeypatch, others, name):
 )
 def test_arguments_with_effect_are_taken(monkeypatch, arguments):
     train.check(parsed(monkeypatch, *arguments))
+
+
+def test_a_folder_of_pictures_is_for_training_from_scratch(monkeypatch, tmp_path):
+    folder = ("--data", tmp_path)
+    for arguments in (["--stage", "0"], ["--stage", "1", "--from-scratch"], ["--stage", "2", "--from-scratch"]):
+        train.check(parsed(monkeypatch, *arguments, *folder))
+        for name in ("pictures", "image_folder"):
+            with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: "):
+                train.check(parsed(monkeypatch, *arguments, *folder, *option(name)))
+    for arguments in (["--stage", "1"], ["--stage", "2", "--model", "m"]):
+        with pytest.raises(UserError, match=f"^--data: {tmp_path} is a folder, for --from-scratch; name a file"):
+            train.check(parsed(monkeypatch, *arguments, *folder))
 
 
 def test_what_is_not_given_has_its_default(monkeypatch):

@@ -366,9 +366,6 @@ def test_a_training_reads_rows_of_the_length_that_is_asked_for(train_on, folder)
         train_on([pictured()], "--max-length", "20")
     with pytest.raises(UserError, match="--max-length 257: the model reads at most 256 tokens"):
         train_on([pictured()], "--max-length", "257")
-    for option in ("--max-length", "--max-rejected"):
-        with pytest.raises(UserError, match="stage 0 trains on its own rows"):
-            train_on([pictured()], option, "20", "--stage", "0")
 
 
 def test_a_missing_picture_ends_a_training_before_its_first_step(train_on, folder):

@@ -22,9 +22,9 @@ class RegionDataset(Dataset):
     """Pictures with captions and boxes as examples: ``dataset[seed, epoch, row]``.
 
     Each line of the file is {"image": path, "captions": [text, ...], "instances": [{"phrase": text, "bbox": [x1, y1,
-    x2, y2] in 0..1}, ...]}. The key decides which of a picture's captions is used. A caption or phrase that is longer
-    than the text tower reads, ``max_length`` tokens with its end, is cut, as CLIP does. Up to ``max_rejected`` lines
-    are left out because their picture cannot be read.
+    x2, y2] in 0..1}, ...]}; there may be no boxes. The key decides which of a picture's captions is used. A caption or
+    phrase that is longer than the text tower reads, ``max_length`` tokens with its end, is cut, as CLIP does. Up to
+    ``max_rejected`` lines are left out because their picture cannot be read.
     """
 
     def __init__(
@@ -41,11 +41,7 @@ class RegionDataset(Dataset):
         self.path, self.image_folder, self.processor = path, image_folder, processor
         self.rows = []
         for number, line in read_lines(path):
-            try:
-                row = self._parsed(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r})") from None
-            self._open(number, row)
+            self._open(number, parse_line(path, number, line))
         self.rejected.check()
         if not self.rows:
             raise UserError(f"{path}: no line is left; {self.rejected.found[0]['why']}")
@@ -57,8 +53,10 @@ class RegionDataset(Dataset):
         except UserError as error:
             self.rejected.add(number, NO_PICTURE, str(error))
             return
-        self.rows.append({"line": number, **row})
-        texts = [*row["captions"], *row["phrases"]]
+        phrases, boxes = ([instance[key] for instance in row["instances"]] for key in ("phrase", "bbox"))
+        parts = {"captions": row["captions"], "phrases": phrases, "boxes": boxes}
+        self.rows.append({"line": number, "image": row["image"], **parts})
+        texts = [*row["captions"], *phrases]
         # A token has at least one byte: most texts need no encoding.
         long = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) >= self.max_length]
         if count := sum(len(self._ids(text)) >= self.max_length for text in long):
@@ -131,8 +129,18 @@ class RegionDataset(Dataset):
             "phrase_match": phrase_match,
         }
 
-    def _parsed(self, row: dict) -> dict:
-        """The parts of a line that training needs. Raises ValueError, KeyError or TypeError if they are not there."""
+    def _texts(self, texts: dict[str, int]) -> Tensor:
+        end = self.processor.tokenizer.eos_id
+        return pad([[*self._ids(text)[: self.max_length - 1], end] for text in texts], end)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.processor.tokenizer.encode(text, special=False)
+
+
+def parse_line(path: AnyPath, number: int, line: str) -> dict:
+    """A line of such a file as an object. Raises UserError, naming the line, if it lacks what training needs."""
+    try:
+        row = {"instances": [], **json.loads(line)}
         phrases, boxes = ([instance[key] for instance in row["instances"]] for key in ("phrase", "bbox"))
         if not row["captions"] or not isinstance(row["captions"], list):
             raise ValueError("no list of captions")
@@ -140,14 +148,9 @@ class RegionDataset(Dataset):
             raise TypeError("image, captions and phrases must be strings")
         if not all(len(box) == 4 and all(-OVERSHOOT <= side <= 1 + OVERSHOOT for side in box) for box in boxes):
             raise ValueError("a box must be x1, y1, x2, y2 from 0 to 1")
-        return {"image": row["image"], "captions": row["captions"], "phrases": phrases, "boxes": boxes}
-
-    def _texts(self, texts: dict[str, int]) -> Tensor:
-        end = self.processor.tokenizer.eos_id
-        return pad([[*self._ids(text)[: self.max_length - 1], end] for text in texts], end)
-
-    def _ids(self, text: str) -> list[int]:
-        return self.processor.tokenizer.encode(text, special=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r})") from None
+    return row
 
 
 def patches_of_boxes(boxes: list[list[float]], grid: int, window: tuple[float, ...] = (0, 0, 1, 1)) -> list[list[int]]:

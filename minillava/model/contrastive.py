@@ -89,9 +89,12 @@ def contrastive_loss(image: Tensor, text: Tensor, match: Tensor, scale: Tensor) 
 
 
 def clip_loss(model: Clip, batch: dict[str, Tensor]) -> Tensor:
-    """The loss of pictures and captions plus the loss of patches and phrases, for a batch of ``RegionDataset``."""
+    """The loss of pictures and captions plus, if there are boxes, the loss of patches and phrases, for a batch of
+    ``RegionDataset``."""
     pictures, regions = model.image_features(batch["pixel_values"], batch["region_owner"], batch["region_patch"])
-    captions, phrases = model.text_features(batch["captions"]), model.text_features(batch["phrases"])
-    return contrastive_loss(pictures, captions, batch["caption_match"], model.logit_scale) + contrastive_loss(
-        regions, phrases, batch["phrase_match"], model.logit_scale
-    )
+    captions = model.text_features(batch["captions"])
+    loss = contrastive_loss(pictures, captions, batch["caption_match"], model.logit_scale)
+    if len(regions):
+        phrases = model.text_features(batch["phrases"])
+        loss = loss + contrastive_loss(regions, phrases, batch["phrase_match"], model.logit_scale)
+    return loss

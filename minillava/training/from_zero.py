@@ -1,4 +1,5 @@
-"""The tokenizer, vision tower and decoder, trained from scratch on the picture-book (``data/picturebook/write.py``)."""
+"""The tokenizer, vision tower and decoder, trained from scratch on a world: the picture-book
+(``data/picturebook/write.py``) or a folder of one's own pictures (``data/own.py``)."""
 
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from minillava.inputs.processor import Processor
 from minillava.inputs.regions import RegionDataset
 from minillava.inputs.templates import SYSTEM, TEMPLATES
 from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
-from minillava.language_model import load_decoder
+from minillava.language_model import load_weights
 from minillava.model.contrastive import Clip
 from minillava.model.decoder import Decoder
 from minillava.training.tasks import Task, contrastive_task, initialise, next_token_task
@@ -53,23 +54,31 @@ def notes_task(world: Path, vision: VisionConfig, seed: int) -> Task:
     An answer such as "The fish is red." takes a look and one more step, and is learned quickly after notes.
     """
     processor = toy_processor(world, vision)
-    tokenizer = processor.tokenizer
-    torch.manual_seed(seed)
-    decoder = Decoder(DecoderConfig(tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id))
-    initialise(decoder)
+    decoder = new_decoder(processor.tokenizer, seed)
     limit = decoder.config.max_position_embeddings
     dataset = ConversationDataset(world / "notes.json", world, processor, max_length=limit)
     return next_token_task("notes", decoder, dataset)
 
 
-def decoder_task(world: Path, vision: VisionConfig) -> Task:
-    """Next-token training on conversations and prose. It starts from the folder ``notes`` next to ``world``."""
-    decoder, _ = load_decoder(world.parent / "notes")
+def decoder_task(world: Path, vision: VisionConfig, seed: int) -> Task:
+    """Next-token training on conversations and prose. It starts from the folder ``notes`` next to ``world`` or, if the
+    world has no notes, from random weights."""
+    processor, notes = toy_processor(world, vision), world.parent / "notes"
+    decoder = load_weights(notes) if has_notes(world) else new_decoder(processor.tokenizer, seed)
+    limit = decoder.config.max_position_embeddings
     dataset = ConversationDataset(
-        world / "words.json",
-        world,
-        toy_processor(world, vision),
-        text_path=world / "text.txt",
-        max_length=decoder.config.max_position_embeddings,
+        world / "words.json", world, processor, text_path=world / "text.txt", max_length=limit
     )
     return next_token_task("decoder", decoder, dataset)
+
+
+def has_notes(world: Path) -> bool:
+    """Whether a world has notes. The picture-book has; of one's own pictures nothing is known but what is said."""
+    return (world / "notes.json").exists()
+
+
+def new_decoder(tokenizer: Tokenizer, seed: int) -> Decoder:
+    torch.manual_seed(seed)
+    decoder = Decoder(DecoderConfig(tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id))
+    initialise(decoder)
+    return decoder
