@@ -389,6 +389,9 @@ def main() -> None:
     if a.plan:
         plan(a)
         return
+    for path in filter(None, (a.data, a.heldout)):  # before the stages that are trained first
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
     device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if a.memory and (a.shard or not device.startswith("cuda")):
         raise UserError("--memory: needs --plan, or a GPU without --shard")

@@ -39,9 +39,9 @@ def no_answers(monkeypatch):
     monkeypatch.setattr(heldout, "SHOWN", 0)
 
 
-def make_with(rows: Path, pack: bool = False) -> Task:
+def make_with(rows: Path, pack: bool = False, max_rejected: int = 0) -> Task:
     task = make(rows.parent, "stage2")
-    dataset = ConversationDataset(rows, rows.parent, task.dataset.processor, "first")
+    dataset = ConversationDataset(rows, rows.parent, task.dataset.processor, "first", max_rejected=max_rejected)
     return llava_task(task.model, task.dataset, 2, pack=pack, heldout=dataset)
 
 
@@ -155,7 +155,21 @@ def test_a_bad_row_is_named_before_anything_is_trained(rows, tmp_path):
     bad.write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"bad\.json: row 4: .*none\.png: no such picture"):
         train(make_with(bad), EVERY_2, Run(tmp_path / "out", max_steps=4))
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.metrics.jsonl").read_text() == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_rows_whose_picture_cannot_be_read_are_left_out_and_listed(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(heldout, "SHOWN", 10)
+    stored = json.loads(rows.read_text())
+    (rows.parent / "broken.png").write_bytes(b"\x89PNG")
+    stored[4]["image"] = "broken.png"
+    bad = rows.with_name("broken.json")
+    bad.write_text(json.dumps(stored))
+    task = make_with(bad, max_rejected=1)
+    train(task, EVERY_2, Run(tmp_path / "out", max_steps=1))
+    listed = [json.loads(line) for line in (tmp_path / "out.heldout.rejected.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in listed] == [4] and len(lines_of(tmp_path / "out")[-1]["answers"]) == 9
+    assert "out: rows left out because their picture cannot be read: 1\n" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number_is_said(rows, tmp_path):

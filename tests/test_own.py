@@ -246,6 +246,13 @@ def test_the_next_stage_and_a_resumed_run_find_the_folder_again(trained, table, 
     assert "times through 24 rows" in done.stdout and "drawing" not in done.stdout
 
 
+def test_a_missing_folder_is_named_before_anything_is_trained(tmp_path):
+    for option in ("--data", "--heldout"):
+        done = run("train.py", "--stage", "2", "--from-scratch", option, tmp_path / "none", "--out", tmp_path / "out")
+        assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'none'}: no such file or folder\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_small_folder_is_read_as_often_as_the_picture_book_has_rows(table, monkeypatch, tmp_path):
     arguments = [
         "--stage",
