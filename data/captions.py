@@ -85,7 +85,7 @@ def _of_csv(path: Path) -> Iterator[tuple[str, str, str]]:
                 raise UserError(f"{path}: line {rows.line_num}: not {len(columns)} fields; quote text with commas")
             yield f"line {rows.line_num}", row["image"], row["caption"]
     except csv.Error as error:
-        raise UserError(f"{path}: line {rows.line_num}: {error}") from None
+        raise UserError(f"{path}: line {rows.reader.line_num}: {error}") from None
 
 
 def _lines(path: Path) -> Iterator[str]:

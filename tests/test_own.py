@@ -89,7 +89,8 @@ def test_captions_alone_are_enough(folder):
         ("images/a.png", ["a red fish", "the sea"]),
         ("images/more/c.jpg", ["a boat, seen from above"]),
     ]
-    assert sorted(map(len, files["text.txt"])) == [len("a boat, seen from above"), len("a red fish the sea")]
+    assert {*files["text.txt"][0].split()} == {"a", "red", "fish", "the", "sea"}
+    assert files["text.txt"][1:] == ["a boat, seen from above"]
     for name in ("captions.json", "instruct.json"):
         answers = [r["conversations"][1]["value"] for r in files[name]]
         assert answers == ["a red fish", "the sea", "a boat, seen from above"]
@@ -164,7 +165,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_one_line_that_names_its_row_and_writes_nothing(folder, fault):
     files, line = FAULTS[fault]
-    (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:-20])
+    (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:40])
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=re.escape(line.format(folder))) as error:

@@ -237,19 +237,20 @@ def test_a_signal_during_the_last_save_is_not_lost(world, tmp_path):
     assert is_finished(tmp_path / "out")
 
 
-def test_a_picture_that_is_missing_ends_the_run_after_a_save(world, tmp_path):
+def test_a_picture_that_is_broken_ends_the_run_after_a_save(world, tmp_path):
     """And a run that is resumed with the picture ends like one that has had it from the beginning."""
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=4))
     rows = json.loads((world / "instruct.json").read_text())
     order = Order(len(rows), lambda row: 0, RECIPE, 0, SINGLE)
     early = {rows[row].get("image") for step in (0, 1) for row in order.batch(step)}
     name = next(rows[row]["image"] for row in order.batch(2) if rows[row].get("image") not in {*early, None})
-    (world / name).rename(tmp_path / "away.png")
+    whole = (world / name).read_bytes()
+    (world / name).write_bytes(whole[:-30])
     try:
-        with pytest.raises(UserError, match=rf"instruct\.json: row \d+: .*{Path(name).name}: no such picture"):
+        with pytest.raises(UserError, match=rf"instruct\.json: row \d+: .*{Path(name).name}: not a readable picture"):
             train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4))
     finally:
-        (tmp_path / "away.png").rename(world / name)
+        (world / name).write_bytes(whole)
     assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4, resume=True))
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")

@@ -222,9 +222,9 @@ class ConversationDataset(Dataset):
         number = self.kept[index]
         row, example = self.rows[number], {}
         if "image" in row:
-            if (pixels := self.picture(number)) is None:
+            example["pixel_values"] = self.picture(number, row)
+            if example["pixel_values"] is None:
                 return None
-            example["pixel_values"] = pixels
         first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
         turns = 2 * self.turns[number] if number in self.turns else None
         with naming_row(self.path, number):
@@ -239,10 +239,10 @@ class ConversationDataset(Dataset):
     def _line_ids(self, line: str) -> list[int]:
         return [*self.processor.tokenizer.encode(line, special=False), self.processor.tokenizer.eos_id]
 
-    def picture(self, number: int) -> Tensor | None:
+    def picture(self, number: int, row: dict) -> Tensor | None:
         """The picture of row ``number``, (3, H, W); None if it cannot be read and the row may be left out."""
         try:
-            return self.pixels(self.rows[number])
+            return self.pixels(row)
         except UserError as error:
             self.rejected.add(number, NO_PICTURE, str(error))
             self.rejected.check(-1)

@@ -152,7 +152,7 @@ def answer_first(model: Llava, dataset: ConversationDataset, rows: list[int]) ->
     for index in rows:
         number = dataset.kept[index]
         row = dataset.rows[number]
-        pixels = dataset.picture(number) if "image" in row else None
+        pixels = dataset.picture(number, row) if "image" in row else None
         if "image" in row and pixels is None:
             continue
         with naming_row(dataset.path, number):
