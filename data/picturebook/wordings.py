@@ -65,8 +65,7 @@ PARTS = {
     "on the right of": "on the right of|to the right of|to the right of|right of|on the right side of",
     "above": "above|above|over|higher up than|higher than",
     "below": "below|below|under|beneath|underneath|lower down than|lower than",
-    "further left": "further left|further to the left|more to the left|closer to the left side"
-    "|the one on the left",
+    "further left": "further left|further to the left|more to the left|closer to the left side|the one on the left",
     "further right": "further right|further to the right|more to the right|closer to the right side"
     "|the one on the right",
     "higher": "higher|higher up|further up|closer to the top|above the other|the upper one",
