@@ -35,7 +35,7 @@ from minillava.training.distributed import SINGLE, own_device, started
 from minillava.training.loop import Run, train
 from minillava.training.machine import default_workers, has_fast_bfloat16
 from minillava.training.plan import GIB, Setting, describe, fill, in_words
-from minillava.training.recipes import PRESETS, TOY, Recipe
+from minillava.training.recipes import OWN_ROWS, PRESETS, TOY, Recipe
 from minillava.training.resume import is_finished, read_state
 from minillava.training.tasks import Task, llava_task
 
@@ -340,7 +340,7 @@ def run_stage(name: str, a: argparse.Namespace, keep: bool) -> None:
         run_stage(other, argparse.Namespace(**vars(a) | changed), keep=True)
     task, recipe = STAGES[name](a), recipe_of(name, a)
     if is_own(a) and a.data in (None, a.folder) and not a.epochs:
-        recipe = replace(recipe, epochs=recipe.epochs * max(1, DEFAULTS["pictures"] / len(task.dataset)))
+        recipe = replace(recipe, epochs=max(recipe.epochs, OWN_ROWS[name] / len(task.dataset)))
     if isinstance(task.model, Llava) and a.device.startswith("cuda") and not a.shard:
         recipe = fill_card(int(name[-1]), task.model.config, recipe, a)
     if a.pack and recipe.accumulation >= recipe.batch_size:

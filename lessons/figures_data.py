@@ -2,7 +2,6 @@
 
 import random
 import textwrap
-from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -71,7 +70,7 @@ def parameters() -> Image.Image:
     """Three models, each as a bar divided into vision tower, projection and decoder by their numbers of parameters."""
     sheet, left = Sheet(1000, 240), 260
     models = {
-        "the picture-book's": (VisionConfig(), replace(DecoderConfig(), vocab_size=589), "linear"),
+        "the picture-book's": (VisionConfig(), DecoderConfig(), "linear"),
         "CLIP-L and TinyLlama-1.1B": (CLIP_L_336, TINYLLAMA, "linear"),
         "LLaVA-1.5-7B": (CLIP_L_336, VICUNA_7B, "mlp"),
     }
