@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from endpoint import Endpoint, written
+from PIL import Image
 
 from data import instruct, prompts
 from data.contexts import Box, Context
@@ -449,6 +450,8 @@ def test_the_scripted_teacher_writes_rows_that_training_reads(book, tmp_path, to
     assert files[0].read_bytes() == files[1].read_bytes()
     printed = capsys.readouterr().out
     assert "refused" not in printed and "dropped" not in printed
+    for number in range(PICTURES):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
     dataset = ConversationDataset(files[0], tmp_path, Processor(tokenizer, ImageProcessor.for_size(24), 9))
     assert Counter(row["type"] for row in dataset.rows) == {"conversation": 15, "detail": 6, "reasoning": PICTURES}
     for index, row in enumerate(dataset.rows):
