@@ -1251,6 +1251,8 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
         wording = slip(wording, rng)
     if rng.random() < 0.02:
         wording = re.sub(r"\b(you|are|please)\b", lambda word: {"you": "u", "are": "r"}.get(word[0], "pls"), wording)
+    if rng.random() < 0.04:
+        slots = {slot: value.removeprefix("the ") for slot, value in slots.items()}  # "where is car"
     text = re.sub(r"\b([Aa]) (?=(?:image|object|item|orange)\b)", r"\1n ", fill(wording, slots, rng.choice))
     if rng.random() < 0.45:
         for british, american in AMERICAN:
