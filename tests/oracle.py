@@ -253,7 +253,7 @@ def larger(word: str) -> Callable[[Scene, dict], str]:
 
 
 def bigger_than(scene: Scene, slots: dict) -> str:
-    one, other, here, there = two_things(scene, slots)
+    _, _, here, there = two_things(scene, slots)
     wide, narrow = (here, there) if key(slots["more"]) == "bigger" else (there, here)
     verdict = "yes" if (wide.size, narrow.size) == ("large", "small") else "no"
     return f"{larger('larger' if slots['more'] != 'smaller' else 'smaller')(scene, slots)}: {verdict}"

@@ -11,22 +11,30 @@ from minillava.config import PRETRAINED
 from minillava.evaluate import evaluate
 from minillava.language_model import load_decoder
 
+SPLITS = ("heldout", "unseen", "heldout_words", "heldout_frames")
+
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory) -> dict:
     world = tmp_path_factory.mktemp("fresh") / "world"
     write_world(world, count=1, seed=20240331)
-    for name in ("heldout", "unseen"):
+    for name in SPLITS:
         rows = json.loads((world / f"{name}.json").read_text())
-        (world / f"few-{name}.json").write_text(json.dumps(rows[:400]))
+        few = rows[:400] if name in ("heldout", "unseen") else rows[:: len(rows) // 300]  # the types follow one another
+        (world / f"few-{name}.json").write_text(json.dumps(few))
     model = load(PRETRAINED / "llava")
-    return {name: evaluate(model, world / f"few-{name}.json", world) for name in ("heldout", "unseen")}
+    return {name: evaluate(model, world / f"few-{name}.json", world) for name in SPLITS}
 
 
 def test_it_answers_questions_about_fresh_scenes(scores):
     assert scores["heldout"]["accuracy"] >= 0.88
     assert scores["heldout"]["by_type"]["setting"] >= 0.97
-    assert min(scores["heldout"]["by_type"].values()) >= 0.6
+    assert min(scores["heldout"]["by_type"].values()) >= 0.45
+
+
+def test_it_answers_questions_in_other_words(scores):
+    assert scores["heldout_words"]["meaning"] >= 0.72
+    assert scores["heldout_frames"]["meaning"] >= 0.38
 
 
 def test_it_puts_colours_and_kinds_together_that_stage_2_never_showed(scores):
@@ -35,7 +43,7 @@ def test_it_puts_colours_and_kinds_together_that_stage_2_never_showed(scores):
 
 def test_it_needs_the_picture(scores):
     for split in scores.values():
-        assert split["blind"] <= 0.45 and split["majority"] <= 0.45 and split["shuffled"] <= 0.45
+        assert split["blind"] <= 0.3 and split["majority"] <= 0.3 and split["shuffled"] <= 0.3
 
 
 def test_it_describes_what_is_there(scores):
@@ -54,7 +62,7 @@ def test_its_towers_are_the_ones_it_was_made_from():
     assert decoder.config == model.config.decoder
 
 
-def test_all_of_it_is_under_12_mib():
+def test_all_of_it_is_under_16_mb():
     files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+    assert sum(path.stat().st_size for path in files) < 16e6
     assert not [path for path in files if path.suffix in (".pt", ".bin", ".pth")]

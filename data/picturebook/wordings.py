@@ -66,7 +66,8 @@ PARTS = {
     "above": "above|above|over|higher up than|higher than",
     "below": "below|below|under|beneath|underneath|lower down than|lower than",
     "further left": "further left|further to the left|more to the left|closer to the left side|the one on the left",
-    "further right": "further right|further to the right|more to the right|closer to the right side|the one on the right",
+    "further right": "further right|further to the right|more to the right|closer to the right side"
+    "|the one on the right",
     "higher": "higher|higher up|further up|closer to the top|above the other|the upper one",
     "lower": "lower|lower down|further down|closer to the bottom|below the other|the lower one",
     "next to": "next to|next to|beside|right next to|close by",
@@ -1029,7 +1030,8 @@ FRAMES = {
         "[hi|hello|hey|hi|hello|hey|good morning|good afternoon|good evening|good day|greetings|morning|hiya]"
         "[ there| you| again| all| everyone| friend| my friend| machine| bot| little one|, friend]"
         "[||, nice to meet you|, it is me|, are you there| :)].",
-        "[hi|hello|hey], [nice to meet you|good to see you|how nice to see you|is anyone there|I am new here|I am back].",
+        "[hi|hello|hey], [nice to meet you|good to see you|how nice to see you|is anyone there"
+        "|I am new here|I am back].",
         "[hi|hello|hey] [hi|hello|hey].",
     ],
     "thanks": [
@@ -1065,7 +1067,8 @@ FRAMES = {
         "who [made|built|trained|wrote] you",
         "[tell me about yourself|introduce yourself].",
         "what [kind|sort] of [program|thing|model] are you",
-        "[are you|is this|am I talking to|am I speaking with] a [bot|machine|human|person|program|chatbot|real person|human or a machine|woman]",
+        "[are you|is this|am I talking to|am I speaking with] a [bot|machine|human|person|program|chatbot"
+        "|real person|human or a machine|woman]",
         "[are you|is this] [human|real|alive|a machine or a person|artificial|an AI|an artificial intelligence]",
         "[who|what] [is this|is there|is speaking|is answering|is it that I talk to|wrote this answer]",
         "who [answers|is answering|reads] [me|my questions|here]",

@@ -45,11 +45,11 @@ class Preset:
 # From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW. Two micro-batches, each of rows of
 # similar length, need less padding.
 TOY = {
-    "vision": Recipe(3e-3, batch_size=128, epochs=4.25, optimizer="muon", weight_decay=0.05, minutes=6),
-    "notes": Recipe(1e-2, 16, 0.32, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=4),
-    "decoder": Recipe(6e-3, 8, 1.1, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=10),
-    "stage1": Recipe(5e-3, batch_size=32, epochs=0.5, minutes=2),
-    "stage2": Recipe(3e-3, 16, 1.05, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=8),
+    "vision": Recipe(3e-3, batch_size=128, epochs=4.25, optimizer="muon", weight_decay=0.05, minutes=11),
+    "notes": Recipe(1e-2, 16, 0.32, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=5),
+    "decoder": Recipe(6e-3, 8, 1.1, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=27),
+    "stage1": Recipe(5e-3, batch_size=32, epochs=0.5, minutes=3),
+    "stage2": Recipe(3e-3, 16, 1.05, optimizer="muon", weight_decay=0.05, other_rate=3.0, accumulation=2, minutes=12),
 }
 # The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
 # weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the

@@ -37,10 +37,8 @@ def five_turns(scene: Scene, rng: random.Random) -> list[Question]:
         talk: list[Question] = []
         for turn in range(TURNS):
             [make] = rng.choices(list(MAKERS.values()), list(WEIGHTS.values()))
-            if turn % 2:
-                question = rng.choice(list(FOLLOW_UPS.values()))(scene, rng, talk[-1])
-            else:
-                question = make(scene, rng)
+            lean = rng.choice(list(FOLLOW_UPS.values()))
+            question = lean(scene, rng, talk[-1]) if turn % 2 else make(scene, rng)
             if question is None:
                 break
             talk.append(question)
