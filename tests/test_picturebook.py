@@ -119,7 +119,9 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
         assert len(parts) == len(scene.things)
     else:
         what = request.removeprefix("count ")
-        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what)
+        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what.removeprefix("not "))
+        if what.startswith("not "):
+            found = [t for t in scene.things if t not in found]
         if found and what != request:
             assert note == f"{', '.join(place[t] for t in found)}: {NUMBERS[len(found)]}."
         else:

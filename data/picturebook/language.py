@@ -121,10 +121,13 @@ def _relation(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def look_up(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
-    """What to look up: a colour or kind, a pair, a place, or a size; and the things that match, often none."""
+    """What to look up: a colour or kind or all others, a pair, a place, or a size; and what matches, often nothing."""
     thing, way = rng.choice(scene.things), rng.random()
     if way < 0.4:
-        return some_things(scene, rng)
+        what, found = some_things(scene, rng)
+        if way < 0.12 and what != "things":  # "not red things": the others
+            return f"not {what}", [other for other in scene.things if other not in found]
+        return what, found
     if way < 0.7:
         asked = thing.pair
         if rng.random() < 0.5:  # one attribute is another's
