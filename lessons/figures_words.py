@@ -43,7 +43,7 @@ def rope_rotations() -> Image.Image:
     config = DecoderConfig()
     frequencies = rope_frequencies(config)
     sheet = Sheet(1000, 300)
-    for place, pair in enumerate((0, 4, 8)):
+    for place, pair in enumerate((0, 3, 6)):
         x, y, radius = 110 + 200 * place, 165, 70
         sheet.text(x, 30, f"pair {pair}", 14)
         sheet.text(x, 50, f"{frequencies[pair]:.2g} rad a step", 12)

@@ -70,9 +70,9 @@ class DecoderConfig:
     hidden_size: int = 160
     intermediate_size: int = 384
     num_hidden_layers: int = 4
-    num_attention_heads: int = 3
-    num_key_value_heads: int = 3
-    head_dim: int = 64
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    head_dim: int = 48
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0

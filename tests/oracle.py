@@ -220,9 +220,10 @@ def claim_about(scene: Scene, thing: Thing, words: str, claim: str) -> str:
         side, other = claim.split("> the ")
         there = only(scene, other)
         verdict = "yes" if beside(there, side[1:], thing) else "no"
-        pair = next(pair for pair in (("on the left of", "on the right of"), ("above", "below")) if side[1:] in pair)
-        true = [f"the {words} is {word} the {other}: " for word in pair if beside(there, word, thing)]
-        return f"the {words} is {where(thing)} and the {other} is {where(there)}, so {''.join(true)}{verdict}"
+        way = {"on the left of": "further left", "on the right of": "further right", "above": "higher", "below": "lower"}
+        pairs = ((words, thing, there), (other, there, thing))
+        best = [f"the {one} is {way[side[1:]]}: " for one, here, than in pairs if beside(than, side[1:], here)]
+        return f"the {words} is {where(thing)} and the {other} is {where(there)}, so {''.join(best)}{verdict}"
     claim = key(claim)
     if claim in COLOURS:
         fact, right = thing.colour, claim == thing.colour

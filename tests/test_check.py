@@ -369,7 +369,7 @@ def test_a_turn_of_blanks_does_no_harm(check, length, code):
 
 
 def test_render_keeps_neighbouring_answers_apart(tokenizer):
-    ids = tokenizer.encode("ab")
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("b")]
     assert (
         render(ids, [-100, *ids[1:]], tokenizer, False) == f"{tokenizer.decode(ids[:1])}[[{tokenizer.decode(ids[1:])}]]"
     )

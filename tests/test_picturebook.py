@@ -106,9 +106,12 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
     if match := re.fullmatch(rf"({PAIR}) (on the left of|on the right of|above|below) ({PAIR})", request):
         one, other = only(scene, match[1]), only(scene, match[3])
-        sides = ("on the left of", "on the right of") if match[2].startswith("on") else ("above", "below")
-        [is_so] = [side for side in sides if beside(other, side, one)] or ["level"]
-        assert note == f"{place[one]}, {place[other]}, {is_so}: {'yes' if is_so == match[2] else 'no'}."
+        way = {"on the left of": "further left", "on the right of": "further right", "above": "higher", "below": "lower"}
+        if beside(other, match[2], one):
+            so = f"{match[1]} {way[match[2]]}: yes"
+        else:
+            so = f"{match[3]} {way[match[2]]}: no" if beside(one, match[2], other) else "neither: no"
+        assert note == f"{place[one]}, {place[other]}, {so}."
     elif request == "notes":
         for thing in scene.things:
             words = [thing.size, thing.colour, thing.kind, place[thing]]
@@ -116,7 +119,9 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
         assert len(parts) == len(scene.things)
     else:
         what = request.removeprefix("count ")
-        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what)
+        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what.removeprefix("not "))
+        if what.startswith("not "):
+            found = [t for t in scene.things if t not in found]
         if found and what != request:
             assert note == f"{', '.join(place[t] for t in found)}: {NUMBERS[len(found)]}."
         else:

@@ -198,7 +198,7 @@ def test_a_conversation_names_no_pair_that_it_must_not_name():
     rng = random.Random(7)
     scenes = [sample_scene(rng, "required") for _ in range(500)]
     free, kept = (
-        " ".join(question for scene in scenes for question, _ in talk.conversation(scene, rng, 600, without)).lower()
+        "\n".join(question for scene in scenes for question, _ in talk.conversation(scene, rng, 600, without)).lower()
         for without in (frozenset(), UNSEEN_PAIRS)
     )
     assert all(pair in free for pair in UNSEEN_PAIRS)

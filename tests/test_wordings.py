@@ -136,7 +136,7 @@ def test_people_type_in_many_ways():
         found["slip"] += letters != "what is the colour of the red car"
     shares = {name: count / len(asked) for name, count in found.items()}
     assert 0.2 < shares["lower"] < 0.4 and 0.03 < shares["upper"] < 0.07 and 0.35 < shares["american"] < 0.55
-    assert 0.3 < shares["short"] < 0.5 and 0.15 < shares["bare"] < 0.35 and 0.02 < shares["slip"] < 0.07
+    assert 0.3 < shares["short"] < 0.5 and 0.15 < shares["bare"] < 0.35 and 0.02 < shares["slip"] < 0.11
 
 
 def test_a_slip_changes_one_longer_word_outside_the_slots():

@@ -106,22 +106,28 @@ def notes(scene: Scene, rng: random.Random, requests: int = 10) -> list[tuple[st
 
 
 def _relation(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Is one thing on the left of another? The note has both places, what is so ("level": neither), and the verdict."""
+    """Is one thing on the left of another? The note has both places, the one that is further left, and the verdict."""
     a, b = rng.sample(scene.things, 2)
-    words, along = rng.choice(
-        ((("on the left of", "on the right of"), (a.column, b.column)), (("above", "below"), (a.row, b.row)))
+    asked, way, ahead = rng.choice(
+        (
+            ("on the left of", "further left", b.column - a.column),
+            ("on the right of", "further right", a.column - b.column),
+            ("above", "higher", b.row - a.row),
+            ("below", "lower", a.row - b.row),
+        )
     )
-    asked = rng.choice(words)
-    is_so = "level" if along[0] == along[1] else words[0] if along[0] < along[1] else words[1]
-    verdict = "yes" if is_so == asked else "no"
-    return f"{a.pair} {asked} {b.pair}", f"{a.place}, {b.place}, {is_so}: {verdict}."
+    so = "neither: no" if ahead == 0 else f"{a.pair} {way}: yes" if ahead > 0 else f"{b.pair} {way}: no"
+    return f"{a.pair} {asked} {b.pair}", f"{a.place}, {b.place}, {so}."
 
 
 def look_up(scene: Scene, rng: random.Random) -> tuple[str, list[Thing]]:
-    """What to look up: a colour or kind, a pair, a place, or a size; and the things that match, often none."""
+    """What to look up: a colour or kind or all others, a pair, a place, or a size; and what matches, often nothing."""
     thing, way = rng.choice(scene.things), rng.random()
     if way < 0.4:
-        return some_things(scene, rng)
+        what, found = some_things(scene, rng)
+        if way < 0.12 and what != "things":  # "not red things": the others
+            return f"not {what}", [other for other in scene.things if other not in found]
+        return what, found
     if way < 0.7:
         asked = thing.pair
         if rng.random() < 0.5:  # one attribute is another's

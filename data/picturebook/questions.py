@@ -29,6 +29,7 @@ from data.picturebook.wordings import ask, ask_plainly
 
 ACROSS = ("on the left of", "on the right of")
 DOWN = ("above", "below")
+FURTHER = {"on the left of": "further left", "on the right of": "further right", "above": "higher", "below": "lower"}
 CELLS = [place for row in PLACES for place in row]
 SIDES = {  # the cells of a whole column or row
     "left": lambda thing: thing.column == 0,
@@ -592,6 +593,8 @@ def check(scene, rng, subject=None):
 
 
 def _check_relation(scene: Scene, rng: random.Random, thing: Thing, true: bool) -> Question | None:
+    """Is it above the tree? What is so comes before the verdict, with the word that was asked for: which of the two is
+    higher. The verdict is then whether this is the thing that was asked about."""
     others = [other for other in scene.things if other is not thing]
     found = [(other, words, word) for other in others for words in (ACROSS, DOWN) for word in words]
     holding = {(other, words): word for other, words, word in found if NEAR[word](other, thing)}
@@ -602,8 +605,8 @@ def _check_relation(scene: Scene, rng: random.Random, thing: Thing, true: bool) 
         return None
     other, words, word = rng.choice(found)
     so = verdict = "yes" if true else "no"
-    if holds := holding.get((other, words)):
-        so = f"the {name(thing, scene)} is {holds} the {name(other, scene)}: {verdict}"
+    if (other, words) in holding:
+        so = f"the {name(thing if true else other, scene)} is {FURTHER[word]}: {verdict}"
     said = f"{_two(thing, other, scene, at)}, so {so}"
     slots = {"the": f"the {name(thing, scene)}", "is": f"<{word}> the {name(other, scene)}"}
     need, refuse = ((YES,), NO) if true else ((NO,), YES)

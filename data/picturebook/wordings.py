@@ -1184,6 +1184,7 @@ CONTRACTIONS = [
     )
 ]
 AMERICAN = (("colour", "color"), ("centre", "center"))
+PLAIN_FRAMES = {frame for frames in FRAMES.values() for frame in frames if "[" not in frame and "<" not in frame}
 SHARE_HELD_OUT = 16  # one wording in this many is not for training
 
 
@@ -1228,8 +1229,11 @@ def normal(text: str) -> str:
 
 
 def is_held_out(wording: str) -> bool:
-    """Whether a wording (its slots unfilled) is kept for ``heldout_words.json``."""
-    return zlib.crc32(normal(wording).encode()) % SHARE_HELD_OUT == 0
+    """Whether a wording (its slots unfilled) is kept for ``heldout_words.json``.
+
+    A frame without choices never is: its words might be nowhere else in the training.
+    """
+    return wording not in PLAIN_FRAMES and zlib.crc32(normal(wording).encode()) % SHARE_HELD_OUT == 0
 
 
 def compose(form: str, rng: random.Random, held_out: bool = False) -> str:
@@ -1254,6 +1258,8 @@ def typed(wording: str, slots: dict[str, str], rng: random.Random) -> str:
         wording = slip(wording, rng)
     if rng.random() < 0.02:
         wording = re.sub(r"\b(you|are|please)\b", lambda word: {"you": "u", "are": "r"}.get(word[0], "pls"), wording)
+    if rng.random() < 0.04:
+        slots = {slot: value.removeprefix("the ") for slot, value in slots.items()}  # "where is car"
     text = re.sub(r"\b([Aa]) (?=(?:image|object|item|orange)\b)", r"\1n ", fill(wording, slots, rng.choice))
     if rng.random() < 0.45:
         for british, american in AMERICAN:
