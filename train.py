@@ -142,8 +142,11 @@ def check_folders(a: argparse.Namespace) -> None:
     """Raise UserError if an argument would have no effect because of what is in ``a.out`` already, or if there is
     nothing to resume."""
     names = [name for asked in ASKED[a.stage] for name in trainings(asked, a)]
-    if a.resume and not any((a.out / name).exists() for name in (*names, *ASKED[a.stage])):
-        raise UserError(f"{a.out / names[-1]}: no such folder, so there is nothing to resume")
+    if a.resume:
+        begun = [name for asked in ASKED[a.stage] for name in trainings(asked, a, finished=True)]
+        begun += ["data"] * ("vision" in begun)  # a run that is killed early leaves nothing else
+        if not any((a.out / name).exists() for name in begun):
+            raise UserError(f"{a.out / names[-1]}: no such folder, so there is nothing to resume")
     drawn, on_world = a.out / "data" / "contexts.jsonl", set(names) - {f"stage{a.stage}" if a.data else ""}
     if "pictures" in a.given and not on_world:
         raise UserError("--pictures: none are drawn, since --data is given")
@@ -310,9 +313,10 @@ def needs(name: str, a: argparse.Namespace) -> list[str]:
     return []
 
 
-def trainings(name: str, a: argparse.Namespace) -> list[str]:
-    """The trainings that ``name`` still needs, in order, and ``name`` itself."""
-    return [one for other in needs(name, a) if not is_finished(a.out / other) for one in trainings(other, a)] + [name]
+def trainings(name: str, a: argparse.Namespace, finished: bool = False) -> list[str]:
+    """The trainings that ``name`` still needs (with ``finished``, also those that have ended), in order, and itself."""
+    others = [other for other in needs(name, a) if finished or not is_finished(a.out / other)]
+    return [one for other in others for one in trainings(other, a, finished)] + [name]
 
 
 # How each training is set up, in order.
@@ -403,9 +407,9 @@ def main() -> None:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
         for name in STAGES:
             team.on_first(lambda out=a.out / name: recover_folder(out))
+        team.together(lambda: check_folders(a))
         if a.folder:
             team.on_first(lambda: write_own(a.folder, a.out / "data", own_vision(a).num_patches, a.heldout, a.seed))
-        team.together(lambda: check_folders(a))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)
     print(f"done: {', '.join(str(a.out / name) for name in ASKED[a.stage])}")

@@ -240,14 +240,24 @@ def test_there_must_be_something_to_resume(refused, tmp_path):
     assert line == f"{tmp_path / 'out' / 'stage2'}: no such folder, so there is nothing to resume"
     put(tmp_path, "stage1", state(3))  # the command was stopped in stage 1
     assert refused("--stage", "2", "--resume") is None
-    put(tmp_path, "stage1", state(4))
-    assert "nothing to resume" in refused("--stage", "2", "--resume")
+    put(tmp_path, "stage1", state(4))  # before the first save of stage 2
+    assert refused("--stage", "2", "--resume") is None
+    assert "stage2: no such folder" in refused("--stage", "2", "--model", "m", "--resume")
     put(tmp_path, "stage2", state(1))
     assert refused("--stage", "2", "--resume") is None
     shutil.rmtree(tmp_path / "out")
     assert "decoder: no such folder" in refused("--stage", "0", "--resume")
-    put(tmp_path, "vision", state(2))
-    assert refused("--stage", "0", "--resume") is None
+    scratch = ("--stage", "2", "--from-scratch", "--resume")
+    assert "stage2: no such folder" in refused(*scratch)
+    for last in ("vision", "notes", "decoder", "stage1"):
+        put(tmp_path, last, state(2))
+        assert refused("--stage", "0", "--resume") is None and refused(*scratch) is None
+        put(tmp_path, last, state(4))  # before the first save of the next one
+        assert refused("--stage", "0", "--resume") is None and refused(*scratch) is None
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out" / "data").mkdir(parents=True)  # before the first save of all
+    assert refused("--stage", "0", "--resume") is None and refused(*scratch) is None
+    assert "nothing to resume" in refused("--stage", "2", "--resume")  # with the shipped towers
 
 
 @pytest.mark.parametrize(

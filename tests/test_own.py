@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,20 +205,8 @@ def trained(table, tmp_path_factory) -> tuple[Path, str]:
     """The folder of a short training on ``table``, and what it printed."""
     out = tmp_path_factory.mktemp("trained") / "out"
     heldout = ("--heldout", table / "heldout.json", "--eval-every", "2", "--image-size", "32", "--patch-size", "8")
-    command = (
-        "train.py",
-        "--stage",
-        "2",
-        "--from-scratch",
-        "--data",
-        table,
-        "--out",
-        out,
-        "--max-steps",
-        "3",
-        *heldout,
-    )
-    done = run(*command)
+    command = ("train.py", "--stage", "2", "--from-scratch", "--data", table, "--out", out, "--max-steps", "3")
+    done = run(*command, *heldout)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -245,6 +234,12 @@ def test_the_next_stage_and_a_resumed_run_find_the_folder_again(trained, table, 
     done = run("train.py", "--stage", "2", "--out", out, "--max-steps", "3")  # out/data is what --data has been
     assert done.returncode == 0, done.stderr
     assert "times through 24 rows" in done.stdout and "drawing" not in done.stdout
+    for name in ("stage1", "stage2"):  # as if the first run had been interrupted before stage 1 was saved
+        shutil.rmtree(out / name)
+    command = ("--stage", "2", "--from-scratch", "--data", table, "--out", out, "--max-steps", "3", "--resume")
+    done = run("train.py", *command)
+    assert done.returncode == 0, done.stderr
+    assert "stage1: training" in done.stdout and not re.search("(vision|decoder): training", done.stdout)
 
 
 def test_a_missing_folder_is_named_before_anything_is_trained(tmp_path):
@@ -254,18 +249,16 @@ def test_a_missing_folder_is_named_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_written_if_there_is_nothing_to_resume(table, tmp_path):
+    out = tmp_path / "out"
+    done = run("train.py", "--stage", "2", "--from-scratch", "--data", table, "--out", out, "--resume")
+    line = f"error: {out / 'stage2'}: no such folder, so there is nothing to resume\n"
+    assert (done.returncode, done.stderr) == (2, line) and not out.exists()
+
+
 def test_few_rows_are_read_again_and_again(table, monkeypatch, tmp_path):
-    arguments = [
-        "--stage",
-        "2",
-        "--from-scratch",
-        "--data",
-        str(table),
-        "--out",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
+    arguments = ["--stage", "2", "--from-scratch", "--data", str(table), "--out", str(tmp_path / "out")]
+    arguments += ["--device", "cpu"]
     epochs, sizes = {}, {"vision": 24, "decoder": 48, "stage1": 120, "stage2": 24}
 
     def note(task, recipe, run) -> None:
