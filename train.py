@@ -26,6 +26,7 @@ from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import FITS
+from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
 from minillava.model.llava import Llava
 from minillava.outline import read_adapter, read_decoder, read_llava, read_outline, read_vision
@@ -128,6 +129,8 @@ def check(a: argparse.Namespace) -> None:
             refuse(("data",), f"{a.folder} is a folder, for --from-scratch; name a file to train on, such as one in it")
         refuse(("pictures",), "none are drawn, since --data is a folder")
         refuse(("image_folder",), "the pictures are in the folder that is given by --data")
+        if same_file(a.out, a.folder):
+            raise UserError(f"--out {a.out}: the folder of --data; choose another")
     if not a.data and not a.heldout:
         refuse(("image_folder",), "it is the folder of the pictures of --data, which is not given")
     if not a.heldout:
@@ -165,7 +168,18 @@ def check_folders(a: argparse.Namespace) -> None:
                 raise UserError(f"{option}: {a.out / 'stage1'} is trained with {made[name]}; choose another --out")
 
 
-def same_file(one: str, other: str) -> bool:
+def check_rows(a: argparse.Namespace) -> None:
+    """If other stages are trained before the one that reads --data and --heldout: open these files now, so that a fault
+    of a row raises UserError before them. A file that is read at once is checked when it is opened."""
+    if a.stage == 0 or len(trainings(f"stage{a.stage}", a)) == 1:
+        return
+    for path, folder in ((None if a.folder else a.data, a.image_folder), (a.heldout, a.image_folder or a.folder)):
+        if path:
+            processor = Processor(None, None, own_vision(a).num_patches)
+            ConversationDataset(path, folder or path.parent, processor, max_rejected=a.max_rejected)
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
@@ -393,7 +407,7 @@ def main() -> None:
     if a.plan:
         plan(a)
         return
-    for path in filter(None, (a.data, a.heldout)):  # before the stages that are trained first
+    for path in filter(None, (a.data, a.heldout)):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
     device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -408,6 +422,7 @@ def main() -> None:
         for name in STAGES:
             team.on_first(lambda out=a.out / name: recover_folder(out))
         team.together(lambda: check_folders(a))
+        team.on_first(lambda: check_rows(a))
         if a.folder:
             team.on_first(lambda: write_own(a.folder, a.out / "data", own_vision(a).num_patches, a.heldout, a.seed))
         for name in ASKED[a.stage]:

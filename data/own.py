@@ -114,6 +114,8 @@ class Own:
         for row in self.rows:
             if "image" in row and row["image"] not in self.captions:
                 self.without.setdefault(row["image"], []).extend(turns_of(row))
+        if not self.captions and not self.without:
+            raise UserError(f"{self.source}: no row has a picture ('image')")
 
     def texts(self, image: str) -> list[str]:
         """The captions of a picture or, if it has none, its questions with their answers."""

@@ -153,6 +153,7 @@ FAULTS = {
     "outside": ({"captions.csv": f"{CSV}../a.png,x\n"}, "captions.csv: line 2: image path '../a.png' leads out of"),
     "row": ({"instruct.json": json.dumps([{"id": "1"}])}, "instruct.json: row 0: no 'conversations'"),
     "answer": ({"instruct.json": json.dumps([row("a.png", "What?")])}, "instruct.json: row 0: the row has no answer"),
+    "text only": ({"instruct.json": json.dumps([row(None, "?", "!")])}, "instruct.json: no row has a picture"),
     "its picture": ({"instruct.json": json.dumps([row("e.png", "?", "!")])}, "instruct.json: row 0: {}/e.png: no such"),
     "context": ({"contexts.jsonl": '\n{"image": "a.png", "captions": []}'}, "contexts.jsonl: line 2: not a picture"),
     "box": (
@@ -247,6 +248,30 @@ def test_a_missing_folder_is_named_before_anything_is_trained(tmp_path):
         done = run("train.py", "--stage", "2", "--from-scratch", option, tmp_path / "none", "--out", tmp_path / "out")
         assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'none'}: no such file or folder\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_results_do_not_go_among_the_pictures(folder):
+    before = sorted(folder.rglob("*"))
+    done = run("train.py", "--stage", "2", "--from-scratch", "--data", folder, "--out", folder / "more" / "..")
+    line = f"error: --out {folder / 'more' / '..'}: the folder of --data; choose another\n"
+    assert (done.returncode, done.stderr) == (2, line) and sorted(folder.rglob("*")) == before
+
+
+def test_faults_of_rows_are_found_before_anything_is_trained(table, folder):
+    """Also those of rows that only the last training reads."""
+    bad, out = folder / "bad.json", folder / "out"
+    scratch = ("train.py", "--stage", "2", "--from-scratch", "--out", out)
+    for rows, line in (
+        (json.dumps([row("e.png", "?", "!")]), f"row 0: {folder / 'e.png'}: no such picture"),
+        (json.dumps([row("a.png", "?")]), "row 0: the row has no answer"),
+        (CSV, "not a list of rows, but a table"),
+    ):
+        bad.write_text(rows)
+        for files in (("--data", table, "--heldout", bad), ("--data", bad), ("--heldout", bad)):
+            said = line.replace(str(folder), str(table if table in files else folder))
+            done = run(*scratch, *files)
+            assert done.returncode == 2 and done.stderr.startswith(f"error: {bad}: {said}"), done.stderr
+            assert done.stderr.count("\n") == 1 and not out.exists()
 
 
 def test_nothing_is_written_if_there_is_nothing_to_resume(table, tmp_path):
