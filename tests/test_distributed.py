@@ -190,13 +190,14 @@ def test_only_the_first_process_writes(folder):
 
 
 def test_an_error_in_one_process_ends_both_with_one_line(inputs, tmp_path):
-    """One row's picture is missing, so only the rank that reads this row raises an error."""
-    rows = [row(1), row(2), {**row(4), "image": "none.png"}]
+    """One row's picture is broken, so only the rank that reads this row raises an error."""
+    (inputs / "broken.png").write_bytes(b"not a picture")
+    rows = [row(1), row(2), {**row(4), "image": "broken.png"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = ("--model", inputs / "model", "--data", tmp_path / "rows.json", "--image-folder", inputs, "--device", "cpu")
     done = torchrun("train.py", "--stage", "2", *data, "--out", tmp_path / "out")
     said = [line for line in done.stderr.splitlines() if line.startswith(("error:", "[rank"))]
-    assert len(said) == 1 and "row 2" in said[0] and "none.png" in said[0], done.stderr
+    assert len(said) == 1 and "row 2" in said[0] and "broken.png" in said[0], done.stderr
     assert "exitcode  : 2" in done.stderr
     assert done.stdout.count("stage2: training") == 1
 

@@ -28,6 +28,7 @@ from minillava.formats.tensors import Unfilled  # noqa: E402
 from minillava.inputs.conversation import IGNORE  # noqa: E402
 from minillava.inputs.conversations import pad_rows  # noqa: E402
 from minillava.inputs.image import ImageProcessor  # noqa: E402
+from minillava.inputs.rejected import Rejected  # noqa: E402
 from minillava.training.loop import prepare  # noqa: E402
 from minillava.training.plan import Setting  # noqa: E402
 from minillava.training.recipes import TINYLLAMA, VICUNA_7B  # noqa: E402
@@ -101,7 +102,7 @@ class RandomRows:
     files, options = (), {}
 
     def __init__(self, setting: Setting):
-        self.setting = setting
+        self.setting, self.rejected = setting, Rejected("rows")
 
     def __len__(self) -> int:
         return 1000
