@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from data.chats import CHATS, mix
 from data.own import write_own
 from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
@@ -33,6 +34,7 @@ from minillava.outline import read_adapter, read_decoder, read_llava, read_outli
 from minillava.saving import recover_folder
 from minillava.training import from_zero
 from minillava.training.distributed import SINGLE, own_device, started
+from minillava.training.least_squares import PICTURES, start_projection
 from minillava.training.loop import Run, train
 from minillava.training.machine import default_workers, has_fast_bfloat16
 from minillava.training.plan import GIB, Setting, describe, fill, in_words
@@ -44,7 +46,7 @@ from minillava.training.tasks import Task, llava_task
 OWN = ["model", "data", "image_folder", "batch_size", "accumulation", "pack", "checkpointing", "lora", "learning_rate",
        "epochs", "max_length", "max_rejected", "heldout", "eval_every"]  # fmt: skip
 # Defaults that argparse must not fill in, so that it can be seen which arguments are given.
-DEFAULTS = {"projector": "linear", "vision_feature_layer": -2, "image_place": "random", "pictures": 20000}
+DEFAULTS = {"vision_feature_layer": -2, "image_place": "random", "pictures": 20000}
 TOWERS = ("vision", "decoder", "projector", "vision_feature_layer")
 
 
@@ -61,7 +63,7 @@ def parse() -> argparse.Namespace:
     add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
     add("--data", type=Path, help="LLaVA JSON, or a folder of pictures and texts (default: the picture-book)")
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")
-    add("--projector", choices=("linear", "mlp"), help="(default linear)")
+    add("--projector", choices=("linear", "mlp"), help="(default: the preset's)")
     add("--vision-feature-layer", type=int, help="vision layer that W reads (default -2)")
     add("--image-fit", choices=FITS, help="cut a picture to its middle, or pad it (default: pad, or as --model does)")
     add("--image-size", type=positive, help="pixels per side that stage 0's vision tower reads (default 64)")
@@ -94,8 +96,9 @@ def parse() -> argparse.Namespace:
     a.given = {name for name, value in vars(a).items() if value is not None and value is not False}
     a.out = a.out or Path("out") / a.preset
     a.folder = a.data if a.data and a.data.is_dir() else None  # of one's own pictures, for all stages
-    preset = {"vision": PRESETS[a.preset].vision_id, "decoder": PRESETS[a.preset].decoder_id}
-    for name, value in (DEFAULTS | preset).items():
+    preset = PRESETS[a.preset]
+    towers = {"vision": preset.vision_id, "decoder": preset.decoder_id, "projector": preset.projector}
+    for name, value in (DEFAULTS | towers).items():
         if name not in a.given:
             setattr(a, name, value)
     return a
@@ -275,6 +278,9 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
             print(f"towers: using the shipped ones in {PRETRAINED} (--from-scratch trains new ones)")
         torch.manual_seed(a.seed)  # W starts random
         model = join(*base, dtype)
+        if PRESETS[a.preset].picture_book and not a.data:
+            share = start_projection(model, world(a))
+            print(f"stage1: W starts from least squares, which explain {share:.0%} of the embeddings of {PICTURES} pictures' words")
         fit = a.image_fit or "pad"
         if not (a.image_fit or model.processor.image.do_pad):
             print(f"pictures: padded to a square, unlike {base.vision} itself (--image-fit crop cuts them)")
@@ -295,7 +301,7 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
     processor = model.processor.for_captions() if stage == 1 else model.processor
     if stage == a.stage and "image_place" in a.given and processor.template.picture_only:
         raise UserError("--image-place: in this template stage 1 shows only a picture and its caption, no question")
-    file = a.data if a.data and not a.folder else world(a) / ("captions.json" if stage == 1 else "instruct.json")
+    file = a.data if a.data and not a.folder else rows_of_world(stage, a)
 
     def rows(path: Path, place: str, folder: Path | None) -> ConversationDataset:
         return ConversationDataset(
@@ -306,6 +312,17 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
     heldout = a.heldout and rows(a.heldout, "first", a.image_folder or a.folder)
     torch.manual_seed(a.seed)  # LoRA's A starts random
     return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout)
+
+
+def rows_of_world(stage: int, a: argparse.Namespace) -> Path:
+    """The file of the picture-book that a stage is trained on. For a decoder that can talk already, stage 2's rows are
+    mixed with chats, in a file that is written if it is missing."""
+    folder = world(a)
+    if stage == 1 or not PRESETS[a.preset].picture_book:
+        return folder / ("captions.json" if stage == 1 else "instruct.json")
+    mixed = folder / "instruct_chats.json"
+    a.team.on_first(lambda: mixed.exists() or mix(folder / "instruct.json", CHATS, mixed))
+    return mixed
 
 
 def towers_folder(a: argparse.Namespace) -> Path:
@@ -321,7 +338,8 @@ def needs(name: str, a: argparse.Namespace) -> list[str]:
     if name == "stage1" and not a.model and not (a.vision and a.decoder):
         return ["vision", "decoder"] if towers_folder(a) == a.out else []
     if name == "stage2" and not a.model:
-        if PRESETS[a.preset].vision_id and not is_finished(a.out / "stage1"):
+        preset = PRESETS[a.preset]
+        if preset.vision_id and not preset.picture_book and not is_finished(a.out / "stage1"):
             raise UserError(f"{a.out / 'stage1'}: no finished stage 1; train it first, on captions given by --data")
         return ["stage1"]
     return []

