@@ -120,9 +120,10 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
         assert len(parts) == len(scene.things)
     else:
         what = request.removeprefix("count ")
-        found = those(scene, what.removeprefix("not "))
         if what in CELLS:
             found = [t for t in scene.things if place[t] == what]
+        else:
+            found = those(scene, what.removeprefix("not "))
         if what.startswith("not "):
             found = [t for t in scene.things if t not in found]
         if found and what != request:
