@@ -19,6 +19,10 @@ Rows of type "detail" or "caption" are not compared as a whole. Precision is the
 descriptions ("red fish") that are in the picture. Recall is the share of the things in the picture (the row's "things")
 that are named. Descriptions in rows without "things" are counted and not scored.
 
+A file may also be one of POPE's (Li et al. 2023, arXiv 2305.10355): questions whether a thing is in a picture, whose
+answers are counted as yes or no. "pope" has the accuracy, and for yes the precision, the recall, F1 and the share of
+all answers.
+
 ``--answers FILE.jsonl`` writes a line for each question: {"row", "turn", "id", "image", "type", "question",
 "reference", "answer", "right"}, and "meaning" (whether it is right by its meaning) where the answer has "need" or
 "refuse". In place of "right", the line of a description has "made_up" and "missed", lists of things. An answer that
@@ -39,6 +43,7 @@ from torch.nn.utils.rnn import pad_sequence
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
+from minillava.formats.pope import POPE
 from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
 from minillava.inputs.tokenizer import IMAGE
 from minillava.model import fast
@@ -187,6 +192,8 @@ def answer_all(
 
 def room_for(asked: list[Question], model: Llava) -> int:
     """How many tokens an answer to one of ``asked`` may have."""
+    if any(question.kind == POPE for question in asked):
+        return 32  # the reference is only "yes" or "no"
     return max(len(model.processor.tokenizer.encode(question.reference)) for question in asked) + 8
 
 
@@ -248,6 +255,27 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
+def says_yes(answer: str) -> bool:
+    """Whether an answer counts as a yes: its first sentence has neither "no" nor "not" (POPE's evaluate.py)."""
+    first = answer.split(".")[0].replace(",", "")
+    return not {"No", "no", "not"} & set(first.split(" "))
+
+
+def yes_or_no(asked: list[Question], answers: list[str]) -> dict[str, float]:
+    """POPE's scores. Precision is the share of the answers "yes" that are right, recall the share of the questions with
+    the answer "yes" that get it."""
+    given = [says_yes(answer) for answer in answers]
+    true = [question.reference == "yes" for question in asked]
+    hits = sum(yes and there for yes, there in zip(given, true))
+    return {
+        "accuracy": sum(yes == there for yes, there in zip(given, true)) / len(asked),
+        "precision": hits / max(1, sum(given)),
+        "recall": hits / max(1, sum(true)),
+        "f1": 2 * hits / max(1, sum(given) + sum(true)),
+        "yes": sum(given) / len(asked),
+    }
+
+
 def evaluate(model: Llava, data: Path, image_folder: Path | None = None, answers: bool = False) -> dict:
     """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints.
 
@@ -259,7 +287,8 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None, answers
     whole = [question for question in asked if len(question.prompt) + room_for([question], model) <= limit]
     result: dict = {"too_long": len(asked) - len(whole)}
     asked = whole
-    short = [question for question in asked if question.kind not in DESCRIPTIONS]
+    present = [question for question in asked if question.kind == POPE]
+    short = [question for question in asked if question.kind not in (*DESCRIPTIONS, POPE)]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
     unscored = [question for question in asked if question.kind in DESCRIPTIONS and not question.things]
     result |= {"questions": len(short), "descriptions": len(long), "unscored": len(unscored)}
@@ -270,6 +299,10 @@ def evaluate(model: Llava, data: Path, image_folder: Path | None = None, answers
         result["types"] = dict(Counter(question.kind for question in short))
         result["confusion"] = confusion(short, given["normal"])
         lines += answer_lines(dataset, short, given["normal"])
+    if present:
+        given = {shown: answer_all(model, dataset, present, shown) for shown in VIEWS}
+        result["pope"] = {shown: yes_or_no(present, answers) for shown, answers in given.items()}
+        lines += answer_lines(dataset, present, given["normal"])
     if long:
         given = {shown: answer_all(model, dataset, long, shown) for shown in ("normal", "blind")}
         result["precision"], result["recall"] = naming(long, given["normal"])
@@ -308,7 +341,9 @@ def answer_lines(dataset: ConversationDataset, asked: list[Question], answers: l
             "reference": question.reference,
             "answer": answer,
         }
-        if question.kind not in DESCRIPTIONS:
+        if question.kind == POPE:
+            line["right"] = says_yes(answer) == (question.reference == "yes")
+        elif question.kind not in DESCRIPTIONS:
             line["right"] = answer == question.reference
             if question.need is not None:
                 line["meaning"] = means(question, answer, known)
@@ -354,6 +389,11 @@ def show(result: dict) -> None:
             counts = [given.get(answer, 0) for answer in table]
             counts.append(sum(given.values()) - sum(counts))
             print(f"{name:<{width}}", *(f"{count:>{width}}" for count in counts), sep="")
+    if "pope" in result:
+        scores = result["pope"]
+        print(f"{'yes or no':<{WIDEST}}", *(f"{name:>9}" for name in scores["normal"]))
+        for shown, values in scores.items():
+            print(f"{shown:<{WIDEST}}", *(f"{value:>9.1%}" for value in values.values()))
     if result["descriptions"]:
         print(
             f"{result['descriptions']} descriptions: things named with precision {result['precision']:.1%}, recall "
@@ -389,7 +429,7 @@ def main() -> None:
             raise UserError(f"{path.parent}: no such folder")
     model = load(arguments.model, arguments.device)
     result = evaluate(model, arguments.data, arguments.image_folder, bool(path))
-    if not result["questions"] and not result["descriptions"] and not path:
+    if not result["questions"] and not result["descriptions"] and "pope" not in result and not path:
         why = "all are longer than the model reads" if result["too_long"] else "only descriptions without 'things'"
         raise UserError(f"{arguments.data}: contains no questions, {why}")
     answers = result.pop("answers", [])

@@ -375,3 +375,62 @@ def test_types_and_answers_reach_the_terminal_as_text(command):
     rows = [{**MIXED[3], "type": "\x1b[2J\ud83d"}, {**MIXED[3], "conversations": turns("?", "Yes.")}]
     code, out, _ = command([*rows, {**rows[0], "conversations": turns("?", "Yes.")}])
     assert code == 0 and "\x1b" not in out and "\\x1b[2J\\ud83d" in out
+
+
+# ---- POPE ---------------------------------------------------------------------------------------------------------
+
+# A row as in coco_pope_random.json of the POPE repository
+POPE_ROW = '{"question_id": 1, "image": "COCO_val2014_000000016631.jpg", "text": "Is there a person in the image?", '
+
+
+@pytest.mark.parametrize(
+    "answer, yes",
+    [
+        ("Yes, there is a person in the image.", True),
+        ("yes", True),
+        ("There is one. There is no other.", True),
+        ("", True),
+        ("No, there is no person in the image.", False),
+        ("no", False),
+        ("No, it is empty.", False),
+        ("There is not one in it.", False),
+        ("I see nothing, no", False),
+    ],
+)
+def test_an_answer_is_yes_or_no_as_in_pope(answer, yes):
+    assert evaluate.says_yes(answer) == yes
+
+
+def test_pope_scores_equal_a_count_by_hand():
+    """Of 4 things there 2 are found, of 4 that are not there 1."""
+    labels = ["yes", "yes", "yes", "yes", "no", "no", "no", "no"]
+    answers = ["Yes.", "Yes, one.", "No.", "no", "Yes.", "No.", "It is not there.", "No, there is no cat."]
+    scores = evaluate.yes_or_no([question(label, kind="pope") for label in labels], answers)
+    assert scores == pytest.approx({"accuracy": 5 / 8, "precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7, "yes": 3 / 8})
+
+
+def test_pope_scores_of_a_model_that_always_says_no():
+    scores = evaluate.yes_or_no([question(label, kind="pope") for label in ("yes", "no", "no")], ["No."] * 3)
+    assert scores == pytest.approx({"accuracy": 2 / 3, "precision": 0, "recall": 0, "f1": 0, "yes": 0})
+
+
+def test_a_file_of_pope_is_read_and_scored(tmp_path, model, monkeypatch, capsys):
+    Image.new("RGB", (40, 30)).save(tmp_path / "COCO_val2014_000000016631.jpg")
+    lines = [POPE_ROW + f'"label": "{label}"}}' for label in ("yes", "no", "no")]
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(lines))
+    asked = evaluate.questions(ConversationDataset(tmp_path / "coco_pope_random.json", tmp_path, model.processor))
+    assert [(q.kind, q.reference) for q in asked] == [("pope", "yes"), ("pope", "no"), ("pope", "no")]
+    monkeypatch.setattr(evaluate, "answer_all", lambda model, dataset, asked, shown, *_: ["No."] * len(asked))
+    result = evaluate.evaluate(model, tmp_path / "coco_pope_random.json", answers=True)
+    assert result["questions"] == 0 and set(result["pope"]) == {"normal", "blind", "shuffled"}
+    assert result["pope"]["normal"]["accuracy"] == pytest.approx(2 / 3)
+    assert [line["right"] for line in result["answers"]] == [False, True, True]
+    assert result["answers"][0]["question"] == "Is there a person in the image?"
+    evaluate.show(result)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["normal", "66.7%", "0.0%", "0.0%", "0.0%", "0.0%"]
+
+
+def test_a_bad_row_of_pope_is_named(tmp_path, model):
+    (tmp_path / "p.json").write_text(POPE_ROW + '"label": "maybe"}')
+    with pytest.raises(UserError, match=r"p\.json: row 0: .*'label' must be 'yes' or 'no'"):
+        ConversationDataset(tmp_path / "p.json", tmp_path, model.processor)

@@ -38,7 +38,7 @@ from oracle import (
 )
 from PIL import Image
 
-from data.picturebook import draw, language, nouns, talk, write
+from data.picturebook import draw, language, nouns, pope, talk, write
 from data.picturebook.draw import draw_scene
 from data.picturebook.heldout import PER_TYPE, TYPES
 from data.picturebook.questions import QUESTIONS
@@ -53,6 +53,7 @@ TOLD_IN_WORDS = ("notes.json", "words.json")
 TRAINING = (*TOLD_IN_WORDS, "captions.json", "instruct.json")
 JUDGED = ("heldout_words.json", "heldout_frames.json")  # by meaning
 JSON_FILES = (*TRAINING, "heldout.json", "unseen.json", *JUDGED)
+POPE_FILES = ("pope_random.json", "pope_popular.json", "pope_adversarial.json")
 
 
 # ---- the checker --------------------------------------------------------------------------------------------------
@@ -396,7 +397,7 @@ def undrawn(monkeypatch):
 
 def test_world_holds_every_file_and_picture(world):
     names = {path.name for path in world.iterdir()}
-    assert names == {"images", "contexts.jsonl", "text.txt", *JSON_FILES}
+    assert names == {"images", "contexts.jsonl", "text.txt", *JSON_FILES, *POPE_FILES}
     assert {path.name: len(list(path.iterdir())) for path in (world / "images").iterdir()} == {
         "train": 60, "heldout": 520, "unseen": 250,
     }  # fmt: skip
@@ -607,3 +608,42 @@ def test_command_line_refuses_a_count_of_zero(tmp_path):
     done = run("--out", tmp_path / "world", "--count", 0)
     assert done.returncode == 2 and "--count must be at least 1" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "world").exists()
+
+
+# ---- questions in POPE's form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POPE_FILES)
+def test_questions_in_popes_form_are_true_and_half_of_each_picture_s_are_yes(told, name):
+    folder, splits = told
+    labels = {}
+    for index, row in enumerate(read_json(folder / name), 1):
+        assert set(row) == {"question_id", "image", "text", "label"} and row["question_id"] == index
+        number = int(re.fullmatch(r"images/heldout/(\d{6})\.png", row["image"])[1])
+        kind = re.fullmatch(r"Is there a (\w+) in the image\?", row["text"])[1]
+        there = {thing.kind for thing in splits["heldout"][number].things}
+        assert row["label"] == ("yes" if kind in there else "no") and kind in KINDS
+        labels.setdefault(number, []).append((row["label"], kind))
+    for number, scene in enumerate(splits["heldout"]):
+        count = min(3, len({thing.kind for thing in scene.things}))
+        assert sorted(label for label, _ in labels[number]) == ["no"] * count + ["yes"] * count
+        assert len(set(labels[number])) == 2 * count
+
+
+def test_absent_kinds_are_any_the_most_frequent_or_those_that_go_together():
+    """The training has boats in every picture, suns often and always with a fish, and a moon once."""
+    box = (0.01, 0.01, 0.43, 0.43)
+
+    def scene(*kinds: str) -> Scene:
+        return Scene("sea", tuple(Thing(kind, "red", "large", 0, column, box) for column, kind in enumerate(kinds)))
+
+    train = [scene("boat", "star")] * 5 + [scene("boat", "sun", "fish")] * 3 + [scene("boat", "moon")]
+    asked = [scene("fish")] * 40
+
+    def absent(way: str) -> set[str]:
+        return {kind for _, kind, label in pope.questions(train, asked, way, random.Random(0)) if label == "no"}
+
+    assert absent("popular") == {"boat"} and absent("adversarial") <= {"boat", "sun"} and len(absent("random")) > 8
+    asked = [scene("boat")] * 40
+    assert absent("popular") == absent("adversarial") == {"star"}
+    assert "fish" not in {kind for _, kind, _ in pope.questions(train, [scene("boat")], "random", random.Random(0))}

@@ -14,6 +14,7 @@ heldout_words.json   all types about the same scenes, in wordings that are put t
                  are themselves not in the training (wordings.py)
 heldout_frames.json  the same types in frames, and with nouns, that are not in the training (unseen_wordings.py)
 unseen.json      questions about things of UNSEEN_PAIRS, in scenes that are in no other file
+pope_{random,popular,adversarial}.json   questions whether a kind of thing is in a held-out picture, in POPE's form
 
 In heldout_words.json and heldout_frames.json each answer has its own ``type``, and ``need`` and ``refuse``: words that
 must be in a right answer (one of each list) and words that must not.
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from data.picturebook import language, nouns, wordings
+from data.picturebook import language, nouns, pope, wordings
 from data.picturebook.draw import draw_scene
 from data.picturebook.heldout import PER_TYPE, TYPES, UnseenFrames, new_composition, questions_of
 from data.picturebook.questions import QUESTIONS, reasoning
@@ -84,6 +85,8 @@ def write_world(out: str | os.PathLike, count: int, seed: int, grid: int = 8) ->
     for split, put in (("words", new_composition), ("frames", UnseenFrames())):
         write_rows(out / f"heldout_{split}.json", _judged(heldout, split, put, rng))
     write_rows(out / "unseen.json", _unseen_questions(unseen, rng))
+    for way in pope.WAYS:
+        write_rows(out / f"pope_{way}.json", _pope(train, heldout, way, random.Random(f"{seed} pope")))
     os.replace(out, final)
 
 
@@ -228,6 +231,12 @@ def _unseen_questions(scenes: list[Scene], rng: random.Random) -> Iterator[dict]
             if turn := ask(kind, scene, rng, subject):
                 image = _image_name("unseen", index)
                 yield _row(f"unseen-{index:06d}-{kind}", scene, [turn], image=image, type=kind)
+
+
+def _pope(train: list[Scene], scenes: list[Scene], way: str, rng: random.Random) -> Iterator[dict]:
+    for index, (number, kind, label) in enumerate(pope.questions(train, scenes, way, rng), 1):
+        text = f"Is there a {kind} in the image?"
+        yield {"question_id": index, "image": _image_name("heldout", number), "text": text, "label": label}
 
 
 def _judged(scenes: list[Scene], split: str, put, rng: random.Random) -> Iterator[dict]:

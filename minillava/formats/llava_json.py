@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from minillava.errors import UserError
+from minillava.formats.pope import from_pope, is_pope
 from minillava.formats.text_file import begin_of
 
 CHUNK = 1 << 20  # characters read at a time
@@ -25,7 +26,7 @@ DECODER = json.JSONDecoder()
 class Rows(Sequence):
     """A file's rows as a sequence: ``rows[5]`` reads the sixth row from disk.
 
-    The file is a JSON list of objects, or JSONL with one object per line.
+    The file is a JSON list of objects, or JSONL with one object per line. Rows of POPE become rows of LLaVA JSON.
     ``check`` is called with each row's index and the row when the file is opened, and raises UserError for a bad one.
     Raises UserError for whatever ``scan`` or ``check`` refuses, naming the row, and if the file changes afterwards.
     """
@@ -59,7 +60,8 @@ class Rows(Sequence):
             raise UserError(f"{self.path}: {error.strerror}") from None
         if changed:
             raise UserError(f"{self.path}: has changed since it was opened")
-        return json.loads(data)
+        row = json.loads(data)
+        return from_pope(row) if is_pope(row) else row
 
 
 def _state_of(stat: os.stat_result) -> tuple[int, int]:
@@ -124,6 +126,11 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
             raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{hint}")
+        if is_pope(row):
+            try:
+                row = from_pope(row)
+            except UserError as error:
+                raise UserError(f"{path}: row {index}: {error}") from None
         try:
             start, size = offset + begin - at, len(text[begin:end].encode())
         except UnicodeEncodeError:
