@@ -1,0 +1,280 @@
+// Draws the page of `python -m minillava.look`. The data was measured by look.py, function collect(), from a real model.
+// Text from the model and the user reaches the page only through textContent, never as HTML.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const element = (id) => document.getElementById(id);
+
+// ---- Numbers ----------------------------------------------------------------------------------------------------
+
+function unpack(text, Kind) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return new Kind(bytes.buffer);
+}
+
+const attention = unpack(data.attention, Uint16Array); // fixed point: 65535 is 1
+const maps = { rollout: unpack(data.rollout, Float32Array), relevancy: unpack(data.relevancy, Float32Array) };
+const falls = unpack(data.falls, Float32Array); // (regions, answer tokens)
+const topIds = unpack(data.topIds, Int32Array); // (answer tokens, K)
+const topLogits = unpack(data.topLogits, Float32Array);
+const tail = unpack(data.tail, Float32Array); // (answer tokens, groups)
+
+const T = data.ids.length, N = T - data.start, patches = data.side * data.side;
+const K = topIds.length / N, groups = data.tailSizes.length;
+const range = (count) => Array.from({ length: count }, (_, index) => index);
+const triangle = (row) => row * (row + 1) / 2; // weights in the rows before `row`: row i has i + 1
+
+// The attention weights from token `row` to tokens 0..row. head = -1 is the mean over heads.
+function weightsOf(layer, head, row) {
+  if (head < 0) {
+    const every = range(data.heads).map((one) => weightsOf(layer, one, row));
+    return every[0].map((_, token) => every.reduce((sum, weights) => sum + weights[token], 0) / every.length);
+  }
+  const size = triangle(T) - triangle(data.firstRow);
+  const begin = (layer * data.heads + head) * size + triangle(row) - triangle(data.firstRow);
+  return Array.from(attention.subarray(begin, begin + row + 1), (value) => value / 65535);
+}
+
+// The probabilities of the next token: [id, probability, whether top-p keeps it], the likeliest first. The logits that
+// are not in the page are in groups of neighbours; each counts with its mean.
+function nextToken(step, temperature, topP) {
+  const logits = topLogits.subarray(step * K, (step + 1) * K), best = logits[0];
+  const weight = (logit) => temperature > 0 ? Math.exp((logit - best) / temperature) : Number(logit === best);
+  const rest = range(groups).reduce((sum, g) => sum + data.tailSizes[g] * weight(tail[step * groups + g]), 0);
+  const sum = logits.reduce((total, logit) => total + weight(logit), 0) + rest;
+  const every = range(K).map((k) => [topIds[step * K + k], weight(logits[k]) / sum, true]);
+  let before = 0; // the probability of all likelier tokens: a token is kept as long as this is below topP
+  for (const token of every) {
+    token[2] = before < topP;
+    before += token[1];
+  }
+  const kept = every.reduce((total, token) => total + (token[2] ? token[1] : 0), 0) + (before < topP ? rest / sum : 0);
+  return every.map(([id, probability, keep]) => [id, keep ? probability / kept : 0, keep]);
+}
+
+// ---- What is selected -------------------------------------------------------------------------------------------
+
+// row: the token that looks; the token after it is the one it chooses. The first token with a picture-like answer is
+// as good a start as any: the answer's first.
+const state = { row: data.start - 1, layer: data.layers - 1, head: -1, patch: null, region: null, temperature: 1, topP: 1 };
+const step = () => state.row - (data.start - 1); // which token of the answer the row chooses; outside 0..N-1: none
+const inAnswer = () => step() >= 0 && step() < N;
+
+function select(change) {
+  Object.assign(state, change);
+  render();
+}
+
+// ---- Drawing ----------------------------------------------------------------------------------------------------
+
+const picture = new Image();
+
+function show(id) { // a token as text that can be seen
+  return (data.words[id] || "").replace(/\n/g, "⏎").replace(/[\u0000-\u001f\u007f]/g, "�") || "∅";
+}
+
+function make(parent, tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  Object.assign(made, attributes);
+  parent.append(made);
+  return made;
+}
+
+function openCanvas(canvas) {
+  canvas.width = canvas.height = Math.max(data.side * 4, picture.width);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  return context;
+}
+
+function square(canvas, context, box, colour) { // box: top, left, bottom, right, in patches
+  const unit = canvas.width / data.side, [top, left, bottom, right] = box;
+  context.fillStyle = colour;
+  context.fillRect(left * unit, top * unit, (right - left) * unit, (bottom - top) * unit);
+}
+
+const boxOf = (patch) => {
+  const y = Math.floor(patch / data.side), x = patch % data.side;
+  return [y, x, y + 1, x + 1];
+};
+
+// The picture, bright where a value is high: values for each box of `boxes`. Negative values are blue.
+function drawMap(canvas, values, boxes) {
+  const context = openCanvas(canvas), most = Math.max(1e-9, ...values.map(Math.abs));
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  values.forEach((value, index) => {
+    const shade = 0.88 * (1 - Math.abs(value) / most);
+    square(canvas, context, boxes[index], `rgba(18, 20, 28, ${shade})`);
+    if (value < 0) square(canvas, context, boxes[index], `rgba(60, 110, 255, ${0.6 * -value / most})`);
+  });
+}
+
+function drawColours(canvas, colours) {
+  const context = openCanvas(canvas);
+  colours.forEach((rgb, patch) => square(canvas, context, boxOf(patch), `rgb(${rgb.join()})`));
+  outline(canvas, context);
+}
+
+function outline(canvas, context) { // the patch that is selected
+  if (state.patch === null) return;
+  const unit = canvas.width / data.side, [top, left] = boxOf(state.patch);
+  context.strokeStyle = "#fff";
+  context.lineWidth = Math.max(1, unit / 8);
+  context.strokeRect(left * unit, top * unit, unit, unit);
+}
+
+const patchBoxes = range(patches).map(boxOf);
+const overPicture = (weights) => range(patches).map((patch) => weights[data.firstPatch + patch] || 0);
+
+function clickPatches(canvas) { // a click on a canvas selects a patch and the region around it
+  canvas.addEventListener("click", (event) => {
+    const frame = canvas.getBoundingClientRect();
+    const at = (distance, size) => Math.min(data.side - 1, Math.max(0, Math.floor(distance / size * data.side)));
+    const x = at(event.clientX - frame.left, frame.width), y = at(event.clientY - frame.top, frame.height);
+    const region = data.boxes.findIndex(([top, left, bottom, right]) => top <= y && y < bottom && left <= x && x < right);
+    select({ patch: y * data.side + x, region });
+  });
+}
+
+// ---- The page ---------------------------------------------------------------------------------------------------
+
+function tokenButton(parent, index, row) { // a token of the row; a click makes `row` the row that looks
+  const kind = data.kinds[index], isPatch = kind === "picture";
+  const button = make(parent, "button", isPatch ? "" : show(data.ids[index]), { className: kind, type: "button" });
+  button.title = isPatch ? `visual token ${index - data.firstPatch}` : `token ${index}`;
+  button.disabled = row < data.firstRow;
+  button.dataset.row = row;
+  button.addEventListener("click", () => select({ row }));
+  return button;
+}
+
+function build() {
+  element("prompt").textContent = data.prompt;
+  range(N).forEach((index) => tokenButton(element("answer"), data.start + index, data.start + index - 1));
+  if (data.cut) make(element("answer"), "span", " …");
+  range(T).forEach((index) => tokenButton(element("row"), index, index));
+  data.hColours.forEach((rgb, patch) => {
+    element("row").children[data.firstPatch + patch].style.backgroundColor = `rgb(${rgb.join()})`;
+  });
+  element("heads").style.gridTemplateColumns = `repeat(${data.heads}, minmax(0, 84px))`;
+  for (const layer of range(data.layers)) {
+    for (const head of range(data.heads)) {
+      const button = make(element("heads"), "button", "", { type: "button", title: `layer ${layer}, head ${head}` });
+      button.dataset.place = `${layer} ${head}`;
+      button.append(document.createElement("canvas"));
+      const again = () => state.layer === layer && state.head === head; // a second click: the mean over heads
+      button.addEventListener("click", () => select({ layer, head: again() || data.heads === 1 ? -1 : head }));
+    }
+  }
+  ["picture", "zv", "hv", "attention", "rollout", "relevancy", "occlusion", "painted"].map(element).forEach(clickPatches);
+  for (const name of ["temperature", "topP"]) {
+    element(name).addEventListener("input", (event) => select({ [name]: Number(event.target.value) }));
+  }
+  const size = data.sizes;
+  element("patches").textContent = `${data.side} × ${data.side} patches`;
+  element("zText").textContent = `${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
+  element("hText").textContent = `${patches} vectors of ${size.H} numbers, as long as a word's. Click one: its nearest words.`;
+  element("rowText").textContent = `${T} tokens. ` + (data.firstRow
+    ? "Click a token of the answer: shaded is what it looks at."
+    : "Click any token: shaded is what it looks at.");
+}
+
+function renderRow(weights) {
+  const most = Math.max(...weights);
+  [...element("row").children].forEach((button, index) => {
+    button.setAttribute("aria-pressed", index === state.row);
+    if (data.kinds[index] === "picture") return;
+    button.style.backgroundColor = `rgba(var(--heat), ${index <= state.row ? 0.9 * weights[index] / most : 0})`;
+  });
+  [...element("answer").children].forEach((button) => {
+    button.setAttribute("aria-pressed", Number(button.dataset.row) === state.row);
+  });
+}
+
+function renderHeads() {
+  for (const button of element("heads").children) {
+    const [layer, head] = button.dataset.place.split(" ").map(Number);
+    const here = layer === state.layer && (head === state.head || state.head < 0);
+    button.setAttribute("aria-pressed", here);
+    drawMap(button.firstElementChild, overPicture(weightsOf(layer, head, state.row)), patchBoxes);
+  }
+  const name = state.head < 0 ? "the mean of its heads" : `head ${state.head}`;
+  element("headsText").textContent = data.heads > 1
+    ? `A row for each of ${data.layers} layers, a column for each of ${data.heads} heads. Click one; click again for the mean.`
+    : `${data.layers} layers, from the first to the last; the mean of each layer's heads.`;
+  return `layer ${state.layer}, ${name}`;
+}
+
+function renderNext() {
+  element("temperatureValue").textContent = state.temperature;
+  element("topPValue").textContent = state.topP;
+  element("next").replaceChildren();
+  if (!inAnswer()) {
+    make(element("next"), "p", "Click a token of the answer.");
+    return;
+  }
+  for (const [id, probability, kept] of nextToken(step(), state.temperature, state.topP).slice(0, 10)) {
+    const chosen = id === data.ids[state.row + 1];
+    const bar = make(element("next"), "div", "", { className: `bar ${kept ? "" : "out"} ${chosen ? "chosen" : ""}` });
+    bar.dataset.id = id;
+    bar.dataset.probability = probability;
+    make(bar, "b", show(id));
+    make(bar, "i", "").style.width = `${100 * probability}%`;
+    make(bar, "span", `${(100 * probability).toFixed(2)} %`);
+  }
+}
+
+function renderMaps(weights, name) {
+  drawMap(element("attention"), overPicture(weights), patchBoxes);
+  const share = overPicture(weights).reduce((sum, weight) => sum + weight, 0);
+  element("attentionText").textContent = `From this row to the picture, in ${name}: ${(100 * share).toFixed(0)} % of it.`;
+  for (const kind of ["rollout", "relevancy"]) {
+    const values = inAnswer() ? maps[kind].subarray(step() * T, (step() + 1) * T) : [];
+    drawMap(element(kind), overPicture(values), patchBoxes);
+  }
+  const fall = data.boxes.map((_, region) => (inAnswer() ? falls[region * N + step()] : 0));
+  drawMap(element("occlusion"), fall, data.boxes);
+
+  const canvas = element("painted"), context = openCanvas(canvas);
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  if (state.region === null) {
+    element("instead").textContent = data.answer;
+    return;
+  }
+  square(canvas, context, data.boxes[state.region], "rgb(122, 117, 104)"); // CLIP's mean colour
+  const change = inAnswer() ? `\nlog p of “${show(data.ids[state.row + 1])}”: ${(-fall[state.region]).toFixed(2)}` : "";
+  element("instead").textContent = data.answers[state.region] + change;
+}
+
+function renderPatches() {
+  const canvas = element("picture"), context = openCanvas(canvas);
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  context.strokeStyle = "rgba(255, 255, 255, 0.35)";
+  context.lineWidth = canvas.width / 400;
+  const unit = canvas.width / data.side;
+  patchBoxes.forEach(([top, left]) => context.strokeRect(left * unit, top * unit, unit, unit));
+  outline(canvas, context);
+  drawColours(element("zv"), data.zColours);
+  drawColours(element("hv"), data.hColours);
+  const patch = state.patch;
+  element("near").textContent = patch === null ? "" : data.near[patch].map(
+    (id, place) => `“${show(id)}” ${data.cosines[patch][place].toFixed(2)}`).join("\n");
+}
+
+function render() {
+  const weights = weightsOf(state.layer, state.head, state.row);
+  renderPatches();
+  renderRow(weights);
+  renderMaps(weights, renderHeads());
+  renderNext();
+  element("chosen").textContent = inAnswer()
+    ? `Token ${step() + 1} of ${N}: “${show(data.ids[state.row + 1])}”. Click another to see where the model looked for it.`
+    : `Looking from “${data.kinds[state.row] === "picture" ? "a visual token" : show(data.ids[state.row])}”.`;
+}
+
+picture.onload = () => {
+  build();
+  render();
+};
+picture.src = data.picture;
