@@ -1,4 +1,4 @@
-// Draws the page of `python -m minillava.look`. The data was measured by look.py, function collect(), from a real model.
+// Draws the page of `python -m minillava.look`. The data was measured by collect() in look.py, from a real model.
 // Text from the model and the user reaches the page only through textContent, never as HTML.
 "use strict";
 
@@ -22,13 +22,14 @@ const tail = unpack(data.tail, Float32Array); // (answer tokens, groups)
 const T = data.ids.length, N = T - data.start, patches = data.side * data.side;
 const K = topIds.length / N, groups = data.tailSizes.length;
 const range = (count) => Array.from({ length: count }, (_, index) => index);
+const sum = (values) => values.reduce((total, value) => total + value, 0);
 const triangle = (row) => row * (row + 1) / 2; // weights in the rows before `row`: row i has i + 1
 
 // The attention weights from token `row` to tokens 0..row. head = -1 is the mean over heads.
 function weightsOf(layer, head, row) {
   if (head < 0) {
     const every = range(data.heads).map((one) => weightsOf(layer, one, row));
-    return every[0].map((_, token) => every.reduce((sum, weights) => sum + weights[token], 0) / every.length);
+    return every[0].map((_, token) => sum(every.map((weights) => weights[token])) / every.length);
   }
   const size = triangle(T) - triangle(data.firstRow);
   const begin = (layer * data.heads + head) * size + triangle(row) - triangle(data.firstRow);
@@ -40,25 +41,32 @@ function weightsOf(layer, head, row) {
 function nextToken(step, temperature, topP) {
   const logits = topLogits.subarray(step * K, (step + 1) * K), best = logits[0];
   const weight = (logit) => temperature > 0 ? Math.exp((logit - best) / temperature) : Number(logit === best);
-  const rest = range(groups).reduce((sum, g) => sum + data.tailSizes[g] * weight(tail[step * groups + g]), 0);
-  const sum = logits.reduce((total, logit) => total + weight(logit), 0) + rest;
-  const every = range(K).map((k) => [topIds[step * K + k], weight(logits[k]) / sum, true]);
+  const rest = sum(range(groups).map((group) => data.tailSizes[group] * weight(tail[step * groups + group])));
+  const all = sum(Array.from(logits, weight)) + rest;
+  const every = range(K).map((k) => [topIds[step * K + k], weight(logits[k]) / all, true]);
   let before = 0; // the probability of all likelier tokens: a token is kept as long as this is below topP
   for (const token of every) {
     token[2] = before < topP;
     before += token[1];
   }
-  const kept = every.reduce((total, token) => total + (token[2] ? token[1] : 0), 0) + (before < topP ? rest / sum : 0);
+  const kept = sum(every.map((token) => (token[2] ? token[1] : 0))) + (before < topP ? rest / all : 0);
   return every.map(([id, probability, keep]) => [id, keep ? probability / kept : 0, keep]);
 }
 
 // ---- What is selected -------------------------------------------------------------------------------------------
 
-// row: the token that looks; the token after it is the one it chooses. The first token with a picture-like answer is
-// as good a start as any: the answer's first.
-const state = { row: data.start - 1, layer: data.layers - 1, head: -1, patch: null, region: null, temperature: 1, topP: 1 };
+// row: the token that looks; the token after it is the one it chooses.
+const state = { row: data.start - 1, layer: 0, head: -1, patch: null, region: null, temperature: 1, topP: 1 };
 const step = () => state.row - (data.start - 1); // which token of the answer the row chooses; outside 0..N-1: none
 const inAnswer = () => step() >= 0 && step() < N;
+
+// The page opens at the token of the answer that a part of the picture matters to most, and at the layer that looks at
+// the picture most for it.
+function start() {
+  const most = (values) => values.indexOf(Math.max(...values));
+  state.row += most(range(N).map((token) => Math.max(...data.boxes.map((_, region) => falls[region * N + token]))));
+  state.layer = most(range(data.layers).map((layer) => sum(overPicture(weightsOf(layer, -1, state.row)))));
+}
 
 function select(change) {
   Object.assign(state, change);
@@ -132,8 +140,8 @@ function clickPatches(canvas) { // a click on a canvas selects a patch and the r
     const frame = canvas.getBoundingClientRect();
     const at = (distance, size) => Math.min(data.side - 1, Math.max(0, Math.floor(distance / size * data.side)));
     const x = at(event.clientX - frame.left, frame.width), y = at(event.clientY - frame.top, frame.height);
-    const region = data.boxes.findIndex(([top, left, bottom, right]) => top <= y && y < bottom && left <= x && x < right);
-    select({ patch: y * data.side + x, region });
+    const inside = ([top, left, bottom, right]) => top <= y && y < bottom && left <= x && x < right;
+    select({ patch: y * data.side + x, region: data.boxes.findIndex(inside) });
   });
 }
 
@@ -167,14 +175,16 @@ function build() {
       button.addEventListener("click", () => select({ layer, head: again() || data.heads === 1 ? -1 : head }));
     }
   }
-  ["picture", "zv", "hv", "attention", "rollout", "relevancy", "occlusion", "painted"].map(element).forEach(clickPatches);
+  for (const id of ["picture", "zv", "hv", "attention", "rollout", "relevancy", "occlusion", "painted"]) {
+    clickPatches(element(id));
+  }
   for (const name of ["temperature", "topP"]) {
     element(name).addEventListener("input", (event) => select({ [name]: Number(event.target.value) }));
   }
   const size = data.sizes;
   element("patches").textContent = `${data.side} × ${data.side} patches`;
   element("zText").textContent = `${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
-  element("hText").textContent = `${patches} vectors of ${size.H} numbers, as long as a word's. Click one: its nearest words.`;
+  element("hText").textContent = `${patches} vectors of ${size.H} numbers, like a word's. Click one: its nearest words.`;
   element("rowText").textContent = `${T} tokens. ` + (data.firstRow
     ? "Click a token of the answer: shaded is what it looks at."
     : "Click any token: shaded is what it looks at.");
@@ -201,7 +211,7 @@ function renderHeads() {
   }
   const name = state.head < 0 ? "the mean of its heads" : `head ${state.head}`;
   element("headsText").textContent = data.heads > 1
-    ? `A row for each of ${data.layers} layers, a column for each of ${data.heads} heads. Click one; click again for the mean.`
+    ? `${data.layers} layers, one below the other, of ${data.heads} heads each. Click one; click again for the mean.`
     : `${data.layers} layers, from the first to the last; the mean of each layer's heads.`;
   return `layer ${state.layer}, ${name}`;
 }
@@ -227,8 +237,8 @@ function renderNext() {
 
 function renderMaps(weights, name) {
   drawMap(element("attention"), overPicture(weights), patchBoxes);
-  const share = overPicture(weights).reduce((sum, weight) => sum + weight, 0);
-  element("attentionText").textContent = `From this row to the picture, in ${name}: ${(100 * share).toFixed(0)} % of it.`;
+  const share = sum(overPicture(weights));
+  element("attentionText").textContent = `${(100 * share).toFixed(0)} % of it goes to the picture, in ${name}.`;
   for (const kind of ["rollout", "relevancy"]) {
     const values = inAnswer() ? maps[kind].subarray(step() * T, (step() + 1) * T) : [];
     drawMap(element(kind), overPicture(values), patchBoxes);
@@ -269,12 +279,13 @@ function render() {
   renderMaps(weights, renderHeads());
   renderNext();
   element("chosen").textContent = inAnswer()
-    ? `Token ${step() + 1} of ${N}: “${show(data.ids[state.row + 1])}”. Click another to see where the model looked for it.`
+    ? `Token ${step() + 1} of ${N}: “${show(data.ids[state.row + 1])}”. Click another: where did the model look for it?`
     : `Looking from “${data.kinds[state.row] === "picture" ? "a visual token" : show(data.ids[state.row])}”.`;
 }
 
 picture.onload = () => {
   build();
+  start();
   render();
 };
 picture.src = data.picture;

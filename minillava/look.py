@@ -16,6 +16,7 @@ Letters as in ``model/__init__.py``; here T counts the whole row, prompt and ans
 import argparse
 import base64
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,11 +204,8 @@ def regions(side: int, most: int) -> list[tuple[int, int, int, int]]:
     """A grid of ``side`` x ``side`` patches cut into at most ``most`` x ``most`` boxes (top, left, bottom, right)."""
     count = min(side, most)
     edges = [index * side // count for index in range(count + 1)]
-    return [(top, left, bottom, right) for top, bottom in _pairs(edges) for left, right in _pairs(edges)]
-
-
-def _pairs(edges: list[int]) -> list[tuple[int, int]]:
-    return list(zip(edges, edges[1:]))
+    spans = list(itertools.pairwise(edges))
+    return [(top, left, bottom, right) for top, bottom in spans for left, right in spans]
 
 
 def paint(run: Run, boxes: list[tuple[int, int, int, int]]) -> Tensor:
