@@ -1,6 +1,6 @@
 """The explainer: one self-contained HTML page about one answer of a model, from pixels to the next token.
 
-    python -m minillava.look [--model DIR] [--image FILE] [--prompt TEXT] --out page.html
+    python -m minillava.look [--model DIR] [--image FILE] [--prompt TEXT] [--out page.html] [--png still.png]
 
 The numbers are measured here, in a run of the real model; ``look.js`` draws them in the page and needs no network.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minillava.checkpoint import load
@@ -226,21 +226,28 @@ def answer_logits(run: Run, pixels: Tensor) -> Tensor:
     return run.model.language_model.lm_head(hidden[:, run.rows]).float()
 
 
-def occlusion(run: Run, painted: Tensor, max_new_tokens: int) -> tuple[Tensor, list[str]]:
-    """For each painted picture (boxes, 3, H, W): by how much log p of each token of the answer falls, (boxes, N), in
-    nats, given the same tokens before it; and what the model answers instead."""
+@torch.no_grad()
+def occlusion(run: Run, painted: Tensor) -> Tensor:
+    """By how much log p of each token of the answer falls, in nats, if the model sees a painted picture: (boxes, N).
+
+    painted (boxes, 3, H, W). The tokens before it, those of the answer included, stay the same.
+    """
 
     def log_p(pixels: Tensor) -> Tensor:
         every = answer_logits(run, pixels).log_softmax(dim=-1)  # (B, N, V)
         return every.gather(2, run.answer.expand(len(pixels), -1)[..., None])[..., 0]  # (B, N)
 
-    before, falls, answers = log_p(run.pixels), [], []
-    processor, prompt = run.model.processor, run.ids[: run.start]
+    return log_p(run.pixels) - torch.cat([log_p(pixels) for pixels in painted.split(BATCH)])
+
+
+def answers_without(run: Run, painted: Tensor, max_new_tokens: int) -> list[str]:
+    """What the model answers instead, for each painted picture (boxes, 3, H, W)."""
+    processor, answers = run.model.processor, []
     for pixels in painted.split(BATCH):
-        falls.append(before - log_p(pixels))
-        for ids in run.model.generate(prompt.expand(len(pixels), -1), pixels, max_new_tokens=max_new_tokens).tolist():
+        prompts = run.ids[: run.start].expand(len(pixels), -1)  # (B, T)
+        for ids in run.model.generate(prompts, pixels, max_new_tokens=max_new_tokens).tolist():
             answers.append(text_of(processor, ids[: stop_at(processor, ids)]))
-    return torch.cat(falls), answers
+    return answers
 
 
 # What the vectors say.
@@ -303,7 +310,7 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
     cosines, near = nearest_words(run, visual)
     side = config.vision.image_size // config.vision.patch_size
     boxes = regions(side, 8 if whole else 4)
-    falls, answers = occlusion(run, paint(run, boxes), max_new_tokens)
+    painted = paint(run, boxes)
 
     logits = answer_logits(run, run.pixels)[0]  # (N, V)
     top, tail, sizes = top_logits(logits)
@@ -312,7 +319,7 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
         "prompt": prompt,
         "answer": text_of(processor, run.answer.tolist()),
         "cut": cut,
-        "picture": png(run),
+        "picture": "data:image/png;base64," + base64.b64encode(as_png(seen(run))).decode(),
         "side": side,
         "firstPatch": int((run.ids == config.image_token_id).nonzero()[-1]) + 1 - len(features),
         "ids": run.ids.tolist(),
@@ -331,8 +338,8 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
         "rollout": packed(rollout(weights)[run.rows], np.float32),
         "relevancy": packed(relevancy(run), np.float32),
         "boxes": boxes,
-        "falls": packed(falls, np.float32),
-        "answers": answers,
+        "falls": packed(occlusion(run, painted), np.float32),
+        "answers": answers_without(run, painted, max_new_tokens),
         "topIds": packed(top.indices, np.int32),
         "topLogits": packed(top.values, np.float32),
         "tail": packed(tail, np.float32),
@@ -368,10 +375,10 @@ def seen(run: Run) -> Image.Image:
     return Image.fromarray((pixels / scale).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def png(run: Run) -> str:
+def as_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    seen(run).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def page(data: dict) -> str:
@@ -383,28 +390,66 @@ def page(data: dict) -> str:
     return head + values + middle + script + tail
 
 
+def still(run: Run) -> Image.Image:
+    """A picture of the page's two main maps for each token of the answer: gradient times attention, above, says where
+    the model looked for it; occlusion, below, what mattered to it. Brighter is more."""
+    config, tokenizer = run.model.config.vision, run.model.processor.tokenizer
+    side, tile, gap, across = config.image_size // config.patch_size, 96, 8, 8
+    where = (run.ids == run.model.config.image_token_id).nonzero()[-(side**2) :, 0]
+    boxes = regions(side, 8)
+    looks, falls = relevancy(run)[:, where].view(-1, side, side), occlusion(run, paint(run, boxes)).clamp(min=0)
+    matters = torch.zeros_like(looks)
+    for fall, (top, left, bottom, right) in zip(falls, boxes):
+        matters[:, top:bottom, left:right] = fall[:, None, None]
+
+    picture = seen(run).resize((tile, tile), Image.Resampling.NEAREST)
+    count = len(looks)
+    lines, height = -(-count // across), 2 * (tile + gap) + 24
+    sheet = Image.new("RGB", (gap + min(count, across) * (tile + gap), lines * height + gap), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for index, token in enumerate(run.answer.tolist()):
+        x, y = gap + index % across * (tile + gap), gap + index // across * height
+        word = tokenizer.decode_bytes([token]).decode("utf-8", "replace").strip()
+        pen.text((x + tile / 2, y + 8), word, "black", font, anchor="mm")
+        for place, values in enumerate((looks[index], matters[index])):
+            light = (0.15 + 0.85 * values / values.max().clamp(min=1e-9)) * 255  # (side, side)
+            shade = Image.fromarray(light.byte().cpu().numpy()).resize((tile, tile), Image.Resampling.NEAREST)
+            shown = Image.composite(picture, Image.new("RGB", picture.size), shade)
+            sheet.paste(shown, (x, y + 20 + place * (tile + gap)))
+    return sheet
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.look", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder or hub id (default: the shipped)")
     parser.add_argument("--image", type=Path, default=HERE / "look.png", help="picture (default: a drawn scene)")
     parser.add_argument("--prompt", default="Describe the image concisely.", help="question (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--out", type=Path, help="HTML file to write")
+    parser.add_argument("--png", type=Path, help="picture to write: for each token, where the model looked")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
     if a.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
+    if not a.out and not a.png:
+        parser.error("--out or --png must say what to write")
     image = open_image(a.image)
     model = load(a.model, a.device, getattr(torch, a.dtype))
     run = run_model(model, image, a.prompt, a.max_new_tokens)
-    text = page(collect(run, a.prompt, a.max_new_tokens))
+    if a.out:
+        write(a.out, page(collect(run, a.prompt, a.max_new_tokens)).encode())
+    if a.png:
+        write(a.png, as_png(still(run)))
+    print(text_of(model.processor, run.answer.tolist()))
+
+
+def write(path: Path, content: bytes) -> None:
     try:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     except OSError as error:
-        raise UserError(f"{a.out}: cannot be written ({error.strerror})") from None
-    print(f"{a.out}: {text_of(model.processor, run.answer.tolist())}")
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def test_probabilities_are_softmax_of_logits_also_from_the_groups(run, monkeypat
 def test_occlusion_is_the_model_on_the_painted_picture(run, image):
     boxes = look.regions(3, 2)
     assert boxes == [(0, 0, 1, 1), (0, 1, 1, 3), (1, 0, 3, 1), (1, 1, 3, 3)]
-    falls, answers = look.occlusion(run, look.paint(run, boxes), 6)
+    painted = look.paint(run, boxes)
+    falls, answers = look.occlusion(run, painted), look.answers_without(run, painted, 6)
     model, colour = run.model, tuple(round(255 * mean) for mean in run.model.processor.image.image_mean)
     for (top, left, bottom, right), fall, answer in zip(boxes, falls, answers):
         painted = image.copy()
@@ -228,6 +229,12 @@ def test_the_picture_is_what_the_tower_sees(run, image):
     assert np.abs(np.asarray(look.seen(run), dtype=int) - np.asarray(image)).max() <= 1
 
 
+def test_the_still_has_two_tiles_for_each_token(run):
+    still = look.still(run)
+    assert still.size == (8 + 6 * 104, 240)
+    assert len(set(still.getdata())) > 50
+
+
 def test_the_page_loads_nothing_and_text_cannot_become_a_script(run):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028<!--"
     data = look.collect(run, PROMPT, 6) | {"prompt": hostile, "answer": hostile}
@@ -242,9 +249,10 @@ def test_the_page_loads_nothing_and_text_cannot_become_a_script(run):
 
 
 def test_the_command_writes_a_page_under_two_megabytes_and_names_mistakes(tmp_path):
-    page = tmp_path / "new" / "page.html"
-    done = run_program("-m", "minillava.look", "--prompt", "Where is this?", "--max-new-tokens", "8", "--out", page)
+    page, still = tmp_path / "new" / "page.html", tmp_path / "still.png"
+    done = run_program("-m", "minillava.look", "--prompt", "Where is this?", "--out", page, "--png", still)
     assert done.returncode == 0, done.stderr
+    assert Image.open(still).width > 100
     assert 100_000 < page.stat().st_size < 2_000_000
     for line, *arguments in (
         ("nothing.png: no such picture", "--image", tmp_path / "nothing.png", "--out", page),
