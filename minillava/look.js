@@ -124,22 +124,26 @@ function drawColours(canvas, colours) {
   outline(canvas, context);
 }
 
-function outline(canvas, context) { // the patch that is selected
-  if (state.patch === null) return;
-  const unit = canvas.width / data.side, [top, left] = boxOf(state.patch);
-  context.strokeStyle = "#fff";
-  context.lineWidth = Math.max(1, unit / 8);
-  context.strokeRect(left * unit, top * unit, unit, unit);
+function frame(canvas, context, [top, left, bottom, right], colour, width) {
+  const unit = canvas.width / data.side;
+  context.strokeStyle = colour;
+  context.lineWidth = canvas.width * width;
+  context.strokeRect(left * unit, top * unit, (right - left) * unit, (bottom - top) * unit);
 }
 
+function outline(canvas, context) { // the patch that is selected
+  if (state.patch !== null) frame(canvas, context, boxOf(state.patch), "#fff", 0.015);
+}
+
+const changes = (region) => data.answers[region] !== data.answer; // whether painting over it changes the answer
 const patchBoxes = range(patches).map(boxOf);
 const overPicture = (weights) => range(patches).map((patch) => weights[data.firstPatch + patch] || 0);
 
 function clickPatches(canvas) { // a click on a canvas selects a patch and the region around it
   canvas.addEventListener("click", (event) => {
-    const frame = canvas.getBoundingClientRect();
+    const area = canvas.getBoundingClientRect();
     const at = (distance, size) => Math.min(data.side - 1, Math.max(0, Math.floor(distance / size * data.side)));
-    const x = at(event.clientX - frame.left, frame.width), y = at(event.clientY - frame.top, frame.height);
+    const x = at(event.clientX - area.left, area.width), y = at(event.clientY - area.top, area.height);
     const inside = ([top, left, bottom, right]) => top <= y && y < bottom && left <= x && x < right;
     select({ patch: y * data.side + x, region: data.boxes.findIndex(inside) });
   });
@@ -181,6 +185,9 @@ function build() {
   for (const name of ["temperature", "topP"]) {
     element(name).addEventListener("input", (event) => select({ [name]: Number(event.target.value) }));
   }
+  const changed = data.boxes.filter((_, region) => changes(region)).length;
+  element("paintText").textContent =
+    `Click a region: the answer without it. ${changed} of ${data.boxes.length} regions change it; they have a frame.`;
   const size = data.sizes;
   element("patches").textContent = `${data.side} × ${data.side} patches`;
   element("zText").textContent = `${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
@@ -248,11 +255,12 @@ function renderMaps(weights, name) {
 
   const canvas = element("painted"), context = openCanvas(canvas);
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  data.boxes.forEach((box, region) => changes(region) && frame(canvas, context, box, "#ff9632", 0.006));
   if (state.region === null) {
     element("instead").textContent = data.answer;
     return;
   }
-  square(canvas, context, data.boxes[state.region], "rgb(122, 117, 104)"); // CLIP's mean colour
+  square(canvas, context, data.boxes[state.region], `rgb(${data.paint.join()})`);
   const change = inAnswer() ? `\nlog p of “${show(data.ids[state.row + 1])}”: ${(-fall[state.region]).toFixed(2)}` : "";
   element("instead").textContent = data.answers[state.region] + change;
 }
@@ -260,10 +268,7 @@ function renderMaps(weights, name) {
 function renderPatches() {
   const canvas = element("picture"), context = openCanvas(canvas);
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  context.strokeStyle = "rgba(255, 255, 255, 0.35)";
-  context.lineWidth = canvas.width / 400;
-  const unit = canvas.width / data.side;
-  patchBoxes.forEach(([top, left]) => context.strokeRect(left * unit, top * unit, unit, unit));
+  patchBoxes.forEach((box) => frame(canvas, context, box, "rgba(255, 255, 255, 0.35)", 0.003));
   outline(canvas, context);
   drawColours(element("zv"), data.zColours);
   drawColours(element("hv"), data.hColours);

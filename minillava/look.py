@@ -208,10 +208,15 @@ def regions(side: int, most: int) -> list[tuple[int, int, int, int]]:
     return [(top, left, bottom, right) for top, bottom in spans for left, right in spans]
 
 
+def mean_colour(run: Run) -> tuple[int, ...]:
+    """The mean colour of the pictures that the vision tower was trained on; normalised, it is about 0."""
+    return tuple(round(255 * mean) for mean in run.model.processor.image.image_mean)
+
+
 def paint(run: Run, boxes: list[tuple[int, int, int, int]]) -> Tensor:
     """One picture for each box, in which the box's patches have the mean colour: (boxes, 3, H, W)."""
-    colour = tuple(round(255 * mean) for mean in run.model.processor.image.image_mean)
-    blank = run.model.processor.image(Image.new("RGB", run.pixels.shape[:1:-1], colour)).to(run.pixels)
+    blank = Image.new("RGB", run.pixels.shape[:1:-1], mean_colour(run))
+    blank = run.model.processor.image(blank).to(run.pixels)  # (3, H, W)
     painted = run.pixels.repeat(len(boxes), 1, 1, 1)
     for picture, box in zip(painted, boxes):
         top, left, bottom, right = (edge * run.model.config.vision.patch_size for edge in box)
@@ -338,6 +343,7 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
         "rollout": packed(rollout(weights)[run.rows], np.float32),
         "relevancy": packed(relevancy(run), np.float32),
         "boxes": boxes,
+        "paint": mean_colour(run),
         "falls": packed(occlusion(run, painted), np.float32),
         "answers": answers_without(run, painted, max_new_tokens),
         "topIds": packed(top.indices, np.int32),
