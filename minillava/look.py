@@ -41,9 +41,9 @@ from minillava.model.llava import Llava
 from minillava.talk import make_turns
 
 HERE = Path(__file__).parent
-WHOLE = 500_000  # with at most so many attention weights, all are in the page; two bytes each, a third more as base64
+WHOLE = 400_000  # with at most so many attention weights, all are in the page; two bytes each, a third more as base64
 KEPT = 1_000_000  # otherwise at most so many: those of the answer's rows, the mean over heads
-LOGITS = 100_000  # with at most so many logits, all are in the page; otherwise the TOP highest of each token
+LOGITS = 60_000  # with at most so many logits, all are in the page; otherwise the TOP highest of each token
 TOP, TAIL = 256, 64  # the logits below the TOP highest are in the page as the means of so many groups
 BATCH = 16  # painted pictures in one pass
 
@@ -100,8 +100,9 @@ def stop_at(processor: Processor, ids: list[int]) -> int:
 
 
 def text_of(processor: Processor, ids: list[int]) -> str:
-    """The text of an answer's ids, without its stop."""
-    text = processor.tokenizer.decode(index for index in ids if index not in processor.stop_ids)
+    """The text of an answer's ids, without special tokens and its stop."""
+    hidden = {*processor.stop_ids, *processor.tokenizer.special.values()}
+    text = processor.tokenizer.decode(index for index in ids if index not in hidden)
     return text.split(processor.template.stop)[0].strip()
 
 
@@ -300,7 +301,7 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
     whole = decoder.num_hidden_layers * decoder.num_attention_heads * length * (length + 1) // 2 <= WHOLE
     cut = False
     if not whole:  # an answer that is too long for the page is explained up to a token
-        count = max(1, KEPT // (decoder.num_hidden_layers * length))
+        count = max(1, KEPT // ((decoder.num_hidden_layers + 4) * length))  # 4: two other maps of four bytes a number
         cut, run = count < len(run.answer), Run(run.model, run.pixels, run.ids[: run.start + count], run.start)
         length = len(run.ids)
 

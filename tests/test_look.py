@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from programs import run as run_program
-from transformers import LlavaForConditionalGeneration
 
 from minillava import look, save
 from minillava.model import decoder as decoder_module
@@ -42,6 +41,8 @@ def test_the_answer_is_the_models(run, image):
 
 
 def test_attention_weights_are_transformers(tiny_model, tmp_path):
+    from transformers import LlavaForConditionalGeneration  # takes seconds; the other tests do not need it
+
     save(tiny_model, tmp_path / "model")
     theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     ids = torch.randint(300, (1, 15))
@@ -220,7 +221,7 @@ def test_the_data_is_the_models_whole_or_with_mean_heads_and_the_answers_rows(ru
 
 def test_a_long_answer_of_a_large_model_is_explained_up_to_a_token(run, monkeypatch):
     monkeypatch.setattr(look, "WHOLE", 0)
-    monkeypatch.setattr(look, "KEPT", 2 * len(run.ids) * 3)
+    monkeypatch.setattr(look, "KEPT", (2 + 4) * len(run.ids) * 3)
     data = look.collect(run, PROMPT, 6)
     assert data["cut"] and data["ids"] == run.ids[: run.start + 3].tolist()
 
