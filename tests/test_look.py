@@ -194,7 +194,8 @@ def test_nearest_words_have_the_largest_cosines(run):
 
 
 def test_the_data_is_the_models_whole_or_with_mean_heads_and_the_answers_rows(run, monkeypatch):
-    weights, length, count = look.attention_weights(run.model.language_model, run.embeddings()), len(run.ids), len(run.answer)
+    weights = look.attention_weights(run.model.language_model, run.embeddings())
+    length, count = len(run.ids), len(run.answer)
     for most in (look.WHOLE, 0):
         monkeypatch.setattr(look, "WHOLE", most)
         data = look.collect(run, PROMPT, 6)
