@@ -60,11 +60,12 @@ const state = { row: data.start - 1, layer: 0, head: -1, patch: null, region: nu
 const step = () => state.row - (data.start - 1); // which token of the answer the row chooses; outside 0..N-1: none
 const inAnswer = () => step() >= 0 && step() < N;
 
-// The page opens at the token of the answer that a part of the picture matters to most, and at the layer that looks at
-// the picture most for it.
+// The page opens at the token of the answer that a region of the picture matters to most, with that region painted
+// over, and at the layer that looks at the picture most for this token.
 function start() {
   const most = (values) => values.indexOf(Math.max(...values));
-  state.row += most(range(N).map((token) => Math.max(...data.boxes.map((_, region) => falls[region * N + token]))));
+  const place = most(Array.from(falls)), [top, left] = data.boxes[Math.floor(place / N)];
+  Object.assign(state, { row: state.row + place % N, region: Math.floor(place / N), patch: top * data.side + left });
   state.layer = most(range(data.layers).map((layer) => sum(overPicture(weightsOf(layer, -1, state.row)))));
 }
 
@@ -77,9 +78,11 @@ function select(change) {
 
 const picture = new Image();
 
-function show(id) { // a token as text that can be seen
+function show(id) { // a token as text in which new lines and control characters can be seen
   return (data.words[id] || "").replace(/\n/g, "⏎").replace(/[\u0000-\u001f\u007f]/g, "�") || "∅";
 }
+
+const named = (id) => show(id).replace(/ /g, "·"); // and spaces
 
 function make(parent, tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -90,7 +93,7 @@ function make(parent, tag, text, attributes = {}) {
 }
 
 function openCanvas(canvas) {
-  canvas.width = canvas.height = Math.max(data.side * 4, picture.width);
+  canvas.width = canvas.height = data.side * Math.ceil(Math.max(320, picture.width) / data.side);
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   return context;
@@ -107,14 +110,14 @@ const boxOf = (patch) => {
   return [y, x, y + 1, x + 1];
 };
 
-// The picture, bright where a value is high: values for each box of `boxes`. Negative values are blue.
+// The picture, darkened, and orange where a value is high: values for each box of `boxes`. Negative values are blue.
 function drawMap(canvas, values, boxes) {
   const context = openCanvas(canvas), most = Math.max(1e-9, ...values.map(Math.abs));
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   values.forEach((value, index) => {
-    const shade = 0.88 * (1 - Math.abs(value) / most);
-    square(canvas, context, boxes[index], `rgba(18, 20, 28, ${shade})`);
-    if (value < 0) square(canvas, context, boxes[index], `rgba(60, 110, 255, ${0.6 * -value / most})`);
+    const share = Math.abs(value) / most;
+    square(canvas, context, boxes[index], `rgba(18, 20, 28, ${0.75 * (1 - share)})`);
+    square(canvas, context, boxes[index], `rgba(${value < 0 ? "60, 110, 255" : "255, 140, 0"}, ${0.6 * share})`);
   });
 }
 
@@ -169,8 +172,10 @@ function build() {
   data.hColours.forEach((rgb, patch) => {
     element("row").children[data.firstPatch + patch].style.backgroundColor = `rgb(${rgb.join()})`;
   });
-  element("heads").style.gridTemplateColumns = `repeat(${data.heads}, minmax(0, 84px))`;
+  element("heads").style.gridTemplateColumns =
+    data.heads > 1 ? `auto repeat(${data.heads}, minmax(0, 84px))` : "repeat(auto-fill, minmax(56px, 84px))";
   for (const layer of range(data.layers)) {
+    if (data.heads > 1) make(element("heads"), "span", layer);
     for (const head of range(data.heads)) {
       const button = make(element("heads"), "button", "", { type: "button", title: `layer ${layer}, head ${head}` });
       button.dataset.place = `${layer} ${head}`;
@@ -189,10 +194,14 @@ function build() {
   element("paintText").textContent =
     `Click a region: the answer without it. ${changed} of ${data.boxes.length} regions change it; they have a frame.`;
   const size = data.sizes;
-  element("patches").textContent = `${data.side} × ${data.side} patches`;
-  element("zText").textContent = `${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
-  element("hText").textContent = `${patches} vectors of ${size.H} numbers, like a word's. Click one: its nearest words.`;
-  element("rowText").textContent = `${T} tokens. ` + (data.firstRow
+  element("patches").textContent = `${data.side} × ${data.side} patches. Click one.`;
+  element("zText").textContent =
+    `What the tower sees: ${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
+  element("hText").textContent =
+    `W Zv: ${patches} vectors of ${size.H} numbers, as a word has. The words nearest to the one with a frame:`;
+  const first = data.kinds.indexOf("picture") < data.kinds.indexOf("question");
+  element("rowText").textContent = `${T} tokens; of equation 1's two orders, ` +
+    `${first ? "the picture before the question" : "the question before the picture"}. ` + (data.firstRow
     ? "Click a token of the answer: shaded is what it looks at."
     : "Click any token: shaded is what it looks at.");
 }
@@ -210,7 +219,7 @@ function renderRow(weights) {
 }
 
 function renderHeads() {
-  for (const button of element("heads").children) {
+  for (const button of element("heads").querySelectorAll("button")) {
     const [layer, head] = button.dataset.place.split(" ").map(Number);
     const here = layer === state.layer && (head === state.head || state.head < 0);
     button.setAttribute("aria-pressed", here);
@@ -218,7 +227,7 @@ function renderHeads() {
   }
   const name = state.head < 0 ? "the mean of its heads" : `head ${state.head}`;
   element("headsText").textContent = data.heads > 1
-    ? `${data.layers} layers, one below the other, of ${data.heads} heads each. Click one; click again for the mean.`
+    ? `${data.layers} layers of ${data.heads} heads each. Click one; click again for the mean.`
     : `${data.layers} layers, from the first to the last; the mean of each layer's heads.`;
   return `layer ${state.layer}, ${name}`;
 }
@@ -236,7 +245,7 @@ function renderNext() {
     const bar = make(element("next"), "div", "", { className: `bar ${kept ? "" : "out"} ${chosen ? "chosen" : ""}` });
     bar.dataset.id = id;
     bar.dataset.probability = probability;
-    make(bar, "b", show(id));
+    make(bar, "b", named(id));
     make(bar, "i", "").style.width = `${100 * probability}%`;
     make(bar, "span", `${(100 * probability).toFixed(2)} %`);
   }
@@ -252,6 +261,7 @@ function renderMaps(weights, name) {
   }
   const fall = data.boxes.map((_, region) => (inAnswer() ? falls[region * N + step()] : 0));
   drawMap(element("occlusion"), fall, data.boxes);
+  for (const id of ["rollout", "relevancy", "occlusion"]) element(id).style.opacity = inAnswer() ? 1 : 0.2;
 
   const canvas = element("painted"), context = openCanvas(canvas);
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
@@ -261,7 +271,7 @@ function renderMaps(weights, name) {
     return;
   }
   square(canvas, context, data.boxes[state.region], `rgb(${data.paint.join()})`);
-  const change = inAnswer() ? `\nlog p of “${show(data.ids[state.row + 1])}”: ${(-fall[state.region]).toFixed(2)}` : "";
+  const change = inAnswer() ? `\nlog p of “${named(data.ids[state.row + 1])}”: ${(-fall[state.region]).toFixed(2)}` : "";
   element("instead").textContent = data.answers[state.region] + change;
 }
 
@@ -274,7 +284,7 @@ function renderPatches() {
   drawColours(element("hv"), data.hColours);
   const patch = state.patch;
   element("near").textContent = patch === null ? "" : data.near[patch].map(
-    (id, place) => `“${show(id)}” ${data.cosines[patch][place].toFixed(2)}`).join("\n");
+    (id, place) => `“${named(id)}” ${data.cosines[patch][place].toFixed(2)}`).join("\n");
 }
 
 function render() {
@@ -284,8 +294,8 @@ function render() {
   renderMaps(weights, renderHeads());
   renderNext();
   element("chosen").textContent = inAnswer()
-    ? `Token ${step() + 1} of ${N}: “${show(data.ids[state.row + 1])}”. Click another: where did the model look for it?`
-    : `Looking from “${data.kinds[state.row] === "picture" ? "a visual token" : show(data.ids[state.row])}”.`;
+    ? `Token ${step() + 1} of ${N}: “${named(data.ids[state.row + 1])}”. Click another: where did the model look for it?`
+    : `Looking from ${data.kinds[state.row] === "picture" ? "a visual token" : `“${named(data.ids[state.row])}”`}.`;
 }
 
 picture.onload = () => {
