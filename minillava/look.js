@@ -198,7 +198,7 @@ function build() {
   element("zText").textContent =
     `What the tower sees: ${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
   element("hText").textContent =
-    `W Zv: ${patches} vectors of ${size.H} numbers, as a word has. The words nearest to the one with a frame:`;
+    `Projected: ${patches} vectors of ${size.H} numbers, as a word has. The words nearest to the one with a frame:`;
   const first = data.kinds.indexOf("picture") < data.kinds.indexOf("question");
   element("rowText").textContent = `${T} tokens; of equation 1's two orders, ` +
     `${first ? "the picture before the question" : "the question before the picture"}. ` + (data.firstRow
@@ -227,7 +227,7 @@ function renderHeads() {
   }
   const name = state.head < 0 ? "the mean of its heads" : `head ${state.head}`;
   element("headsText").textContent = data.heads > 1
-    ? `${data.layers} layers of ${data.heads} heads each. Click one; click again for the mean.`
+    ? `A row for each of ${data.layers} layers, a column for each head. Click one; click again for the mean.`
     : `${data.layers} layers, from the first to the last; the mean of each layer's heads.`;
   return `layer ${state.layer}, ${name}`;
 }
@@ -271,7 +271,8 @@ function renderMaps(weights, name) {
     return;
   }
   square(canvas, context, data.boxes[state.region], `rgb(${data.paint.join()})`);
-  const change = inAnswer() ? `\nlog p of “${named(data.ids[state.row + 1])}”: ${(-fall[state.region]).toFixed(2)}` : "";
+  const change = inAnswer()
+    ? `\nlog p of “${named(data.ids[state.row + 1])}” changes by ${(-fall[state.region]).toFixed(2)}.` : "";
   element("instead").textContent = data.answers[state.region] + change;
 }
 

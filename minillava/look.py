@@ -399,9 +399,9 @@ def page(data: dict) -> str:
 
 def still(run: Run) -> Image.Image:
     """A picture of the page's two main maps for each token of the answer: gradient times attention, above, says where
-    the model looked for it; occlusion, below, what mattered to it. Brighter is more."""
+    the model looked for it; occlusion, below, what mattered to it. The more orange, the more."""
     config, tokenizer = run.model.config.vision, run.model.processor.tokenizer
-    side, tile, gap, across = config.image_size // config.patch_size, 96, 8, 8
+    side, tile, gap, across = config.image_size // config.patch_size, 96, 8, 12
     where = (run.ids == run.model.config.image_token_id).nonzero()[-(side**2) :, 0]
     boxes = regions(side, 8)
     looks, falls = relevancy(run)[:, where].view(-1, side, side), occlusion(run, paint(run, boxes)).clamp(min=0)
@@ -410,20 +410,30 @@ def still(run: Run) -> Image.Image:
         matters[:, top:bottom, left:right] = fall[:, None, None]
 
     picture = seen(run).resize((tile, tile), Image.Resampling.NEAREST)
-    count = len(looks)
+    count = 1 + len(looks)  # the first place explains the two lines
     lines, height = -(-count // across), 2 * (tile + gap) + 24
     sheet = Image.new("RGB", (gap + min(count, across) * (tile + gap), lines * height + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for index, token in enumerate(run.answer.tolist()):
+    sheet.paste(picture, (gap, gap + 12))
+    explanation = "Above: where\nthe model\nlooked. Below:\nwhat mattered."
+    pen.multiline_text((gap, tile + 2 * gap + 20), explanation, "black", font, spacing=6)
+    for index, token in enumerate(run.answer.tolist(), start=1):
         x, y = gap + index % across * (tile + gap), gap + index // across * height
         word = tokenizer.decode_bytes([token]).decode("utf-8", "replace").strip()
-        pen.text((x + tile / 2, y + 8), word, "black", font, anchor="mm")
-        for place, values in enumerate((looks[index], matters[index])):
-            light = (0.15 + 0.85 * values / values.max().clamp(min=1e-9)) * 255  # (side, side)
-            shade = Image.fromarray(light.byte().cpu().numpy()).resize((tile, tile), Image.Resampling.NEAREST)
-            shown = Image.composite(picture, Image.new("RGB", picture.size), shade)
-            sheet.paste(shown, (x, y + 20 + place * (tile + gap)))
+        pen.text((x + tile / 2, y + 4), word, "black", font, anchor="mm")
+        for place, values in enumerate((looks[index - 1], matters[index - 1])):
+            sheet.paste(overlay(picture, values), (x, y + 12 + place * (tile + gap)))
     return sheet
+
+
+def overlay(picture: Image.Image, values: Tensor) -> Image.Image:
+    """The picture, dark where ``values`` (side, side), none below 0, are low, and orange where they are high: as
+    drawMap() in ``look.js``."""
+    share = (255 * values / values.max().clamp(min=1e-9)).byte().cpu().numpy()
+    share = np.asarray(Image.fromarray(share).resize(picture.size, Image.Resampling.NEAREST))[..., None] / 255
+    dark, orange = np.array([18, 20, 28]), np.array([255, 140, 0])
+    shown = np.asarray(picture) + 0.75 * (1 - share) * (dark - np.asarray(picture))
+    return Image.fromarray((shown + 0.6 * share * (orange - shown)).astype(np.uint8))
 
 
 def main() -> None:

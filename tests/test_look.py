@@ -232,10 +232,21 @@ def test_the_picture_is_what_the_tower_sees(run, image):
     assert np.abs(np.asarray(look.seen(run), dtype=int) - np.asarray(image)).max() <= 1
 
 
-def test_the_still_has_two_tiles_for_each_token(run):
-    still = look.still(run)
-    assert still.size == (8 + len(run.answer) * 104, 240)
-    assert len(np.unique(np.asarray(still))) > 50
+def test_the_still_shows_where_the_model_looked_above_and_what_mattered_below(run):
+    still = np.asarray(look.still(run), dtype=int)
+    count = len(run.answer)
+    assert still.shape == (240, 8 + (1 + count) * 104, 3)
+    picture = np.asarray(look.seen(run).resize((96, 96), Image.Resampling.NEAREST), dtype=int)
+    assert (still[20:116, 8:104] == picture).all()
+    first = int((run.ids == run.model.config.image_token_id).nonzero()[0])
+    falls = look.occlusion(run, look.paint(run, look.regions(3, 8))).clamp(min=0).T  # (N, 9)
+    for token in range(count):
+        for place, values in enumerate((look.relevancy(run)[token, first : first + 9], falls[token])):
+            share = (values / values.max()).view(3, 3).numpy().repeat(32, axis=0).repeat(32, axis=1)[..., None]
+            dark = picture * (1 - 0.75 * (1 - share)) + np.array([18, 20, 28]) * 0.75 * (1 - share)
+            expected = dark * (1 - 0.6 * share) + np.array([255, 140, 0]) * 0.6 * share
+            left, top = 8 + (1 + token) * 104, 20 + place * 104
+            assert np.abs(still[top : top + 96, left : left + 96] - expected).max() < 3
 
 
 def test_the_page_loads_nothing_and_text_cannot_become_a_script(run):
