@@ -37,19 +37,23 @@ function weightsOf(layer, head, row) {
 }
 
 // The probabilities of the next token: [id, probability, whether top-p keeps it], the likeliest first. The logits that
-// are not in the page are in groups of neighbours; each counts with its mean.
+// are not in the page are in groups of neighbours; each token of a group counts with the group's mean.
 function nextToken(step, temperature, topP) {
   const logits = topLogits.subarray(step * K, (step + 1) * K), best = logits[0];
   const weight = (logit) => temperature > 0 ? Math.exp((logit - best) / temperature) : Number(logit === best);
-  const rest = sum(range(groups).map((group) => data.tailSizes[group] * weight(tail[step * groups + group])));
-  const all = sum(Array.from(logits, weight)) + rest;
-  const every = range(K).map((k) => [topIds[step * K + k], weight(logits[k]) / all, true]);
-  let before = 0; // the probability of all likelier tokens: a token is kept as long as this is below topP
-  for (const token of every) {
-    token[2] = before < topP;
-    before += token[1];
+  const rest = range(groups).map((group) => [weight(tail[step * groups + group]), data.tailSizes[group]]);
+  const all = sum(Array.from(logits, weight)) + sum(rest.map(([one, size]) => one * size));
+  let before = 0, kept = 0; // the probability of all likelier tokens: a token is kept as long as this is below topP
+  const every = range(K).map((k) => {
+    const probability = weight(logits[k]) / all, keep = before < topP;
+    before += probability;
+    if (keep) kept += probability;
+    return [topIds[step * K + k], probability, keep];
+  });
+  for (const [one, size] of rest) {
+    kept += before < topP ? one / all * Math.min(size, Math.ceil((topP - before) * all / one)) : 0;
+    before += one / all * size;
   }
-  const kept = sum(every.map((token) => (token[2] ? token[1] : 0))) + (before < topP ? rest / all : 0);
   return every.map(([id, probability, keep]) => [id, keep ? probability / kept : 0, keep]);
 }
 
