@@ -86,6 +86,7 @@ function show(id) { // a token as text in which new lines and control characters
   return (data.words[id] || "").replace(/\n/g, "⏎").replace(/[\u0000-\u001f\u007f]/g, "�") || "∅";
 }
 
+const percent = (probability) => `${(100 * probability).toFixed(2)} %`;
 const named = (id) => show(id).replace(/ /g, "·"); // and spaces
 
 function make(parent, tag, text, attributes = {}) {
@@ -202,7 +203,7 @@ function build() {
   element("zText").textContent =
     `What the tower sees: ${patches} vectors of ${size.Z} numbers. Colours: their three principal components.`;
   element("hText").textContent =
-    `Projected: ${patches} vectors of ${size.H} numbers, as a word has. The words nearest to the one with a frame:`;
+    `Projected: ${patches} visual tokens of ${size.H} numbers, as words have. The words nearest to the framed one:`;
   const first = data.kinds.indexOf("picture") < data.kinds.indexOf("question");
   element("rowText").textContent = `${T} tokens; of equation 1's two orders, ` +
     `${first ? "the picture before the question" : "the question before the picture"}. ` + (data.firstRow
@@ -251,7 +252,7 @@ function renderNext() {
     bar.dataset.probability = probability;
     make(bar, "b", named(id));
     make(bar, "i", "").style.width = `${100 * probability}%`;
-    make(bar, "span", `${(100 * probability).toFixed(2)} %`);
+    make(bar, "span", percent(probability));
   }
 }
 
@@ -275,9 +276,11 @@ function renderMaps(weights, name) {
     return;
   }
   square(canvas, context, data.boxes[state.region], `rgb(${data.paint.join()})`);
-  const change = inAnswer()
-    ? `\nlog p of “${named(data.ids[state.row + 1])}” changes by ${(-fall[state.region]).toFixed(2)}.` : "";
-  element("instead").textContent = data.answers[state.region] + change;
+  element("instead").textContent = data.answers[state.region];
+  if (!inAnswer()) return;
+  const id = data.ids[state.row + 1], before = nextToken(step(), 1, 1).find(([other]) => other === id)[1];
+  element("instead").textContent +=
+    `\np(“${named(id)}”): ${percent(before)}, painted over ${percent(before * Math.exp(-fall[state.region]))}`;
 }
 
 function renderPatches() {
@@ -299,7 +302,7 @@ function render() {
   renderMaps(weights, renderHeads());
   renderNext();
   element("chosen").textContent = inAnswer()
-    ? `Token ${step() + 1} of ${N}: “${named(data.ids[state.row + 1])}”. Click another: where did the model look for it?`
+    ? `Token ${step() + 1} of ${N}: “${named(data.ids[state.row + 1])}”. Click another: where did the model look?`
     : `Looking from ${data.kinds[state.row] === "picture" ? "a visual token" : `“${named(data.ids[state.row])}”`}.`;
 }
 

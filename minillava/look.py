@@ -40,7 +40,7 @@ from minillava.model.decoder import Attention, Decoder, rotate
 from minillava.model.llava import Llava
 from minillava.talk import make_turns
 
-HERE = Path(__file__).parent
+HERE = PRETRAINED.parent  # look.html, look.js and look.png
 WHOLE = 400_000  # with at most so many attention weights, all are in the page; two bytes each, a third more as base64
 KEPT = 1_000_000  # otherwise at most so many: those of the answer's rows, the mean over heads
 LOGITS = 60_000  # with at most so many logits, all are in the page; otherwise the TOP highest of each token

@@ -40,6 +40,20 @@ def test_the_answer_is_the_models(run, image):
     assert text == run.model.chat(image, PROMPT, max_new_tokens=6)
 
 
+def test_answers_end_at_their_stop(run, image, monkeypatch):
+    processor = run.model.processor
+    said = processor.tokenizer.encode("It is here.", special=False)
+    spelled = [*said, *processor.tokenizer.encode("###", special=False)]
+    assert look.stop_at(processor, [*said, processor.tokenizer.eos_id, 65]) == len(said) + 1
+    assert look.stop_at(processor, [*spelled, 65, 66]) == len(spelled)
+    assert look.stop_at(processor, said) == len(said)
+    for ids in (spelled, [*said, processor.tokenizer.eos_id]):
+        assert look.text_of(processor, ids) == "It is here."
+    monkeypatch.setattr(look, "stop_at", lambda processor, ids: 2)
+    assert look.answers_without(run, run.pixels, 6) == [look.text_of(processor, run.answer[:2].tolist())]
+    assert look.run_model(run.model, image, PROMPT, 6).answer.tolist() == run.answer[:2].tolist()
+
+
 def test_attention_weights_are_transformers(tiny_model, tmp_path):
     from transformers import LlavaForConditionalGeneration  # takes seconds; the other tests do not need it
 

@@ -212,7 +212,10 @@ def test_a_click_on_a_patch_paints_it_over_and_names_its_nearest_words(run, open
         place = {"x": (patch % 3 + 0.5) * size / 3, "y": (patch // 3 + 0.5) * size / 3}
         window.locator(name).click(position=place)
         text = window.locator("#instead").text_content()
-        assert text.startswith(answers[patch]) and f"changes by {-falls[patch, 1]:.2f}" in text
+        assert text.startswith(answers[patch])
+        percents = [float(number) / 100 for number in re.findall(r"([\d.]+) %", text.removeprefix(answers[patch]))]
+        before = look.answer_logits(run, run.pixels)[0, 1].softmax(dim=-1)[run.answer[1]].item()
+        assert percents == pytest.approx([before, before * (-falls[patch, 1]).exp().item()], abs=6e-5)
         colours, _ = shown(run, window, "#painted")
         assert colours[patch].tolist() == [123, 117, 104]
         words = window.locator("#near").text_content().split("\n")
