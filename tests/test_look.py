@@ -205,6 +205,8 @@ def test_nearest_words_have_the_largest_cosines(run):
     best = torch.cosine_similarity(table[65], table, dim=-1)
     best[list(run.model.processor.tokenizer.special.values())] = -2
     torch.testing.assert_close(values[0], best.topk(2).values)
+    special = list(run.model.processor.tokenizer.special.values())
+    assert not {*special} & {*look.nearest_words(run, table[special], count=2)[1].flatten().tolist()}
 
 
 def test_the_data_is_the_models_whole_or_with_mean_heads_and_the_answers_rows(run, monkeypatch):
