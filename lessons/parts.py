@@ -34,6 +34,7 @@ PATHS = {
     "heldout": "minillava/training/heldout.py",
     "plot": "minillava/training/plot.py",
     "own": "data/own.py",
+    "look": "minillava/look.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises
