@@ -168,11 +168,13 @@ class FirstTraining(nn.Module):
         contrast = (F.cross_entropy(similar, target) + F.cross_entropy(similar.T, target)) / 2
 
         # Matching: each picture with its caption, with a wrong caption, and each caption with a wrong picture. A wrong
-        # one is drawn by its similarity ("hard negatives"). If the batch has only this caption, it stays right.
+        # one is drawn by its similarity ("hard negatives"). If the batch has only this caption, it stays right. The
+        # draw depends on the batch only, so a resumed training makes it again.
+        draw = torch.Generator(ids.device).manual_seed(ids.sum().item())
         wrong = similar.detach().masked_fill(same, CLOSED)
         rows = torch.arange(len(ids), device=ids.device)
-        text = torch.multinomial(wrong.softmax(dim=1), 1).squeeze(1)  # (B,)
-        picture = torch.multinomial(wrong.T.softmax(dim=1), 1).squeeze(1)
+        text = torch.multinomial(wrong.softmax(dim=1), 1, generator=draw).squeeze(1)  # (B,): for each picture
+        picture = torch.multinomial(wrong.T.softmax(dim=1), 1, generator=draw).squeeze(1)  # (B,): for each caption
         pictures, texts = torch.cat([rows, rows, picture]), torch.cat([rows, text, rows])  # (3 B,)
         query, _ = self.read("matching", features[pictures], ids[texts])
         answer = self.match(query).mean(dim=1)  # (3 B, 2): the mean over the queries

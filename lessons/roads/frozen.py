@@ -48,7 +48,9 @@ class Frozen(Road):
         """pixel_values (images, 3, H, W) -> prefix (images, count, decoder hidden). All blocks of the ViT are run."""
         tower = self.vision_tower
         weight = tower.embeddings.patch_embedding.weight
-        hidden = tower.hidden_state(pixel_values.to(weight.device, weight.dtype))  # (images, 1 + patches, vision hidden)
+        hidden = tower.hidden_state(
+            pixel_values.to(weight.device, weight.dtype)
+        )  # (images, 1 + patches, vision hidden)
         return self.multi_modal_projector(tower.post_layernorm(hidden)[:, 1:])
 
 

@@ -117,7 +117,7 @@ class Documents(Dataset):
 def kosmos_task(model: Kosmos, dataset: Documents | ConversationDataset) -> Task:
     """Train everything that the loss reaches: not the ViT's blocks after the layer that is read, and its last norm."""
     model.requires_grad_(True)
-    layer = model.config.vision_feature_layer
+    layer, blocks = model.config.vision_feature_layer, model.vision_tower.encoder.layers
+    blocks[layer if layer >= 0 else len(blocks) + 1 + layer :].requires_grad_(False)
     model.vision_tower.post_layernorm.requires_grad_(False)
-    model.vision_tower.encoder.layers[layer + 1 or None :].requires_grad_(False)
     return road_task("kosmos", model, dataset)
