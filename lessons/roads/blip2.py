@@ -79,7 +79,7 @@ class QFormerConfig(TextConfig):
 
 
 class QFormerLayer(nn.Module):
-    """norm(x + self-attention(x)), norm(x + cross-attention(x)) for the queries, norm(x + mlp(x)): (B, Q + T, hidden)."""
+    """norm(x + self-attention(x)); the queries: norm(x + cross-attention(x)); norm(x + mlp(x)): (B, Q + T, hidden)."""
 
     def __init__(self, config: QFormerConfig, looks: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What several roads need: attention to another sequence, a Llava with another projector, and a ``Task`` for the loop."""
+"""What several roads need: attention to another sequence, a Llava with another projector, a ``Task`` for the loop."""
 
 from collections.abc import Callable
 from copy import deepcopy

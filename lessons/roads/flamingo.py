@@ -15,7 +15,7 @@ Alayrac et al. 2022, Flamingo: a Visual Language Model for Few-Shot Learning, ar
 
   a and b are learned and start at 0. So at first the model computes exactly what its decoder does, and nothing has
   to be learnt twice.
-- **The latest picture** (section 2.3). A word sees only the last picture before it; a word before all pictures sees none.
+- **The latest picture** (section 2.3). A word sees only the last picture before it; before all pictures it sees none.
   What earlier pictures showed reaches it through the decoder's own attention.
 
 Trained: the resampler, the gates, the cross-attention and its feed-forward layers. Frozen: the ViT and the decoder. A

@@ -4,8 +4,8 @@ Tsimpoukelli et al. 2021, Multimodal Few-Shot Learning with Frozen Language Mode
 
     pixels --vision encoder v--> pooled feature --linear map--> n vectors --> in front of the words --> frozen decoder
 
-A decoder continues a text that begins with word embeddings. Frozen learns to write such embeddings itself: n = 2 vectors
-that are like two more words, a "visual prefix". The captions' loss runs back through all blocks of the decoder, which
+A decoder continues a text that begins with word embeddings. Frozen writes such embeddings itself: n = 2 vectors, like
+two more words, a "visual prefix". The gradient of the captions' loss runs back through all blocks of the decoder, which
 do not change, into the vision encoder. So the encoder learns the decoder's language, and the decoder forgets nothing.
 
 - Trained: the vision encoder and the linear map. Frozen: the decoder, with its embeddings.
@@ -46,12 +46,9 @@ class Frozen(Road):
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (images, 3, H, W) -> prefix (images, count, decoder hidden). All blocks of the ViT are run."""
-        tower = self.vision_tower
-        weight = tower.embeddings.patch_embedding.weight
-        hidden = tower.hidden_state(
-            pixel_values.to(weight.device, weight.dtype)
-        )  # (images, 1 + patches, vision hidden)
-        return self.multi_modal_projector(tower.post_layernorm(hidden)[:, 1:])
+        tower, weight = self.vision_tower, self.vision_tower.embeddings.patch_embedding.weight
+        x = tower.hidden_state(pixel_values.to(weight.device, weight.dtype))  # (images, 1 + patches, vision hidden)
+        return self.multi_modal_projector(tower.post_layernorm(x)[:, 1:])
 
 
 def frozen_task(model: Frozen, dataset: ConversationDataset) -> Task:
