@@ -5,7 +5,7 @@ The functions are in the order in which to write them: one may need those above 
 
 from pathlib import Path
 
-# All parts of minillava with an exercise, or with faults planted on purpose that its tests must catch (tests/faults/).
+# All parts with an exercise, or with faults planted on purpose that its tests must catch (tests/faults/).
 PATHS = {
     "attention": "minillava/model/attention.py",
     "vision": "minillava/model/vision.py",
@@ -25,6 +25,10 @@ PATHS = {
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",
+    "frozen": "lessons/roads/frozen.py",
+    "flamingo": "lessons/roads/flamingo.py",
+    "blip2": "lessons/roads/blip2.py",
+    "kosmos": "lessons/roads/kosmos.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises
