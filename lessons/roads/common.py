@@ -67,4 +67,4 @@ def road_task(
         kept = {name: tensor.contiguous() for name, tensor in tensors.items() if name in learnt}
         save_file(kept, folder / "model.safetensors")
 
-    return Task(name, model, dataset, dataset.collate, loss or next_token, write)
+    return Task(name, model, dataset, dataset.collate, loss or next_token, write, size=dataset.size)

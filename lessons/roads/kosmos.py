@@ -93,6 +93,10 @@ class Documents(Dataset):
     def __len__(self) -> int:
         return len(self.spans)
 
+    def size(self, index: int) -> int:
+        """About how long a document is, as ``ConversationDataset.size``."""
+        return sum(self.captions.size(row) for row in self.spans[index])
+
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """input_ids and labels, and pixel_values (pictures, 3, H, W) if there are pictures."""
         rows = [self.captions.rows[index] for index in self.spans[key[2]]]
