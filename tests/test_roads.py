@@ -115,6 +115,15 @@ def test_a_road_leaves_the_llava_that_it_is_made_from_as_it_was(name, tiny_model
 
 
 @pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
+def test_a_batch_of_text_gives_all_that_learns_a_gradient(name, tiny_model, captions, qformer_config):
+    task = prepared(name, tiny_model, captions, qformer_config)
+    task.loss(batch_of(captions(task.model.processor, "mixed.json"), [6])).backward()
+    for name, parameter in task.model.named_parameters():
+        if name != "language_model.lm_head.weight":
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
 def test_generation_with_a_cache_is_the_plain_pass_repeated(
     name, lively_model, captions, qformer_config, randomise, tokenizer
 ):
