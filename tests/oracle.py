@@ -220,7 +220,8 @@ def claim_about(scene: Scene, thing: Thing, words: str, claim: str) -> str:
         side, other = claim.split("> the ")
         there = only(scene, other)
         verdict = "yes" if beside(there, side[1:], thing) else "no"
-        way = {"on the left of": "further left", "on the right of": "further right", "above": "higher", "below": "lower"}
+        way = {"on the left of": "further left", "on the right of": "further right"}
+        way |= {"above": "higher", "below": "lower"}
         pairs = ((words, thing, there), (other, there, thing))
         best = [f"the {one} is {way[side[1:]]}: " for one, here, than in pairs if beside(than, side[1:], here)]
         return f"the {words} is {where(thing)} and the {other} is {where(there)}, so {''.join(best)}{verdict}"

@@ -106,7 +106,8 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
     place = {thing: PLACES[thing.row, thing.column].split(" the ")[1] for thing in scene.things}
     if match := re.fullmatch(rf"({PAIR}) (on the left of|on the right of|above|below) ({PAIR})", request):
         one, other = only(scene, match[1]), only(scene, match[3])
-        way = {"on the left of": "further left", "on the right of": "further right", "above": "higher", "below": "lower"}
+        way = {"on the left of": "further left", "on the right of": "further right"}
+        way |= {"above": "higher", "below": "lower"}
         if beside(other, match[2], one):
             so = f"{match[1]} {way[match[2]]}: yes"
         else:
@@ -119,7 +120,9 @@ def check_notes(scene: Scene, request: str, note: str) -> None:
         assert len(parts) == len(scene.things)
     else:
         what = request.removeprefix("count ")
-        found = [t for t in scene.things if place[t] == what] if what in CELLS else those(scene, what.removeprefix("not "))
+        found = those(scene, what.removeprefix("not "))
+        if what in CELLS:
+            found = [t for t in scene.things if place[t] == what]
         if what.startswith("not "):
             found = [t for t in scene.things if t not in found]
         if found and what != request:
