@@ -9,7 +9,9 @@ from PIL import Image
 
 from lessons.roads import blip2, flamingo, frozen, kosmos
 from minillava.inputs.conversations import ConversationDataset
+from minillava.model import fast
 from minillava.model.attention import attend
+from minillava.model.generation import collect
 from minillava.model.llava import next_token_loss
 from minillava.training.loop import Run, train
 from minillava.training.recipes import Recipe
@@ -67,76 +69,6 @@ def prepared(name: str, llava, captions, qformer_config):
         return flamingo.flamingo_task(model, captions(model.processor))
     model = kosmos.Kosmos(llava, count=4)
     return kosmos.kosmos_task(model, kosmos.Documents(captions(model.processor, "mixed.json"), most=2))
-
-
-ROADS = ("frozen", "flamingo", "blip2/first", "blip2", "kosmos")
-LEARNS = {
-    "frozen": {"vision_tower", "multi_modal_projector"},
-    "flamingo": {"multi_modal_projector", "language_model"},
-    "blip2/first": {"qformer", "query_projection", "text_projection", "scale", "match", "word"},
-    "blip2": {"multi_modal_projector"},
-    "kosmos": {"vision_tower", "multi_modal_projector", "language_model"},
-}
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("name", ROADS)
-def test_the_loop_lowers_the_loss_and_moves_only_what_learns(
-    name, optimizer, tiny_model, captions, qformer_config, tmp_path
-):
-    task = prepared(name, tiny_model, captions, qformer_config)
-    before = {name: value.clone() for name, value in task.model.state_dict().items()}
-    recipe = Recipe(0.01, batch_size=len(task.dataset), epochs=25, optimizer=optimizer)
-    train(task, recipe, Run(tmp_path / "out", dtype=torch.float32, compile=False))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out.metrics.jsonl").read_text().splitlines()]
-    # A frozen decoder with random weights can be told little by what stands before its words.
-    assert losses[-1] < losses[0] * (0.8 if name in ("blip2/first", "kosmos") else 0.99)
-    learns = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
-    moved = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved - {"language_model.lm_head.weight"} == learns  # the head is the embedding
-    assert {name.split(".")[0] for name in learns} == LEARNS[name]
-    if name == "flamingo":
-        assert not any(".block." in name or "embed_tokens" in name for name in learns)
-    from safetensors.torch import load_file
-
-    stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert stored.keys() == learns and all(torch.equal(stored[name], task.model.state_dict()[name]) for name in learns)
-
-
-@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
-def test_a_road_leaves_the_llava_that_it_is_made_from_as_it_was(name, tiny_model, captions, qformer_config):
-    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    model = prepared(name, tiny_model, captions, qformer_config).model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    after = tiny_model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-
-
-@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
-def test_a_batch_of_text_gives_all_that_learns_a_gradient(name, tiny_model, captions, qformer_config):
-    task = prepared(name, tiny_model, captions, qformer_config)
-    task.loss(batch_of(captions(task.model.processor, "mixed.json"), [6])).backward()
-    for name, parameter in task.model.named_parameters():
-        if name != "language_model.lm_head.weight":
-            assert (parameter.grad is not None) == parameter.requires_grad, name
-
-
-@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
-def test_generation_with_a_cache_is_the_plain_pass_repeated(
-    name, lively_model, captions, qformer_config, randomise, tokenizer
-):
-    model = randomise(prepared(name, lively_model, captions, qformer_config).model)
-    count = model.processor.num_image_tokens
-    words = tokenizer.encode("The fish is")
-    rows = torch.tensor([[*[tokenizer.image_id] * count, *words], [*words, *[tokenizer.image_id] * count]])
-    shown = pictures(2)
-    new, ids = model.generate(rows, shown, max_new_tokens=5, stop_ids=[]), rows
-    with torch.inference_mode():
-        for _ in range(5):
-            ids = torch.cat([ids, model(ids, shown)[0][:, -1].argmax(dim=-1, keepdim=True)], dim=1)
-    assert torch.equal(new, ids[:, rows.shape[1] :])
 
 
 # Frozen
@@ -479,3 +411,78 @@ def test_kosmos_trains_all_that_the_loss_reaches(tiny_model, captions, qformer_c
             assert parameter.requires_grad == (parameter.grad is not None), name
         last = next(task.model.vision_tower.encoder.layers[-1].parameters())
         assert last.requires_grad == (layer == -1)
+
+
+# All of them
+
+ROADS = ("frozen", "flamingo", "blip2/first", "blip2", "kosmos")
+LEARNS = {
+    "frozen": {"vision_tower", "multi_modal_projector"},
+    "flamingo": {"multi_modal_projector", "language_model"},
+    "blip2/first": {"qformer", "query_projection", "text_projection", "scale", "match", "word"},
+    "blip2": {"multi_modal_projector"},
+    "kosmos": {"vision_tower", "multi_modal_projector", "language_model"},
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ROADS)
+def test_the_loop_lowers_the_loss_and_moves_only_what_learns(
+    name, optimizer, tiny_model, captions, qformer_config, tmp_path
+):
+    task = prepared(name, tiny_model, captions, qformer_config)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    recipe = Recipe(0.01, batch_size=len(task.dataset), epochs=25, optimizer=optimizer)
+    train(task, recipe, Run(tmp_path / "out", dtype=torch.float32, compile=False))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out.metrics.jsonl").read_text().splitlines()]
+    # A frozen decoder with random weights can be told little by what stands before its words.
+    assert losses[-1] < losses[0] * (0.8 if name in ("blip2/first", "kosmos") else 0.99)
+    learns = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
+    moved = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved - {"language_model.lm_head.weight"} == learns  # the head is the embedding
+    assert {name.split(".")[0] for name in learns} == LEARNS[name]
+    if name == "flamingo":
+        assert not any(".block." in name or "embed_tokens" in name for name in learns)
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == learns and all(torch.equal(stored[name], task.model.state_dict()[name]) for name in learns)
+
+
+@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
+def test_a_road_leaves_the_llava_that_it_is_made_from_as_it_was(name, tiny_model, captions, qformer_config):
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    model = prepared(name, tiny_model, captions, qformer_config).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    after = tiny_model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
+def test_a_batch_of_text_gives_all_that_learns_a_gradient(name, tiny_model, captions, qformer_config):
+    task = prepared(name, tiny_model, captions, qformer_config)
+    task.loss(batch_of(captions(task.model.processor, "mixed.json"), [6])).backward()
+    for name, parameter in task.model.named_parameters():
+        if name != "language_model.lm_head.weight":
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("name", ["frozen", "flamingo", "blip2", "kosmos"])
+def test_generation_with_a_cache_is_the_plain_pass_repeated(
+    name, lively_model, captions, qformer_config, randomise, tokenizer
+):
+    model = randomise(prepared(name, lively_model, captions, qformer_config).model)
+    count = model.processor.num_image_tokens
+    words = tokenizer.encode("The fish is")
+    rows = torch.tensor([[*[tokenizer.image_id] * count, *words], [*words, *[tokenizer.image_id] * count]])
+    shown = pictures(2)
+    new, ids = model.generate(rows, shown, max_new_tokens=5, stop_ids=[]), rows
+    with torch.inference_mode():
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids, shown)[0][:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    assert torch.equal(new, ids[:, rows.shape[1] :])
+    with torch.inference_mode():  # one row, as in a talk
+        one = fast.generate_ids(model.language_model, model.embed(rows[:1], shown[:1]), None, 5)
+        assert torch.equal(collect(one, [], 0), new[:1])
