@@ -59,7 +59,8 @@ def caught_by(part: str, source: str) -> str | None:
         file = Path(folder) / f"{part}.py"
         file.write_text(source, encoding="utf-8")
         tests = [ROOT / "tests" / f"test_{name}.py" for name in (part, *MORE_TESTS.get(part, ()))]
-        arguments = [*(str(test) for test in tests if test.exists()), "-x", "-q", "--no-header", "-rfE", "--tb=no", f"--basetemp={folder}/tests"]
+        options = ["-x", "-q", "--no-header", "-rfE", "--tb=no", f"--basetemp={folder}/tests"]
+        arguments = [*(str(test) for test in tests if test.exists()), *options]
         code, printed = run_pytest(arguments, partial(StandIn, {part: file}))
     if code == 0:
         return None
