@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from data.picturebook.write import write_world
-from lessons.comparisons import COMPARISONS, Bench, Row
+from lessons.comparisons import COMPARISONS, Bench
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
 from minillava.evaluate import evaluate
@@ -28,14 +28,13 @@ QUESTIONS = 1000  # rows of heldout.json
 PICTURES = 20000  # of the picture-book, if it is not drawn yet
 
 
-def result_of(row: Row, bench: Bench) -> dict:
-    """What one row gets with one seed: evaluate()'s scores, and what the training took. An earlier result is kept."""
+def result_of(bench: Bench) -> dict:
+    """What a row gets with one seed: evaluate()'s scores, and what the training took. An earlier result is kept."""
     file = bench.out / "result.json"
     if not file.exists():
-        model = row(bench)
-        rows = json.loads((bench.data / "heldout.json").read_text(encoding="utf-8"))[:QUESTIONS]
-        (bench.out / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
-        score = evaluate(model, bench.out / "questions.json", bench.data)
+        model = bench.row.train(bench)
+        place = "last" if bench.row.image_place == "last" else "first"
+        score = evaluate(model, bench.questions(QUESTIONS), bench.data, place)
         side = model.config.vision.image_size
         with torch.inference_mode():
             score["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
@@ -50,6 +49,11 @@ def spread(results: list[dict], key: str) -> tuple[float, float, float]:
     return fmean(values), min(values), max(values)
 
 
+def described(result: dict) -> float:
+    """Of the things in the pictures, the share that descriptions name, less the wrong ones that they name."""
+    return result["recall"] * (2 - 1 / result["precision"]) if result.get("precision") else 0.0
+
+
 def difference(results: list[dict], first: list[dict]) -> str:
     """The difference in accuracy from the first row, in points; "none" if the ranges over the seeds overlap."""
     (mean, low, high), (other, lowest, highest) = spread(results, "accuracy"), spread(first, "accuracy")
@@ -60,15 +64,14 @@ def table(found: dict[str, list[dict]]) -> list[list[str]]:
     """The head and the rows of a table, as text. ``found``: the results of each row, one for each seed."""
     first = next(iter(found.values()))
     kinds = sorted(first[0]["types"])
-    head = ["", "right, %", "blind, %", "difference", *kinds, "learn", "visual tokens", "minutes"]
+    head = ["", "right, %", "blind, %", "difference", *kinds, "things named", "learn", "visual tokens", "minutes"]
     lines = []
     for name, results in found.items():
-        cells = [
-            f"{100 * a:.1f} ({100 * b:.1f} to {100 * c:.1f})"
-            for a, b, c in (spread(results, k) for k in ("accuracy", "blind"))
-        ]
+        shares = [[100 * share for share in spread(results, key)] for key in ("accuracy", "blind")]
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in shares]
         cells.append("" if results is first else difference(results, first))
         cells += [f"{100 * fmean(result['by_type'][kind] for result in results):.0f}" for kind in kinds]
+        cells.append(f"{100 * fmean(map(described, results)):.0f}")
         cells += [f"{results[0]['learns']:,}", str(results[0]["visual_tokens"])]
         lines.append([name, *cells, f"{spread(results, 'seconds')[0] / 60:.1f}"])
     return [head, *lines]
@@ -107,8 +110,8 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
         for title, row in comparison.rows.items():
             found[title] = []
             for seed in range(seeds):
-                folder = out / f"{steps}-steps" / row.__name__ / str(seed)
-                found[title].append(result_of(row, Bench(towers, run / "data", folder, seed, steps, device)))
+                folder = out / f"{steps} steps" / title / str(seed)
+                found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
                 bar.update()
     print(f"\n{comparison.title}, {seeds} seeds, {steps} steps\n")
     head, *lines = table(found)
@@ -131,7 +134,7 @@ def main() -> None:
         help="folder with data/, which is drawn if it is missing, and with "
         "vision/ and decoder/ if they are not to be the shipped ones (default %(default)s)",
     )
-    add("--out", type=Path, default=Path("out/experiments"), help="folder for what is trained (default %(default)s)")
+    add("--out", type=Path, help="folder for what is trained (default RUN/experiments)")
     add("--seeds", type=int, default=3)
     add("--steps", type=int, default=400, help="on instructions; half as many on captions (default %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -144,7 +147,7 @@ def main() -> None:
         print(f"data: drawing {PICTURES} pictures into {a.run / 'data'}, about 1 minute", flush=True)
         write_world(a.run / "data", PICTURES, 0)
     for name in a.names or COMPARISONS:
-        compare(name, a.run, a.out, a.seeds, a.steps, a.device)
+        compare(name, a.run, a.out or a.run / "experiments", a.seeds, a.steps, a.device)
 
 
 if __name__ == "__main__":

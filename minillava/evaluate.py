@@ -26,6 +26,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -199,13 +200,16 @@ def naming(asked: list[Question], answers: list[str]) -> tuple[float, float]:
     return true / max(1, sum(map(len, named))), true / max(1, sum(map(len, there)))
 
 
-def evaluate(model: Llava, data: Path, image_folder: Path | None = None) -> dict:
+def evaluate(
+    model: Llava, data: Path, image_folder: Path | None = None, image_place: Literal["first", "last"] = "first"
+) -> dict:
     """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints, and also "types" (the number of
     questions by type), "blind_by_type" and "blind_meaning_by_type".
 
-    The scores of "meaning" are there if an answer of the file has "need" or "refuse".
+    ``image_place``: the picture goes before the first question, or after it. The scores of "meaning" are there if an
+    answer of the file has "need" or "refuse".
     """
-    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
+    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, image_place)
     asked = questions(dataset)
     short = [question for question in asked if question.kind not in DESCRIPTIONS]
     long = [question for question in asked if question.kind in DESCRIPTIONS and question.things]
