@@ -20,6 +20,7 @@ from minillava.checkpoint import join
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset
 from minillava.model.llava import Llava
+from minillava.saving import recover_folder
 from minillava.training.loop import Run, train
 from minillava.training.machine import default_workers
 from minillava.training.recipes import TOY, Recipe
@@ -109,6 +110,7 @@ class Bench:
             task = replace(task, collate=lambda examples: loss_everywhere(task.dataset.collate(examples), image_id))
         steps = max(1, self.steps // 2) if part == "captions" else self.steps
         out = self.out / part
+        recover_folder(out)  # after a kill while it was written
         run = Run(out, self.seed, out.exists(), steps, self.device, workers=default_workers(self.device, 1))
         train(task, replace(recipe, epochs=steps), run)  # at least one step an epoch, so max_steps is what ends it
         log = [json.loads(line) for line in (self.out / f"{part}.metrics.jsonl").read_text().splitlines()]
