@@ -55,7 +55,12 @@ def described(result: dict) -> float:
 
 
 def difference(results: list[dict], first: list[dict]) -> str:
-    """The difference in accuracy from the first row, in points; "none" if the ranges over the seeds overlap."""
+    """The difference in accuracy from the first row, in points; "none" if the ranges over the seeds overlap.
+
+    One seed has no range, so nothing is said of a difference: "?".
+    """
+    if len(results) == 1:
+        return "?"
     (mean, low, high), (other, lowest, highest) = spread(results, "accuracy"), spread(first, "accuracy")
     return "none" if low <= highest and lowest <= high else f"{100 * (mean - other):+.1f}"
 
@@ -87,7 +92,7 @@ def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
         return left + (right - left) * share
 
     bottom = top + step * len(found)
-    pen.text((12, 12), title, INK, font)
+    pen.text((12, 12), f"{title}: right answers, over the seeds' range; orange: without the picture", INK, font)
     for tick in range(0, 101, 20):
         pen.line([(x(tick / 100), top), (x(tick / 100), bottom)], FAINT)
         pen.text((x(tick / 100), bottom + 14), f"{tick} %", INK, font, "mm")
@@ -113,7 +118,7 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
                 folder = out / f"{steps} steps" / title / str(seed)
                 found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
                 bar.update()
-    print(f"\n{comparison.title}, {seeds} seeds, {steps} steps\n")
+    print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
     head, *lines = table(found)
     for line in (head, ["---"] * len(head), *lines):
         print("|", " | ".join(line), "|")

@@ -39,6 +39,7 @@ def test_a_table_gives_means_ranges_and_differences_beyond_the_ranges():
     assert first == ["first", "56.2 (50.0 to 62.5)", "25.0 (25.0 to 25.0)", "", "56", "0", "30", "12,345", "64", "1.5"]
     assert overlaps[3] == "none" and overlaps[-1] == "1.0"
     assert below[2:4] == ["18.8 (12.5 to 25.0)", "-25.0"]
+    assert [line[3] for line in experiments.table({"a": [result(0.5)], "b": [result(0.9)]})[1:]] == ["", "?"]
 
 
 @pytest.mark.parametrize(("accuracy", "blue"), [(0.0, False), (0.6, True)])
