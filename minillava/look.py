@@ -374,7 +374,7 @@ def packed(values: Tensor, kind: type) -> str:
 
 
 def seen(run: Run) -> Image.Image:
-    """The picture as the vision tower sees it: after resizing and cropping."""
+    """The picture as the vision tower sees it: after resizing, and cropping or padding."""
     image, pixels = run.model.processor.image, run.pixels[0].float().cpu()
     if image.do_normalize:
         pixels = pixels * torch.tensor(image.image_std)[:, None, None] + torch.tensor(image.image_mean)[:, None, None]
