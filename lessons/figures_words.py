@@ -4,12 +4,10 @@ import random
 import time
 from dataclasses import replace
 
-import numpy as np
 import torch
 from PIL import Image
 
 from data.picturebook.talk import ask
-from lessons.looking import attention_weights
 from lessons.sheet import BLUE, GREEN, VIOLET, Colour, Sheet, text_width
 from lessons.small_world import (
     captions,
@@ -24,6 +22,7 @@ from minillava.config import PRETRAINED, DecoderConfig
 from minillava.inputs.conversation import IGNORE, encode_conversation
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
+from minillava.look import run_model, still
 from minillava.model.attention import CLOSED, causal_mask
 from minillava.model.decoder import Decoder, KVCache, rope_frequencies, rope_tables, rotate
 from minillava.training.plot import Line, chart
@@ -192,29 +191,16 @@ def _chart_alone(title: str, across: str, lines: list[Line]) -> Image.Image:
 
 
 def looking() -> Image.Image:
-    """Two pictures, a question about each, and the mean attention to each patch when an answer's token is chosen."""
+    """Two pictures, a question about each; for each token of the answer where the model looked, and what mattered."""
     model = load(PRETRAINED / "llava")
-    tokenizer, side = model.processor.tokenizer, 90
-    sheet = Sheet(880, 300)
     bright = [(s, p) for s, p in zip(*drawn_scenes(40, seed=5)) if s.setting == "meadow" and len(s.things) > 2]
-    for line, (scene, picture) in enumerate(bright[:2]):
-        y = 40 + 145 * line
-        question, answer = ask("position", scene, random.Random(0))
-        turns = [{"from": "human", "value": f"<image>\n{question}"}]
-        start = len(encode_conversation(turns, tokenizer)[0])
-        ids, _ = encode_conversation([*turns, {"from": "gpt", "value": answer}], tokenizer)
-        row = torch.tensor([ids])
-        embeddings = model.embed(row, model.processor.image(picture)[None])
-        weights = attention_weights(model.language_model, embeddings).mean(dim=(0, 1))[:, row[0] == tokenizer.image_id]
-        sheet.picture(20, y, picture, side, side)
-        sheet.text(20, y - 16, question, 13, anchor="lm")
-        for place, position in enumerate(range(start, start + 7)):
-            x = 140 + (side + 14) * place
-            seen = weights[position - 1]
-            light = torch.nn.functional.interpolate((seen / seen.max()).view(1, 1, 8, 8), scale_factor=8)[0, 0]
-            shown = torch.tensor(np.array(picture)) * (0.15 + 0.85 * light.unsqueeze(-1))
-            sheet.picture(x, y, Image.fromarray(shown.byte().numpy()), side, side)
-            sheet.text(x + side / 2, y + side + 14, _shown(tokenizer, ids[position]), 13)
+    questions = [ask("position", scene, random.Random(0))[0] for scene, _ in bright[:2]]
+    stills = [still(run_model(model, picture, question)) for (_, picture), question in zip(bright, questions)]
+    sheet, y = Sheet(8 + max(shown.width for shown in stills), sum(40 + shown.height for shown in stills)), 0
+    for question, shown in zip(questions, stills):
+        sheet.text(12, y + 20, question, 16, anchor="lm")
+        sheet.picture(4, y + 36, shown, *shown.size)
+        y += 40 + shown.height
     return sheet.finished()
 
 

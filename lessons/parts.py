@@ -34,6 +34,11 @@ PATHS = {
     "heldout": "minillava/training/heldout.py",
     "plot": "minillava/training/plot.py",
     "own": "data/own.py",
+    "look": "minillava/look.py",
+    "frozen": "lessons/roads/frozen.py",
+    "flamingo": "lessons/roads/flamingo.py",
+    "blip2": "lessons/roads/blip2.py",
+    "kosmos": "lessons/roads/kosmos.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

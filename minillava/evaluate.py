@@ -36,6 +36,7 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -276,13 +277,20 @@ def yes_or_no(asked: list[Question], answers: list[str]) -> dict[str, float]:
     }
 
 
-def evaluate(model: Llava, data: Path, image_folder: Path | None = None, answers: bool = False) -> dict:
+def evaluate(
+    model: Llava,
+    data: Path,
+    image_folder: Path | None = None,
+    answers: bool = False,
+    image_place: Literal["first", "last"] = "first",
+) -> dict:
     """All scores of ``model`` on a LLaVA JSON file: the dict that the command prints.
 
     "types" is the number of questions by type, "confusion" is :func:`confusion`. The scores of "meaning" are there if
     an answer of the file has "need" or "refuse". With ``answers`` also "answers": the lines that ``--answers`` writes.
+    ``image_place``: the picture goes before the first question, or after it.
     """
-    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, "first")
+    dataset = ConversationDataset(data, image_folder or data.parent, model.processor, image_place)
     limit, asked = model.language_model.config.max_position_embeddings, questions(dataset)
     whole = [question for question in asked if len(question.prompt) + room_for([question], model) <= limit]
     result: dict = {"too_long": len(asked) - len(whole)}

@@ -62,7 +62,7 @@ def write_adapter(
     """Write the projection, and the LoRA matrices if there are any, as an adapter for ``base``.
 
     The format is that of the peft library. ``base`` is a hub id, a folder, or the two towers that were joined. The chat
-    template and the image processor, which may differ from the base's, lie beside them.
+    template and the image processor, which may differ from the base's, are in the same folder.
     """
     tensors = _tensors_hf(model, tensors)
     learnt = {

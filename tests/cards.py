@@ -5,7 +5,7 @@ imports nothing of this repository. It writes
 
 DIR/0000.png ...   pictures of several sizes, with two cards of a pack of 24 side by side
 DIR/captions.csv   image, caption: five captions of each training picture
-DIR/instruct.json  LLaVA JSON: a conversation of up to seven questions about each training picture
+DIR/instruct.json  LLaVA JSON: six conversations of two questions about each training picture
 DIR/heldout.json   LLaVA JSON: one question a row, about pictures of pairs of cards that no training picture shows
 """
 
@@ -25,6 +25,9 @@ RED, BLACK = (205, 20, 35), (20, 20, 25)
 TABLES = ((30, 95, 60), (95, 60, 35), (60, 70, 105), (120, 120, 110), (85, 35, 45))
 MOST = 2000  # pictures
 HELDOUT = 8  # one pair in so many
+# Conversations about a picture, and questions in each. In a long conversation about two cards the later answers follow
+# from the earlier ones, so nobody would have to look at the picture.
+TALKS, TURNS = 6, 2
 
 Card = tuple[str, str]  # rank, suit
 Turn = tuple[str, str, str]  # type, question, answer
@@ -164,12 +167,12 @@ def write(out: Path, count: int, seed: int) -> None:
         image, held = f"{number:04}.png", number % 7 == 6
         cards = deal(pairs[:unseen] if held else pairs[unseen:], rng)
         draw(cards, rng).save(out / image)
-        asked = questions(cards, rng)
         if held:
-            heldout += [row(f"{number:04}-{turn[0]}", image, [turn]) for turn in asked]
+            heldout += [row(f"{number:04}-{turn[0]}", image, [turn]) for turn in questions(cards, rng)]
         else:
             told += [(image, caption) for caption in captions(cards)]
-            train.append(row(f"{number:04}", image, asked))
+            talks = [questions(cards, rng)[:TURNS] for _ in range(TALKS)]
+            train += [row(f"{number:04}-{index}", image, turns) for index, turns in enumerate(talks)]
     with open(out / "captions.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("image", "caption"), *told])
     for split, rows in (("instruct", train), ("heldout", heldout)):

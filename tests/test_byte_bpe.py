@@ -36,7 +36,7 @@ def test_ids_equal_those_of_tokenizers(stored, tmp_path):
 
 @pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, r"\p{L}+|\p{N}"])
 def test_a_split_that_removes_all_but_its_matches_is_read_as_tokenizers_reads_it(tmp_path, pattern):
-    """"Removed" with "invert", as in conversions from tiktoken: where the pattern covers all text, it is "Isolated"."""
+    """As in conversions from tiktoken: "Removed" with "invert" is "Isolated" where the pattern covers all text."""
     stored = train_byte_level("Llama-3")
     isolated = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
     split = stored["pre_tokenizer"]["pretokenizers"][0]

@@ -36,15 +36,16 @@ def told(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def asked(folder: Path, split: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """For each picture, the question and the answer of each type."""
-    found: dict[str, dict] = {}
+def asked(folder: Path, split: str) -> dict[str, list[tuple[str, str, str]]]:
+    """For each picture, the type, the question and the answer of each turn."""
+    found: dict[str, list] = {}
     for row in json.loads((folder / f"{split}.json").read_text()):
         said = row["conversations"]
         assert [turn["value"].startswith("<image>\n") for turn in said] == [True] + [False] * (len(said) - 1)
+        assert len({answer["type"] for answer in said[1::2]}) == len(said) // 2 == (2 if split == "instruct" else 1)
         for question, answer in zip(said[::2], said[1::2]):
-            turn = question["value"].removeprefix("<image>\n"), answer["value"]
-            assert found.setdefault(row["image"], {}).setdefault(answer["type"], turn) == turn
+            turn = answer["type"], question["value"].removeprefix("<image>\n"), answer["value"]
+            found.setdefault(row["image"], []).append(turn)
     return found
 
 
@@ -52,44 +53,64 @@ def cards_in(text: str) -> list[tuple[str, str]]:
     return re.findall(r"(\w+) of (\w+)", text)
 
 
-def left_and_right(turns: dict[str, tuple[str, str]]) -> list[tuple[str, str]]:
-    """The two cards, as "beside" and "place" tell them."""
-    (one,), (other,) = map(cards_in, turns["beside"])
-    (place,) = cards_in(turns["place"][1])
+def left_and_right(folder: Path, image: str, turns: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """The two cards, as a caption tells them or, of a held-out picture, "beside" and "place"."""
+    for caption in told(folder).get(image, []):
+        if found := re.fullmatch(r"the (\w+) of (\w+) on the left and the (\w+) of (\w+) on the right", caption):
+            return [(found[1], found[2]), (found[3], found[4])]
+    said = {kind: (question, answer) for kind, question, answer in turns}
+    (one,), (other,) = map(cards_in, said["beside"])
+    (place,) = cards_in(said["place"][1])
     assert place in (one, other)
     pair = [place, one if place == other else other]
-    return pair if "left" in turns["place"][0] else pair[::-1]
+    return pair if "left" in said["place"][0] else pair[::-1]
 
 
 @pytest.mark.parametrize("split", ["instruct", "heldout"])
 def test_every_answer_is_true_of_the_two_cards(folder, split):
+    met = Counter()
     for image, turns in asked(folder, split).items():
-        (rank, suit), (rank_2, suit_2) = pair = left_and_right(turns)
+        (rank, suit), (rank_2, suit_2) = pair = left_and_right(folder, image, turns)
+        best = max(pair, key=lambda card: ORDER.index(card[0]))
         red = sum(one in ("diamonds", "hearts") for one in (suit, suit_2))
-        assert turns["colour"][1] == ["None.", "One.", "Two."][red]
-        assert turns["suit"][1] == ("Yes." if suit == suit_2 else "No.")
-        wanted = turns["rank"][0].rstrip("?").split()[-1]
-        assert turns["rank"][1] == ("Yes." if wanted in (rank, rank_2) else "No.")
-        (sought,) = cards_in(turns["where"][0])
-        assert turns["where"][1] == dict(zip(pair, ("On the left.", "On the right."))).get(sought, "Nowhere.")
-        assert ("higher" in turns) == (rank != rank_2)
-        if "higher" in turns:
-            (best,) = cards_in(turns["higher"][1])
-            assert best in pair and ORDER.index(best[0]) == max(map(ORDER.index, (rank, rank_2)))
+        for kind, question, answer in turns:
+            met[kind] += 1
+            there = cards_in(answer)
+            if kind == "beside":
+                assert sorted([*cards_in(question), *there]) == sorted(pair)
+            elif kind == "place":
+                assert there == [pair["right" in question]]
+            elif kind == "higher":
+                assert there == [best] and rank != rank_2
+            elif kind == "where":
+                (sought,) = cards_in(question)
+                assert answer == dict(zip(pair, ("On the left.", "On the right."))).get(sought, "Nowhere.")
+            elif kind == "rank":
+                assert answer == ("Yes." if question.rstrip("?").split()[-1] in (rank, rank_2) else "No.")
+            elif kind == "suit":
+                assert answer == ("Yes." if suit == suit_2 else "No.")
+            else:
+                assert kind == "colour" and answer == ["None.", "One.", "Two."][red]
         for caption in told(folder).get(image, []):
             assert cards_in(caption) and set(cards_in(caption)) <= set(pair)
             for *card, side in re.findall(r"(\w+) of (\w+) (?:lies )?on the (left|right)", caption):
                 assert tuple(card) == pair[side == "right"]
-        assert split == "heldout" or len(set(told(folder)[image])) == 5
+        if split == "instruct":
+            assert len(set(told(folder)[image])) == 5 and len(turns) == 12
+        else:
+            assert len({kind for kind, _, _ in turns}) == len(turns) == 7 - (rank == rank_2)
+    assert len(met) == 7
 
 
 def test_what_is_held_out_is_not_trained_on(folder):
     train, heldout = asked(folder, "instruct"), asked(folder, "heldout")
     assert sorted([*train, *heldout]) == sorted(path.name for path in folder.glob("*.png")) and len(heldout) == 8
     assert told(folder).keys() == train.keys()
-    seen = {frozenset(left_and_right(turns)) for turns in train.values()}
-    assert not seen & {frozenset(left_and_right(turns)) for turns in heldout.values()}
-    assert all(len(row["conversations"]) == 2 for row in json.loads((folder / "heldout.json").read_text()))
+    seen, unseen = (
+        {frozenset(left_and_right(folder, image, turns)) for image, turns in split.items()}
+        for split in (train, heldout)
+    )
+    assert not seen & unseen
 
 
 def test_colours_in_the_pictures_are_those_in_the_words(folder):
@@ -100,7 +121,7 @@ def test_colours_in_the_pictures_are_those_in_the_words(folder):
         square += picture.width == picture.height
         red, green, blue = np.moveaxis(np.asarray(picture, dtype=int), -1, 0)
         ink = np.array_split((red > 150) & (green < 60) & (blue < 80), 2, axis=1)
-        for half, (_, suit) in zip(ink, left_and_right(turns)):
+        for half, (_, suit) in zip(ink, left_and_right(folder, image, turns)):
             assert (half.sum() > 100) == (suit in ("hearts", "diamonds"))
     assert square < 5
 

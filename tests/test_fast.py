@@ -75,6 +75,29 @@ def test_steps_are_for_plain_decoders():
     assert is_plain(decoder)
 
 
+class Doubled(torch.nn.Module):
+    """A layer that is not a Block: twice what its block gives."""
+
+    def __init__(self, block: torch.nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *inputs):
+        return 2 * self.block(*inputs)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_decoder_with_other_layers_is_run_as_it_is(randomise, monkeypatch, on_gpu):
+    decoder, prompt = randomise(Decoder(CONFIGS["GQA"])), torch.randn(1, 4, CONFIGS["GQA"].hidden_size)
+    decoder.layers[1] = Doubled(decoder.layers[1])
+    expected = collect(generation.generate_ids(decoder, prompt, None, 8), [], 0)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+    chosen = fast.generate_ids(decoder, prompt, None, 8)
+    assert chosen.__name__ == generation.generate_ids.__name__
+    monkeypatch.undo()
+    assert torch.equal(collect(chosen, [], 0), expected)
+
+
 PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "minillava"
 # From the top down. A room is a package or a top-level module; it imports from itself and from the floors below.
 FLOORS = (
     ("training", "merge"),
-    ("evaluate",),
+    ("evaluate", "look"),
     ("talk",),
     ("checkpoint",),
     ("language_model",),

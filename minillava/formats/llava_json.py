@@ -116,16 +116,16 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
             return
         elif mark != between:
             raise fault(index - 1, begin, f"expected {wanted} after it")
-        alone = "; the file must be a list of rows, not one object" if index == 0 and not mark else ""
+        hint = "; the file must be a list of rows, not one object" if index == 0 and not mark else ""
         if problem:  # bad JSON; also a number of thousands of digits, or thousands of nested brackets
             what = getattr(problem, "msg", str(problem))
             if len(text) - begin > MAX_ROW:
-                what = f"no end within {MAX_ROW:,} characters ({what}){alone}"
+                what = f"no end within {MAX_ROW:,} characters ({what}){hint}"
             raise fault(index, getattr(problem, "pos", begin), what)
         if not isinstance(row, dict):
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
-            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{alone}")
+            raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{hint}")
         if is_pope(row):
             try:
                 row = from_pope(row)

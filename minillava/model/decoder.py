@@ -169,9 +169,7 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(
-        self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Embeddings (B, T, hidden) of the new tokens -> their hidden states after the last norm (B, T, hidden).
 
         attention_mask (B, S) covers the tokens in the cache and the new ones: 0 for padding, k for the row's k-th

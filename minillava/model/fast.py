@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minillava.model import generation
 from minillava.model.attention import CLOSED, attend
-from minillava.model.decoder import Decoder, KVCache, rope_frequencies, rope_tables
+from minillava.model.decoder import Block, Decoder, KVCache, rope_frequencies, rope_tables
 from minillava.model.generation import sample
 from minillava.model.lora import LoraLinear
 
@@ -35,7 +35,7 @@ def generate_ids(
     temperature: float = 0.0,
 ) -> Iterator[Tensor]:
     """The same as generation.generate_ids(), but the ids (B,) may be on the CPU."""
-    if decoder._compiled_call_impl is not None:  # compiled by the caller
+    if decoder._compiled_call_impl is not None or has_other_layers(decoder):  # compiled, or changed, by the caller
         generate = generation.generate_ids
     elif embeddings.is_cuda:
         generate = generate_by_graph
@@ -44,6 +44,11 @@ def generate_ids(
     else:
         generate = generation.generate_ids
     return generate(decoder, embeddings, attention_mask, max_new_tokens, temperature)
+
+
+def has_other_layers(decoder: Decoder) -> bool:
+    """Whether any layer is not a Block: it may depend on tensors that a graph does not know, and Step ignores it."""
+    return not all(isinstance(layer, Block) for layer in decoder.layers)
 
 
 def is_plain(decoder: Decoder) -> bool:

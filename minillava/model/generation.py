@@ -62,9 +62,7 @@ def collect(steps: Iterable[Tensor], stop_ids: Iterable[int], fill: int) -> Tens
     return torch.tensor(columns, device=ids.device).T
 
 
-def stream_text(
-    steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str, stop_ids: Container[int]
-) -> Iterator[str]:
+def stream_text(steps: Iterable[Tensor], tokenizer: Tokenizer, stop: str, stop_ids: Container[int]) -> Iterator[str]:
     """Steps of ids (1,) -> pieces of text, until the string ``stop`` or one of ``stop_ids``, which are not yielded.
 
     Special tokens are left out. A character of several tokens is yielded whole. Text that may be the beginning of

@@ -1,0 +1,56 @@
+"""``python -m lessons.example``: write the explainer's example, ``lessons/look.html``, and its screenshot ``look.png``.
+
+The screenshot needs ``pip install playwright`` and Chromium (on Debian: ``apt-get install chromium``).
+"""
+
+import io
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from minillava import load
+from minillava.config import PRETRAINED
+from minillava.errors import UserError, run_program
+from minillava.look import HERE, collect, page, run_model
+
+PAGE = Path(__file__).parent / "look.html"
+PROMPT = "Describe the image concisely."
+WORD, SPOT = " star", (0.2, 0.45)  # the screenshot is of the page after clicks on a word, and on a spot of the picture
+
+
+def example() -> str:
+    """The page about the shipped model's answer to the question about the shipped picture."""
+    model = load(PRETRAINED / "llava")
+    with Image.open(HERE / "look.png") as image:
+        return page(collect(run_model(model, image, PROMPT), PROMPT))
+
+
+def photograph() -> None:
+    """Open the page, click WORD, and SPOT (shares of the picture's width and height), and keep what is seen."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise UserError("a screenshot needs playwright: pip install playwright") from None
+    if not (chromium := shutil.which("chromium")):
+        raise UserError("a screenshot needs Chromium; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        window = browser.new_page(viewport={"width": 1440, "height": 900})
+        window.goto(PAGE.as_uri())
+        window.locator("#answer button", has_text=WORD).click()
+        picture = window.locator("#picture")
+        box = picture.bounding_box()
+        picture.click(position={"x": SPOT[0] * box["width"], "y": SPOT[1] * box["height"]})
+        seen = Image.open(io.BytesIO(window.locator("body").screenshot()))
+        seen.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2).save(PAGE.with_suffix(".png"))
+        browser.close()
+
+
+def main() -> None:
+    PAGE.write_text(example(), encoding="utf-8")
+    photograph()
+
+
+if __name__ == "__main__":
+    run_program(main)

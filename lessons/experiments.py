@@ -1,0 +1,159 @@
+"""``python -m lessons.experiments [NAME ...]``: train and compare, row by row, what ``comparisons.py`` lists.
+
+Each row of a table is trained with several seeds and answers held-out questions. A table gives means over the seeds
+and, in brackets, the lowest and the highest. Where these ranges of two rows overlap, their difference counts as none.
+
+Prints the tables, and writes ``lessons/results/NAME.json`` and a drawing, ``NAME.png``. What is trained already is
+kept: after an interruption, the same command goes on. A row that several comparisons share is trained once.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from data.picturebook.write import write_world
+from lessons.comparisons import COMPARISONS, Bench
+from minillava.config import PRETRAINED
+from minillava.errors import run_program
+from minillava.evaluate import evaluate
+from minillava.training.plot import BLUE, FAINT, INK
+
+RESULTS = Path(__file__).parent / "results"
+QUESTIONS = 1000  # rows of heldout.json
+PICTURES = 20000  # of the picture-book, if it is not drawn yet
+
+
+def result_of(bench: Bench) -> dict:
+    """What a row gets with one seed: evaluate()'s scores, and what the training took. An earlier result is kept."""
+    file = bench.out / "result.json"
+    if not file.exists():
+        model = bench.row.train(bench)
+        place = "last" if bench.row.image_place == "last" else "first"
+        score = evaluate(model, bench.questions(QUESTIONS), bench.data, image_place=place)
+        side = model.config.vision.image_size
+        with torch.inference_mode():
+            score["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
+        score |= {"learns": bench.spent[-1]["learns"], "seconds": sum(part["seconds"] for part in bench.spent)}
+        file.write_text(json.dumps(score | {"parts": bench.spent}), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def spread(results: list[dict], key: str) -> tuple[float, float, float]:
+    """Mean, lowest and highest over the seeds."""
+    values = [result[key] for result in results]
+    return fmean(values), min(values), max(values)
+
+
+def described(result: dict) -> float:
+    """Of the things in the pictures, the share that descriptions name, less the wrong ones that they name."""
+    return result["recall"] * (2 - 1 / result["precision"]) if result.get("precision") else 0.0
+
+
+def difference(results: list[dict], first: list[dict]) -> str:
+    """The difference in accuracy from the first row, in points; "none" if the ranges over the seeds overlap.
+
+    One seed has no range, so nothing is said of a difference: "?".
+    """
+    if len(results) == 1:
+        return "?"
+    (mean, low, high), (other, lowest, highest) = spread(results, "accuracy"), spread(first, "accuracy")
+    return "none" if low <= highest and lowest <= high else f"{100 * (mean - other):+.1f}"
+
+
+def table(found: dict[str, list[dict]]) -> list[list[str]]:
+    """The head and the rows of a table, as text. ``found``: the results of each row, one for each seed."""
+    first = next(iter(found.values()))
+    kinds = sorted(first[0]["types"])
+    head = ["", "right, %", "blind, %", "difference", *kinds, "things named", "learn", "visual tokens", "minutes"]
+    lines = []
+    for name, results in found.items():
+        shares = [[100 * share for share in spread(results, key)] for key in ("accuracy", "blind")]
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in shares]
+        cells.append("" if results is first else difference(results, first))
+        cells += [f"{100 * fmean(result['by_type'][kind] for result in results):.0f}" for kind in kinds]
+        cells.append(f"{100 * fmean(map(described, results)):.0f}")
+        cells += [f"{results[0]['learns']:,}", str(results[0]["visual_tokens"])]
+        lines.append([name, *cells, f"{spread(results, 'seconds')[0] / 60:.1f}"])
+    return [head, *lines]
+
+
+def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
+    """A bar for each row: the mean, a line over the seeds' range, and a mark where the blind mean is."""
+    left, right, top, step = 190, 700, 44, 34
+    sheet = Image.new("RGB", (760, top + step * len(found) + 34), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+
+    def x(share: float) -> float:
+        return left + (right - left) * share
+
+    bottom = top + step * len(found)
+    pen.text((12, 12), f"{title}: right answers, over the seeds' range; orange: without the picture", INK, font)
+    for tick in range(0, 101, 20):
+        pen.line([(x(tick / 100), top), (x(tick / 100), bottom)], FAINT)
+        pen.text((x(tick / 100), bottom + 14), f"{tick} %", INK, font, "mm")
+    for number, (name, results) in enumerate(found.items()):
+        y = top + step * number + step // 2
+        mean, low, high = spread(results, "accuracy")
+        blind = x(spread(results, "blind")[0])
+        pen.text((left - 10, y), name, INK, font, "rm")
+        pen.rectangle([left, y - 9, x(mean), y + 9], BLUE)
+        pen.line([(x(low), y), (x(high), y)], INK, 3)
+        pen.line([(blind, y - 13), (blind, y + 13)], "orange", 3)
+    return sheet
+
+
+def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str) -> None:
+    """Train what is missing of a comparison, then print and write its results."""
+    towers = run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
+    comparison, found = COMPARISONS[name], {}
+    with tqdm(total=seeds * len(comparison.rows), desc=name, unit="run", disable=None) as bar:
+        for title, row in comparison.rows.items():
+            found[title] = []
+            for seed in range(seeds):
+                folder = out / f"{steps} steps" / title / str(seed)
+                found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
+                bar.update()
+    print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
+    head, *lines = table(found)
+    for line in (head, ["---"] * len(head), *lines):
+        print("|", " | ".join(line), "|")
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"seeds": seeds, "steps": steps, "rows": found}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    draw(comparison.title, found).save(RESULTS / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lessons.experiments", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(COMPARISONS)} (default: all)")
+    add(
+        "--run",
+        type=Path,
+        default=Path("out/toy"),
+        help="folder with data/, which is drawn if it is missing, and with "
+        "vision/ and decoder/ if they are not to be the shipped ones (default %(default)s)",
+    )
+    add("--out", type=Path, help="folder for what is trained (default RUN/experiments)")
+    add("--seeds", type=int, default=3)
+    add("--steps", type=int, default=400, help="on instructions; half as many on captions (default %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    a = parser.parse_args()
+    if unknown := set(a.names) - set(COMPARISONS):
+        parser.error(f"no comparison {', '.join(sorted(unknown))}: choose from {', '.join(COMPARISONS)}")
+    if a.seeds < 1 or a.steps < 1:
+        parser.error("--seeds and --steps must be at least 1")
+    if not (a.run / "data").exists():
+        print(f"data: drawing {PICTURES} pictures into {a.run / 'data'}, about 1 minute", flush=True)
+        write_world(a.run / "data", PICTURES, 0)
+    for name in a.names or COMPARISONS:
+        compare(name, a.run, a.out or a.run / "experiments", a.seeds, a.steps, a.device)
+
+
+if __name__ == "__main__":
+    run_program(main)
