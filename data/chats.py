@@ -188,7 +188,9 @@ def main() -> None:
     model, rng = load_text_model(a.decoder, a.device), random.Random(a.seed)
     asked = [*SINGLE, *questions(FRAMES, TOPICS, rng)]
     found = chats(model, asked, True, rng)
-    print(f"{write_rows(a.out / 'chats.json', rows_of('chat', found)):,} of {len(asked):,} chats: the others do not end")
+    print(
+        f"{write_rows(a.out / 'chats.json', rows_of('chat', found)):,} of {len(asked):,} chats: the others do not end"
+    )
     held = chats(model, questions(HELDOUT_FRAMES, HELDOUT_TOPICS, rng), False, rng)[:HELDOUT]
     print(f"{write_rows(a.out / 'chats_heldout.json', rows_of('heldout-chat', held)):,} held-out chats")
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +210,28 @@ def test_an_interrupted_run_ends_its_step_saves_and_resumes_as_if_unbroken(world
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4, resume=True))
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=4))
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_ends_a_run_with_workers_alike(world, tmp_path, capfd, number):
+    task = make(world, "stage2")
+    real, calls = task.loss, []
+
+    def loss(batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for pid in (*(worker.pid for worker in workers), os.getpid()):
+                os.kill(pid, number)
+            time.sleep(0.5)  # a worker that dies is noticed
+        return real(batch)
+
+    task.loss = loss
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=8, workers=2))
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
+    assert capfd.readouterr().err == "\nstopping after this step\n" and not multiprocessing.active_children()
 
 
 def test_a_second_ctrl_c_does_not_wait(world, tmp_path):

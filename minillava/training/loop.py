@@ -35,7 +35,7 @@ from minillava.training.plot import draw_loss
 from minillava.training.progress import Progress
 from minillava.training.recipes import Recipe
 from minillava.training.resume import restore, save, settings_of
-from minillava.training.signals import held_signals, stop
+from minillava.training.signals import held_signals, ignore_signals, stop
 from minillava.training.tasks import Task
 
 FEW = 50  # steps, fewer than which are hardly meant
@@ -106,6 +106,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         batch_sampler=order,
         collate_fn=task.collate,
         num_workers=run.workers,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == "cuda",
     )
     saved, saved_at, updating = done, start, False  # steps in the checkpoint; its time; whether weights are changing

@@ -35,6 +35,13 @@ def held_signals(repeatable: bool) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def ignore_signals(worker: int) -> None:
+    """In a process that prepares batches: a terminal or a job scheduler sends signals to it too, but the training, which
+    ends it, still needs it to end its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stop(caught: list[int]) -> NoReturn:
     """End as the first signal would have ended the process: KeyboardInterrupt, or the exit code of SIGTERM, 143."""
     if signal.SIGINT in caught[:1]:
