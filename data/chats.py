@@ -40,47 +40,51 @@ FRAMES = {
         "Write a short poem about {}.", "Ask me a question about {}.", "What would a world without {} be like?",
     ),
     "place": (
-        "Where is {}?", "What is {} known for?", "What language do people speak in {}?", "What is the weather like in {}?",
-        "What should I eat in {}?", "Name a city in {}.", "I am going to {} next week. What should I pack?",
+        "Where is {}?", "What is {} known for?", "What language do people speak in {}?",
+        "What is the weather like in {}?", "What should I eat in {}?", "Name a city in {}.",
+        "I am going to {} next week. What should I pack?",
     ),
     "task": (
-        "How do I {}?", "Give me one piece of advice on how to {}.", "Is it difficult to {}?", "How long does it take to {}?",
-        "I want to {}. Where do I begin?", "What do I need to {}?", "Why do people {}?",
+        "How do I {}?", "Give me one piece of advice on how to {}.", "Is it difficult to {}?",
+        "How long does it take to {}?", "I want to {}. Where do I begin?", "What do I need to {}?",
+        "Why do people {}?",
     ),
     "word": (
         "What does the word {} mean?", "Use the word {} in a sentence.", "What is the opposite of {}?",
         "Give me a synonym of {}.", "How many letters does the word {} have?",
     ),
     "text": (
-        "Correct this sentence: {}", "Say this more politely: {}", "Make this shorter: {}", "What is the mood of this? {}",
-        "Continue this story with one sentence: {}",
+        "Correct this sentence: {}", "Say this more politely: {}", "Make this shorter: {}",
+        "What is the mood of this? {}", "Continue this story with one sentence: {}",
     ),
 }  # fmt: skip
 TOPICS = {
     "topic": (
-        "gravity", "bread", "the moon", "chess", "a volcano", "the internet", "coffee", "sleep", "music", "electricity",
-        "a computer", "friendship", "football", "the ocean", "money", "a library", "photosynthesis", "rain", "a robot",
-        "democracy", "a bicycle", "the brain", "history", "a vaccine", "salt", "a forest", "poetry", "a telescope", "time",
-        "mathematics", "a whale", "an earthquake", "cheese", "the sun", "painting", "a dream", "the colour blue", "a camera",
-        "snow", "medicine", "a desert", "a market", "gold", "an airplane", "a river", "kindness", "a newspaper article",
-        "a museum", "soil", "sugar", "a thunderstorm", "cooking", "running", "a guitar", "the heart of a city", "a map",
-        "an elephant", "the stars", "a train", "a mirror", "philosophy", "weather", "an algorithm", "a penguin", "wood",
-        "a doctor", "laughter", "a family", "the alphabet", "a battery", "plastic", "fear", "a satellite", "a garden",
-        "a lake", "silence", "a king", "trade", "a bicycle race", "a spider", "hope", "a wheel", "a clock", "theatre",
+        "gravity", "bread", "the moon", "chess", "a volcano", "the internet", "coffee", "sleep", "music",
+        "electricity", "a computer", "friendship", "football", "the ocean", "money", "a library", "photosynthesis",
+        "rain", "a robot", "democracy", "a bicycle", "the brain", "history", "a vaccine", "salt", "a forest",
+        "poetry", "a telescope", "time", "mathematics", "a whale", "an earthquake", "cheese", "the sun", "painting",
+        "a dream", "the colour blue", "a camera", "snow", "medicine", "a desert", "a market", "gold", "an airplane",
+        "a river", "kindness", "a newspaper article", "a museum", "soil", "sugar", "a thunderstorm", "cooking",
+        "running", "a guitar", "the heart of a city", "a map", "an elephant", "the stars", "a train", "a mirror",
+        "philosophy", "weather", "an algorithm", "a penguin", "wood", "a doctor", "laughter", "a family",
+        "the alphabet", "a battery", "plastic", "fear", "a satellite", "a garden", "a lake", "silence", "a king",
+        "trade", "a bicycle race", "a spider", "hope", "a wheel", "a clock", "theatre",
     ),
     "place": (
-        "Japan", "Egypt", "Brazil", "Canada", "India", "Italy", "Kenya", "Norway", "Mexico", "Australia", "Peru", "Spain",
-        "Ireland", "Nigeria", "Thailand", "Poland", "Argentina", "Iceland", "Cuba", "Finland",
+        "Japan", "Egypt", "Brazil", "Canada", "India", "Italy", "Kenya", "Norway", "Mexico", "Australia", "Peru",
+        "Spain", "Ireland", "Nigeria", "Thailand", "Poland", "Argentina", "Iceland", "Cuba", "Finland",
     ),
     "task": (
         "learn to swim", "cook rice", "write a letter", "plant a tree", "save money", "tie a knot", "read faster",
-        "bake a cake", "train a dog", "stay calm", "clean a window", "draw a horse", "paint a wall", "make new friends",
-        "learn a language", "fix a flat tyre", "wash a car", "write a story", "remember names", "wake up early", "sing",
-        "build a fire", "pack a suitcase", "choose a book", "apologise to a friend", "grow roses", "stop worrying",
+        "bake a cake", "train a dog", "stay calm", "clean a window", "draw a horse", "paint a wall",
+        "make new friends", "learn a language", "fix a flat tyre", "wash a car", "write a story", "remember names",
+        "wake up early", "sing", "build a fire", "pack a suitcase", "choose a book", "apologise to a friend",
+        "grow roses", "stop worrying",
     ),
     "word": (
-        "happy", "ancient", "quick", "brave", "silent", "generous", "bright", "strange", "careful", "hungry", "simple",
-        "rough", "polite", "lazy",
+        "happy", "ancient", "quick", "brave", "silent", "generous", "bright", "strange", "careful", "hungry",
+        "simple", "rough", "polite", "lazy",
     ),
     "text": (
         "She go to school yesterday.", "Give me the report now.", "The old man opened the door and saw the snow.",
@@ -89,20 +93,21 @@ TOPICS = {
     ),
 }  # fmt: skip
 SINGLE = (
-    "Hello!", "Hi, how are you?", "Good morning.", "Who are you?", "What is your name?", "Who made you?", "Thank you!",
-    "What can you do?", "Tell me a joke.", "I am bored.", "I had a bad day.", "Can you help me?", "What is two plus two?",
-    "What is 7 times 8?", "What is ten minus four?", "Count from one to ten.", "Name three animals.", "Name five fruits.",
-    "Name a primary colour.", "What comes after Wednesday?", "How many days are in a week?", "What do bees make?",
-    "How many legs does a spider have?", "What is the largest planet?", "Which animal barks?", "Is the earth flat?",
-    "What is water made of?", "Why is the sky blue?", "What is the boiling point of water?", "Who wrote Hamlet?",
+    "Hello!", "Hi, how are you?", "Good morning.", "Who are you?", "What is your name?", "Who made you?",
+    "Thank you!", "What can you do?", "Tell me a joke.", "I am bored.", "I had a bad day.", "Can you help me?",
+    "What is two plus two?", "What is 7 times 8?", "What is ten minus four?", "Count from one to ten.",
+    "Name three animals.", "Name five fruits.", "Name a primary colour.", "What comes after Wednesday?",
+    "How many days are in a week?", "What do bees make?", "How many legs does a spider have?",
+    "What is the largest planet?", "Which animal barks?", "Is the earth flat?", "What is water made of?",
+    "Why is the sky blue?", "What is the boiling point of water?", "Who wrote Hamlet?",
     "Which is heavier, a kilogram of iron or of feathers?", "Say goodbye in French.", "Write a haiku.", "Good night!",
 )  # fmt: skip
 MORE = ("Tell me more.", "Why?", "Say that in fewer words.", "Can you give me an example?", "Thanks! Anything else?")
 HELDOUT_FRAMES = {
     "topic": (
         "Describe {} in two sentences.", "What makes {} interesting?", "How has {} changed our lives?",
-        "Give {} a short definition.", "What is a common mistake about {}?",
-        "Where would I find {}?", "What would you tell a friend about {}?",
+        "Give {} a short definition.", "What is a common mistake about {}?", "Where would I find {}?",
+        "What would you tell a friend about {}?",
     ),
     "place": ("What is the capital of {}?", "Describe the people of {} in a sentence.", "Why do tourists visit {}?"),
     "task": ("What is the first step to {}?", "Can a child {}?", "Name one tool that helps to {}."),
@@ -112,14 +117,17 @@ HELDOUT_FRAMES = {
 HELDOUT_TOPICS = {
     "topic": (
         "a bridge", "the heart", "tea", "a dictionary", "lightning", "opera", "an island", "glass", "a newspaper",
-        "evolution", "a calendar", "silk", "a pirate", "honey", "the wind", "a school", "iron", "dancing", "a mountain",
-        "writing", "a microscope", "the rainbow", "a hospital", "a tiger", "paper", "justice", "an engine", "fashion",
-        "an apple", "a castle", "swimming", "the north pole", "a bee", "a radio", "fire", "a circus", "memory", "ice",
+        "evolution", "a calendar", "silk", "a pirate", "honey", "the wind", "a school", "iron", "dancing",
+        "a mountain", "writing", "a microscope", "the rainbow", "a hospital", "a tiger", "paper", "justice",
+        "an engine", "fashion", "an apple", "a castle", "swimming", "the north pole", "a bee", "a radio", "fire",
+        "a circus", "memory", "ice",
     ),
     "place": ("France", "China", "Germany", "Greece", "Chile", "Sweden", "Morocco", "Vietnam", "Portugal", "Turkey"),
     "task": ("ride a horse", "knit a scarf", "grow tomatoes", "give a speech", "sail a boat", "iron a shirt"),
     "word": ("gentle", "famous", "narrow", "curious", "clumsy", "honest"),
-    "text": ("The train arrives at noon.", "My brother has lost his keys again.", "The garden was quiet after the storm."),
+    "text": (
+        "The train arrives at noon.", "My brother has lost his keys again.", "The garden was quiet after the storm.",
+    ),
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ SHIPPED = ("llava", "smol")  # models in PRETRAINED
 
 
 def resolve_folder(name: Folder) -> Path:
-    """``name`` itself if it is a folder; else the shipped model of that name; else, if it looks like a hub id, the folder
-    that it is downloaded to.
+    """``name`` itself if it is a folder; else the shipped model of that name; else, if it looks like a hub id, the
+    folder that it is downloaded to.
 
     Downloading needs the package huggingface_hub and a network. Raises UserError if neither gives a folder.
     """

@@ -36,8 +36,8 @@ def held_signals(repeatable: bool) -> Iterator[list[int]]:
 
 
 def ignore_signals(worker: int) -> None:
-    """In a process that prepares batches: a terminal or a job scheduler sends signals to it too, but the training, which
-    ends it, still needs it to end its step."""
+    """In a process that prepares batches. Terminals and job schedulers send signals to it too, but the training still
+    needs it to end a step, and ends it afterwards."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,5 +1,5 @@
-"""``python tests/benchmarks/language.py [--model smol] [--decoder smollm2]``: what a language model forgets by learning to
-see.
+"""``python tests/benchmarks/language.py [--model smol] [--decoder smollm2]``: what a language model forgets while it
+learns to see.
 
 The mean loss per token on chats without a picture, in nats, of the LLaVA's decoder and of the language model that it
 was; then the answers of both to ten questions. ``--json`` adds a line of JSON.
@@ -23,9 +23,9 @@ from minillava.talk import stream  # noqa: E402
 from minillava.training.tasks import count_labels  # noqa: E402
 
 QUESTIONS = (
-    "What is the capital of France?", "Who are you?", "Why is the sky blue?", "Name three animals.", "What is bread made of?",
-    "What is two plus three?", "Write one sentence about winter.", "How do I boil an egg?", "What is the opposite of hot?",
-    "Tell me a fact about elephants.",
+    "What is the capital of France?", "Who are you?", "Why is the sky blue?", "Name three animals.",
+    "What is bread made of?", "What is two plus three?", "Write one sentence about winter.", "How do I boil an egg?",
+    "What is the opposite of hot?", "Tell me a fact about elephants.",
 )  # fmt: skip
 
 
