@@ -280,9 +280,7 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         model = join(*base, dtype)
         if PRESETS[a.preset].picture_book and not a.data:
             share = start_projection(model, world(a))
-            print(
-                f"stage1: W starts from least squares, which explain {share:.0%} of the embeddings of {PICTURES} pictures' words"
-            )
+            print(f"stage1: W starts from least squares on {PICTURES} pictures and explains {share:.0%} of their words")
         fit = a.image_fit or "pad"
         if not (a.image_fit or model.processor.image.do_pad):
             print(f"pictures: padded to a square, unlike {base.vision} itself (--image-fit crop cuts them)")
