@@ -1,7 +1,7 @@
 """Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
 
 Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output. With
---decoder there is no picture: it is a chat with a language model.
+--no-image or --decoder there is no picture: it is a chat with the model's decoder, or with a language model.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from minillava.talk import stream
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="LLaVA folder or hub id (default: the shipped one)")
+    parser.add_argument("--model", help="LLaVA folder, hub id, or the shipped llava (default) or smol")
     parser.add_argument("--decoder", help="chat without a picture: a LLaMA folder, a .gguf file, or smollm2")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
     parser.add_argument("--template", choices=TEMPLATES, help="chat template (default: the model's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--image", type=Path, help="picture to talk about (default: a new scene)")
+    parser.add_argument("--no-image", action="store_true", help="talk without a picture")
     parser.add_argument("--prompt", help="ask this question, print the answer and exit")
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=160)
@@ -37,9 +38,12 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.temperature < 0 or arguments.max_new_tokens < 1:
         parser.error("--temperature must be at least 0 and --max-new-tokens at least 1")
-    if arguments.decoder and (arguments.image or arguments.vision or arguments.model):
-        parser.error("--decoder is a chat without a picture: it takes neither --model, --vision nor --image")
-    if arguments.seed is not None and not arguments.temperature and (arguments.image or arguments.decoder):
+    if arguments.decoder and (arguments.image or arguments.no_image or arguments.vision or arguments.model):
+        parser.error("--decoder is a chat without a picture: it takes no --model, --vision, --image or --no-image")
+    if arguments.image and arguments.no_image:
+        parser.error("--no-image: --image names a picture")
+    drawn = not (arguments.image or arguments.no_image or arguments.decoder)
+    if arguments.seed is not None and not arguments.temperature and not drawn:
         parser.error("--seed has no effect here: no scene is drawn, and without --temperature no word is")
     arguments.model = arguments.model or PRETRAINED / "llava"
     return arguments
@@ -69,8 +73,11 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 
 def main() -> None:
     a = parse()
+    seen = None
     if a.decoder:
-        model, seen = load_text_model(a.decoder, a.device, getattr(torch, a.dtype)), None
+        model = load_text_model(a.decoder, a.device, getattr(torch, a.dtype))
+    elif a.no_image:
+        model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
     else:
         image = open_image(a.image) if a.image else fresh_scene(a.seed)
         model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
@@ -84,7 +91,7 @@ def main() -> None:
     if a.prompt is not None:
         say(model, seen, a.prompt, [], a)
         return
-    if a.decoder:
+    if seen is None:
         print("Talk with the language model. An empty line ends.")
     else:
         print('Ask about the picture ("What is in the centre?", "Describe the image concisely."). An empty line ends.')
