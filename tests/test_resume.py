@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -300,6 +301,27 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_weights_before_it(world,
         train(task, RECIPE, Run(tmp_path / "out", max_steps=8))
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)
     assert state["step"] == 4 and all(tensor.isfinite().all() for tensor in state["parameters"].values())
+
+
+@pytest.mark.parametrize("steps", [8, 3])
+def test_weights_that_are_not_finite_are_never_saved(world, tmp_path, steps):
+    """The step that ruins them, perhaps the last, has a finite loss and gradient; the checkpoint before it stays."""
+    task = make(world, "stage1")
+    task.after_step = lambda: calls.append(1) or (len(calls) == 3 and ruin())
+    calls, names = [], [row["id"] for row in json.loads((world / "captions.json").read_text())]
+
+    def ruin() -> None:
+        with torch.no_grad():
+            task.model.multi_modal_projector.bias[0] = math.inf
+
+    with pytest.raises(
+        UserError, match=r"stage1: weights are not finite after step 2; its batch: row \d+, row"
+    ) as error:
+        train(task, replace(RECIPE, save_every=1), Run(tmp_path / "out", max_steps=8))
+    state = torch.load(tmp_path / "out" / STATE, weights_only=True)
+    assert state["step"] == 2 and all(tensor.isfinite().all() for tensor in state["parameters"].values())
+    batch = Order(len(names), task.size, RECIPE, 0, SINGLE).batch(2)
+    assert set(re.findall(r"row (\d+)", str(error.value))) == set(map(str, batch))
 
 
 def test_nothing_is_saved_of_a_run_that_fails_at_once(world, tmp_path):

@@ -108,6 +108,9 @@ class Documents(Dataset):
     def rejected(self) -> Rejected:
         return self.captions.rejected
 
+    def where(self, index: int) -> str:
+        return f"document {index}"
+
     def size(self, index: int) -> int:
         """About how long a document is, as ``ConversationDataset.size``."""
         return sum(self.captions.size(row) for row in self.spans[index])

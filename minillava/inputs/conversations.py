@@ -200,6 +200,10 @@ class ConversationDataset(Dataset):
             return len(self.lines[index - len(self.kept)])
         return self.rows.size(self.kept[index])
 
+    def where(self, index: int) -> str:
+        """Where an example is in the files."""
+        return f"row {self.kept[index]}" if index < len(self.kept) else f"text {index - len(self.kept)}"
+
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """A dict of "input_ids" and "labels", lists of equal length; "pixel_values" (3, H, W) if the row has a picture;
         "word_ids", a list of ids for each patch, if it has a picture given as words.

@@ -76,6 +76,10 @@ class RegionDataset(Dataset):
         """What else decides the examples, by name."""
         return {"max_length": self.max_length, "image_processor": self.processor.image}
 
+    def where(self, index: int) -> str:
+        """Where an example is in the file."""
+        return f"line {self.rows[index]['line']}"
+
     def __getitem__(self, key: tuple[int, int, int]) -> dict:
         """{"pixel_values": (3, H, W), "caption": str, "regions": [(phrase, indices of its patches), ...]}.
 

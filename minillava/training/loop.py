@@ -39,6 +39,7 @@ from minillava.training.signals import held_signals, ignore_signals, stop
 from minillava.training.tasks import Task
 
 FEW = 50  # steps, fewer than which are hardly meant
+SMALLER = "a smaller --learning-rate may help"
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,18 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     )
     saved, saved_at, updating = done, start, False  # steps in the checkpoint; its time; whether weights are changing
 
-    def keep() -> None:
+    def keep() -> bool:
+        """Save, unless a weight is not finite: the last checkpoint then stays. Returns whether it is saved."""
         nonlocal saved, saved_at
+        if team.total(sum(not is_finite(p) for p in trainable.values())):
+            return False
         save(task, optimizers, scaler, run, done, settings)
         saved, saved_at = done, time.perf_counter()
         if team.is_first:
             losses = {row["step"]: row["loss"] for row in metrics}
             title = f"{task.name}: loss (nats)"
             draw_loss(out.with_name(f"{out.name}.loss.png"), title, losses, heldout.losses if heldout else None)
+        return True
 
     with (
         Progress(task.name, done, total, team.is_first) as progress,
@@ -146,13 +151,14 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 gradient = length_of(nn.utils.clip_grad_norm_(trainable.values(), 1.0))
                 if not math.isfinite(loss) or not (math.isfinite(gradient) or scaler.is_enabled()):
                     found = f"the loss is {loss} at step {step}, the length of its gradient {gradient}"
-                    raise UserError(f"{task.name}: {found}; a smaller --learning-rate may help")
+                    raise UserError(f"{task.name}: {found}; {batch_in_words(task.dataset, order, step)}; {SMALLER}")
                 updating = True
                 for optimizer in optimizers:
                     scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
                 scaler.update()
                 task.after_step()
-                metrics.append({"step": step + 1, "loss": loss, "learning_rate": rate, **padding(micro, shares, team)})
+                numbers = {"loss": loss, "gradient_norm": gradient, "learning_rate": rate}
+                metrics.append({"step": step + 1, **numbers, **padding(micro, shares, team)})
                 times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # for data
                 file.write(json.dumps(metrics[-1] | times) + "\n")
                 done, updating = step + 1, False
@@ -162,8 +168,9 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 minutes = (time.perf_counter() - saved_at) / 60
                 due = team.total(team.is_first and minutes >= recipe.save_minutes)
                 stopped = team.total(len(signals))
-                if due or stopped or done % recipe.save_every == 0 or done == total:
-                    keep()
+                if (due or stopped or done % recipe.save_every == 0 or done == total) and not keep():
+                    found = f"weights are not finite after step {step}"
+                    raise UserError(f"{task.name}: {found}; {batch_in_words(task.dataset, order, step)}; {SMALLER}")
                 if stopped:
                     stop(signals)
         except BaseException as error:
@@ -182,6 +189,18 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()
+
+
+def is_finite(parameter: Tensor) -> bool:
+    """Whether all numbers are finite, of a sharded parameter those of this rank."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return bool(local.isfinite().all())
+
+
+def batch_in_words(dataset: Dataset, order: Order, step: int) -> str:
+    """The rows of a step's batch, eight of them at most."""
+    rows = sorted(order.batch(step))
+    return f"its batch: {', '.join(map(dataset.where, rows[:8]))}{' and others' if len(rows) > 8 else ''}"
 
 
 def list_rejected(dataset: Dataset, file: Path, run: Run) -> tuple[Rejected, int]:
