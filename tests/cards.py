@@ -5,7 +5,7 @@ imports nothing of this repository. It writes
 
 DIR/0000.png ...   pictures of several sizes, with two cards of a pack of 24 side by side
 DIR/captions.csv   image, caption: five captions of each training picture
-DIR/instruct.json  LLaVA JSON: six conversations of two questions about each training picture
+DIR/instruct.json  LLaVA JSON: four conversations of two questions about each training picture
 DIR/heldout.json   LLaVA JSON: one question a row, about pictures of pairs of cards that no training picture shows
 """
 
@@ -27,7 +27,7 @@ MOST = 2000  # pictures
 HELDOUT = 8  # one pair in so many
 # Conversations about a picture, and questions in each. In a long conversation about two cards the later answers follow
 # from the earlier ones, so nobody would have to look at the picture.
-TALKS, TURNS = 6, 2
+TALKS, TURNS = 4, 2
 
 Card = tuple[str, str]  # rank, suit
 Turn = tuple[str, str, str]  # type, question, answer
@@ -117,22 +117,32 @@ def captions(cards: list[Card]) -> list[str]:
 
 
 def questions(cards: list[Card], rng: random.Random) -> list[Turn]:
-    """One question of each type that the cards allow, in random order. All but "place" need both cards."""
+    """One question of each type that the cards allow, in random order. All but "place" need both cards.
+
+    An answer that compares names the cards before its verdict: then each of its words needs one look or one step.
+    """
     left, right = cards
     chosen, other = rng.sample(cards, 2)
     absent = rng.choice([card for card in PACK if card not in cards])
     rank = rng.choice([left[0], right[0], *rng.sample([rank for rank in RANKS if rank not in (left[0], right[0])], 2)])
     sought, where = rng.choice([(left, "on the left"), (right, "on the right"), (absent, "nowhere")])
+    both = f"{name(left)} and {name(right)}"
+    sides = f"on the left is {name(left)} and on the right is {name(right)}"
     asked = [
         ("beside", f"Which card lies beside {name(chosen)}?", name(other)),
         ("colour", "How many of the cards are red?", ("none", "one", "two")[sum(map(is_red, cards))]),
         ("place", f"Which card lies on the {'left' if chosen == left else 'right'}?", name(chosen)),
-        ("rank", f"Is there {'an' if rank == 'ace' else 'a'} {rank}?", "yes" if rank in (left[0], right[0]) else "no"),
+        (
+            "rank",
+            f"Is there {'an' if rank == 'ace' else 'a'} {rank}?",
+            f"{both}, so {'yes' if rank in (left[0], right[0]) else 'no'}",
+        ),
         ("suit", "Do the cards have the same suit?", "yes" if left[1] == right[1] else "no"),
-        ("where", f"Where is {name(sought)}?", where),
+        ("where", f"Where is {name(sought)}?", f"{sides}, so {where}"),
     ]
     if left[0] != right[0]:
-        asked.append(("higher", "Which card is higher?", name(max(cards, key=lambda card: RANKS.index(card[0])))))
+        highest = max(cards, key=lambda card: RANKS.index(card[0]))
+        asked.append(("higher", "Which card is higher?", f"{both}, so {name(highest)}"))
     rng.shuffle(asked)
     return [(kind, question, sentence(answer)) for kind, question, answer in asked]
 
