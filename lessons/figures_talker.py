@@ -28,7 +28,8 @@ def visual_words() -> Image.Image:
     for patch in PATCHES:
         x, y = 20 + cell * (patch % 8), 60 + cell * (patch // 8)
         sheet.box(x, y, x + cell, y + cell, None, RED)
-        sheet.text(x + cell / 2, y - 9 if patch // 8 else y + cell + 9, str(patch), 13, RED)
+        sheet.box(x - 24, y + 6, x - 2, y + cell - 6, (255, 255, 255), None)
+        sheet.text(x - 13, y + cell / 2, str(patch), 13, RED)
     sheet.box(20, 330, 40, 346, GREEN, None)
     sheet.text(48, 338, "a word for what the patch shows", 13, anchor="lm")
     sheet.text(20, 364, "after each word: the cosine", 13, anchor="lm")
@@ -53,7 +54,8 @@ def two_starts() -> Image.Image:
     """The loss of stage 1 with SmolLM2 from least squares and from a random W, as measured once and kept."""
     kept = json.loads(CURVES.read_text(encoding="utf-8"))
     colours = {"least squares": DEEP_BLUE, "random": RED}
-    lines = [(f"W starts {name}", colours[name], kept["steps"], losses) for name, losses in kept["loss"].items()]
+    names = {"least squares": "W starts from least squares", "random": "W starts random"}
+    lines = [(names[key], colours[key], kept["steps"], losses) for key, losses in kept["loss"].items()]
     title = "Stage 1 with SmolLM2: nats per token of the caption"
     sheet = Sheet(700, 360)
     sheet.picture(0, 0, chart(title, "step, 32 captions each", lines, sheet.size), *sheet.size)
