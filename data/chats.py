@@ -2,7 +2,7 @@
 
 chats.json          rows of LLaVA JSON without "image", to mix with rows about pictures: a model that is trained on
                     pictures only forgets how to talk about anything else
-chats_heldout.json  200 chats about other topics in other frames; they measure what is forgotten
+chats_heldout.json  at most 200 chats about other topics in other frames; they measure what is forgotten
 
 The answers are greedy and the model's own: what it learns from these rows is to stay as it is. Answers that do
 not end within 200 tokens are left out and counted.
@@ -28,7 +28,7 @@ from minillava.progress import progress
 from minillava.talk import make_turns
 
 LENGTH = 200  # tokens of an answer at most
-HELDOUT = 200  # number of held-out rows
+HELDOUT = 200  # held-out rows at most
 CHATS = Path(__file__).parent / "chats.json"  # the shipped chats, SmolLM2's
 
 # A frame's hole is filled by each topic of its list. Held-out chats take the second lists.
