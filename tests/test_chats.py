@@ -19,16 +19,19 @@ from minillava.talk import make_turns
 
 ASKED = ["What is it?", "Is it a small red fish?", "a tree", "Is the boat at the top, or near the bottom?", "blue",
          "The big green tree is in the middle."]  # fmt: skip
+TALKS = [[(text, "")] for text in ASKED]
+TALKS += [[(first, "a fish"), (second, "")] for first in ASKED[:3] for second in ASKED[:3]]
 
 
 @pytest.fixture
 def model(lively_model, tokenizer, monkeypatch) -> TextModel:
-    """A tiny language model whose answers may have 12 tokens; in some of them is a token that ends them."""
+    """A tiny language model whose answers may have 12 tokens; about half of them have one that ends them."""
     monkeypatch.setattr(chats, "LENGTH", 12)
     model = TextModel(lively_model.language_model, Processor(tokenizer, None, 0))
-    whole = [greedy(model, text) for text in ASKED]
-    counts = {index: sum(index in others[1:] for others in whole) for ids in whole for index in ids}
-    model.processor.end_ids = (next(index for index, count in counts.items() if 2 <= count < len(ASKED)),)
+    whole, ends = [greedy(model, talk[-1][0], talk[:-1]) for talk in TALKS], []
+    while sum(bool({*ids} & {*ends}) for ids in whole) < len(TALKS) / 2:
+        ends.append(next(ids[5] for ids in whole if not {*ids} & {*ends}))
+    model.processor.end_ids = tuple(ends)
     return model
 
 
@@ -76,13 +79,9 @@ def test_topics_and_frames_are_in_one_set_only():
 @pytest.mark.parametrize("batch_size", [1, 4, 128])
 def test_answers_are_the_models_greedy_ones_and_those_without_end_are_none(model, batch_size):
     """In batches of questions of unequal length. Earlier turns are part of the prompt."""
-    found = list(chats.answers(model, [[(text, "")] for text in ASKED], batch_size))
-    assert found == [expected(model, greedy(model, text)) for text in ASKED]
-    assert None in found and any(found)
-    talk = [(ASKED[0], "a fish"), (ASKED[1], "")]
-    (after,) = chats.answers(model, [talk], batch_size)
-    ids = greedy(model, ASKED[1], talk[:1])
-    assert after == expected(model, ids) and ids != greedy(model, ASKED[1])
+    found = list(chats.answers(model, TALKS, batch_size))
+    assert found == [expected(model, greedy(model, talk[-1][0], talk[:-1])) for talk in TALKS]
+    assert None in found and any(found[: len(ASKED)]) and len({*found[len(ASKED) :]}) > 1
 
 
 def test_an_answer_is_cut_at_its_first_end_and_an_empty_one_is_none(model, monkeypatch):
@@ -91,6 +90,12 @@ def test_an_answer_is_cut_at_its_first_end_and_an_empty_one_is_none(model, monke
     rows = [[*word, end, fill, end], [end, fill, fill, fill], [*word, *word, *word, *word][:4]]
     monkeypatch.setattr(chats, "collect", lambda steps, stops, fill: torch.tensor(rows))
     assert list(chats.answers(model, [[("a", "")]] * 3)) == ["red", None, None]
+
+
+def test_an_answer_has_at_most_so_many_tokens(model, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(chats, "collect", lambda steps, *rest: lengths.append(len(list(steps))) or torch.zeros(1, 1))
+    assert list(chats.answers(model, [[("a", "")]])) == [None] and lengths == [12]
 
 
 def fake(replies: dict[str, str | None], seen: list):
@@ -172,6 +177,8 @@ def test_the_program_writes_both_files_and_says_how_many_are_left_out(monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{number - 1:,} of {number:,} chats") and lines[1].startswith("200 held-out chats")
     assert {row["id"].rpartition("-")[0] for row in held} == {"heldout-chat"}
+    known = chats.questions(chats.HELDOUT_FRAMES, chats.HELDOUT_TOPICS, random.Random(0))
+    assert set(map(question_of, held)) <= set(known)
     assert all(len(row["conversations"]) == 2 for row in held) and any(len(row["conversations"]) == 4 for row in asked)
     assert set(map(question_of, asked)) >= set(chats.SINGLE) - {"Hello!"}
 
@@ -181,7 +188,7 @@ def test_the_program_writes_both_files_and_says_how_many_are_left_out(monkeypatc
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, list[dict]]:
-    folder = chats.CHATS.parent
+    folder = Path(__file__).parents[1] / "data"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("chats", "chats_heldout")}
 
 
@@ -209,5 +216,5 @@ def test_the_shipped_chats_ask_what_the_program_asks_and_nothing_twice(shipped):
     assert 1 / 5 < len(more) / len(shipped["chats"]) < 2 / 5 and set(more) == set(chats.MORE)
 
 
-def test_chats_are_written_next_to_the_program():
+def test_the_shipped_chats_lie_next_to_the_program():
     assert Path(chats.__file__).parent / "chats.json" == chats.CHATS

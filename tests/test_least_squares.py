@@ -119,16 +119,21 @@ def test_embeddings_of_words_are_their_means(tiny_model):
 # ---- on the picture-book --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """The two files of a world that are read here, and their 80 pictures."""
-    folder, rng = tmp_path_factory.mktemp("world"), random.Random(3)
-    scenes = [sample_scene(rng) for _ in range(80)]
+def write_small_world(folder: Path, count: int) -> None:
+    """The two files of a world that are read here, and their pictures."""
+    rng = random.Random(3)
+    scenes = [sample_scene(rng) for _ in range(count)]
     write_rows(folder / "captions.json", (_caption(scene, index, rng) for index, scene in enumerate(scenes)))
     write_rows(folder / "words.json", (_word_picture(scene, index, rng, 8) for index, scene in enumerate(scenes)))
     (folder / "images" / "train").mkdir(parents=True)
     for index, scene in enumerate(scenes):
         draw_scene(scene, rng).save(folder / "images" / "train" / f"{index:06d}.png")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_small_world(folder, 80)
     return folder
 
 
