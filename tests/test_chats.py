@@ -29,8 +29,9 @@ def model(lively_model, tokenizer, monkeypatch) -> TextModel:
     monkeypatch.setattr(chats, "LENGTH", 12)
     model = TextModel(lively_model.language_model, Processor(tokenizer, None, 0))
     whole, ends = [greedy(model, talk[-1][0], talk[:-1]) for talk in TALKS], []
+    first = {ids[0] for ids in whole}
     while sum(bool({*ids} & {*ends}) for ids in whole) < len(TALKS) / 2:
-        ends.append(next(ids[5] for ids in whole if not {*ids} & {*ends}))
+        ends.append(next(ids[5] for ids in whole if not {*ids} & {*ends} and ids[5] not in first))
     model.processor.end_ids = tuple(ends)
     return model
 
