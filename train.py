@@ -25,6 +25,7 @@ from minillava.errors import UserError, run_program
 from minillava.formats.adapter_config import Towers, is_adapter
 from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
+from minillava.hub import find_shipped
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import FITS
 from minillava.inputs.processor import Processor
@@ -59,7 +60,7 @@ def parse() -> argparse.Namespace:
     add("--from-scratch", action="store_true", help="train the towers too, instead of using the shipped ones")
     add("--vision", help="CLIP folder or hub id to take the vision tower from")
     add("--decoder", help="LLaMA folder, hub id, .gguf file or smollm2 to take the decoder from")
-    add("--model", help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
+    add("--model", type=find_shipped, help="LLaVA folder or hub id to start from, instead of two towers or stage 1")
     add("--template", choices=TEMPLATES, help="chat template (default: the decoder's own)")
     add("--data", type=Path, help="LLaVA JSON, or a folder of pictures and texts (default: the picture-book)")
     add("--image-folder", type=Path, help="folder of the images (default: the folder of --data)")

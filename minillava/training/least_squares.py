@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillava.errors import UserError
 from minillava.formats.llava_json import scan
 from minillava.inputs.image import find_picture, open_image
 from minillava.model.llava import Llava
@@ -25,10 +26,13 @@ PICTURES = 500
 
 def start_projection(model: Llava, world: Path) -> float:
     """Set the projection of ``model`` by least squares on PICTURES pictures of ``world``. Returns the share of the
-    embeddings' variance that it explains."""
+    embeddings' variance that it explains. Raises UserError if ``world`` has other patches than the vision tower."""
     z, e = [], []
     both = zip(scan(world / "captions.json"), scan(world / "words.json"))
     for (_, _, picture), (_, _, words) in islice(both, PICTURES):
+        if (cells := len(words["patch_words"])) != model.config.num_image_tokens:
+            has = f"{cells} cells a picture, the tower gives {model.config.num_image_tokens} visual tokens"
+            raise UserError(f"{world / 'words.json'}: has {has}; W cannot start from least squares")
         z.append(features(model, model.processor.image(open_image(find_picture(world, picture["image"])))))
         e.append(embeddings_of(model, words["patch_words"]))
     return fit(model.multi_modal_projector, torch.cat(z), torch.cat(e))
@@ -58,7 +62,9 @@ def fit(projector: nn.Module, z: Tensor, e: Tensor) -> float:
         z, linear = F.gelu(projector.linear_1(z)), projector.linear_2
     ones = torch.ones(len(z), 1, dtype=torch.float64)
     inputs, targets = torch.cat([z.double(), ones], dim=1), e.double()
-    solution = torch.linalg.lstsq(inputs, targets).solution  # (vision hidden + 1, decoder hidden)
+    # "gelsd", by singular values, has a solution also where features depend on each other. (vision hidden + 1, decoder
+    # hidden)
+    solution = torch.linalg.lstsq(inputs, targets, driver="gelsd").solution
     linear.weight.copy_(solution[:-1].T)
     linear.bias.copy_(solution[-1])
     left = (targets - inputs @ solution).square().sum() / (targets - targets.mean(dim=0)).square().sum()
