@@ -105,11 +105,7 @@ def test_towers_are_those_of_the_preset():
     assert smol.vision == train.read_vision(smol.vision_id)
 
 
-def test_the_sizes_of_smol_are_the_shipped_tower_s_and_the_package_s(run, tmp_path):
-    try:
-        source = resolve_decoder("smollm2")
-    except UserError as error:
-        pytest.skip(str(error))
+def test_the_sizes_of_smol_are_the_shipped_tower_s_and_the_package_s(smollm2):
     vocabulary = PRESETS["smol"].decoder.vocab_size
     outline = train.read_outline(PRETRAINED / "smol")[0]
     found, planned = vars(outline.decoder), vars(PRESETS["smol"].decoder)
@@ -117,7 +113,7 @@ def test_the_sizes_of_smol_are_the_shipped_tower_s_and_the_package_s(run, tmp_pa
     assert {name: value for name, value in found.items() if name not in ends} == {
         name: value for name, value in planned.items() if name not in ends
     }
-    assert vars(train.read_decoder(source))["vocab_size"] < vocabulary == 49216
+    assert vars(train.read_decoder(smollm2))["vocab_size"] < vocabulary == 49216
     assert outline.vision == PRESETS["smol"].vision and outline.projector == "mlp"
 
 
