@@ -263,9 +263,12 @@ def test_there_must_be_something_to_resume(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--decoder", "smollm2", "--model", "m"], "it takes neither --model"),
-        (["--decoder", "smollm2", "--vision", "v"], "it takes neither --model, --vision"),
-        (["--decoder", "smollm2", "--image", "i"], "nor --image"),
+        (["--decoder", "smollm2", "--model", "m"], "it takes no --model"),
+        (["--decoder", "smollm2", "--vision", "v"], "it takes no --model, --vision"),
+        (["--decoder", "smollm2", "--image", "i"], "it takes no --model, --vision, --image or --no-image"),
+        (["--decoder", "smollm2", "--no-image"], "it takes no --model, --vision, --image or --no-image"),
+        (["--image", "i", "--no-image"], "--no-image: --image names a picture"),
+        (["--no-image", "--seed", "1"], "--seed has no effect here"),
         (["--decoder", "smollm2", "--seed", "1"], "--seed has no effect here"),
         (["--image", "i", "--seed", "1"], "--seed has no effect here"),
         (["--image", "i", "--seed", "1", "--temperature", "0.5"], None),

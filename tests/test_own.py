@@ -77,7 +77,7 @@ def test_everything_that_is_said_of_the_pictures_is_written(table, capsys):
     assert len(files["words.json"]) == len(files["text.txt"]) == len(rows)
     assert all(find_picture(table.parent / "out" / "data", name) for name in named)
     assert capsys.readouterr().out == (
-        f"data: 24 pictures of {table}; 120 captions of 24 pictures; 144 conversations in instruct.json; "
+        f"data: 24 pictures of {table}; 120 captions of 24 pictures; 96 conversations in instruct.json; "
         "4 other pictures there are not trained on: nothing is said of them\n"
     )
 
@@ -216,7 +216,7 @@ def test_one_command_trains_all_parts_on_the_folder(trained, table):
     out, said = trained
     words = json.loads((out / "data" / "words.json").read_text())
     assert {len(row["patch_words"]) for row in words} == {PATCHES} and not (out / "notes").exists()
-    for name, rows in (("vision", 24), ("decoder", 288), ("stage1", 120), ("stage2", 144)):
+    for name, rows in (("vision", 24), ("decoder", 192), ("stage1", 120), ("stage2", 96)):
         assert re.search(
             rf"^{name}: training into {out / name}: 3 steps of \d+ rows, .* times through {rows} rows$", said, re.M
         )
@@ -234,7 +234,7 @@ def test_the_next_stage_and_a_resumed_run_find_the_folder_again(trained, table, 
     os.rename(out / "stage2", tmp_path / "stage2")
     done = run("train.py", "--stage", "2", "--out", out, "--max-steps", "3")  # out/data is what --data has been
     assert done.returncode == 0, done.stderr
-    assert "times through 144 rows" in done.stdout and "drawing" not in done.stdout
+    assert "times through 96 rows" in done.stdout and "drawing" not in done.stdout
     for name in ("stage1", "stage2"):  # as if the first run had been interrupted before stage 1 was saved
         shutil.rmtree(out / name)
     command = ("--stage", "2", "--from-scratch", "--data", table, "--out", out, "--max-steps", "3", "--resume")
@@ -284,7 +284,7 @@ def test_nothing_is_written_if_there_is_nothing_to_resume(table, tmp_path):
 def test_few_rows_are_read_again_and_again(table, monkeypatch, tmp_path):
     arguments = ["--stage", "2", "--from-scratch", "--data", str(table), "--out", str(tmp_path / "out")]
     arguments += ["--device", "cpu"]
-    epochs, sizes = {}, {"vision": 24, "decoder": 288, "stage1": 120, "stage2": 144}
+    epochs, sizes = {}, {"vision": 24, "decoder": 192, "stage1": 120, "stage2": 96}
 
     def note(task, recipe, run) -> None:
         epochs[run.out.name] = recipe.epochs
@@ -293,8 +293,8 @@ def test_few_rows_are_read_again_and_again(table, monkeypatch, tmp_path):
         task = SimpleNamespace(model=None, dataset=range(size))
         monkeypatch.setitem(train.STAGES, name, lambda a, task=task: task)
     monkeypatch.setattr(train, "train", note)
-    for more, stage_2 in ([], 30000 / 144), (["--epochs", "7"], 7):
+    for more, stage_2 in ([], 20000 / 96), (["--epochs", "7"], 7):
         monkeypatch.setattr("sys.argv", ["train.py", *arguments, *more])
         train.main()
-        wanted = {"vision": 64000 / 24, "decoder": 8000 / 288, "stage1": 10000 / 120}
+        wanted = {"vision": 64000 / 24, "decoder": 8000 / 192, "stage1": 5000 / 120}
         assert epochs == pytest.approx(wanted | {"stage2": stage_2})

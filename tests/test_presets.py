@@ -89,7 +89,7 @@ def test_memory_is_planned_from_sizes_only(run, tmp_path, preset, stage):
     peaks = []
     for length in (300, 100):
         code, printed, errors = run(*arguments, "--max-length", length, "--memory", 80)
-        assert (code, errors) == (0, "") and f"32 rows of {length} tokens, " in printed, printed
+        assert (code, errors) == (0, "") and f"32 = 4 x 8 rows of {length} tokens, " in printed, printed
         peaks.append(float(re.search(r"^peak +(\S+) GiB", printed, re.MULTILINE)[1]))
     assert peaks[0] > 1.5 * peaks[1] > 0
     assert f"{ {'smol': 64, 'laptop': 49}[preset] } of them visual" in printed

@@ -144,13 +144,13 @@ def test_a_right_answer_has_its_meaning_and_a_wrong_one_has_not(asked, followed)
     for question in questions:
         judged = evaluate.Question(0, None, None, question.answer, "", [], question.need, question.refuse)
         assert evaluate.means(judged, question.answer, everything), question
-        for answer in list(answers[f"{question.form} {question.slots}"])[:20]:
+        for answer in list(answers[f"{question.form} {question.slots}"])[:8]:
             if answer != question.answer and question.form not in ("sure", "again", "no it is", "and the"):
                 wrong += 1
                 assert not evaluate.means(judged, answer, everything) or same_meaning(answer, question.answer), (
                     f"{answer} for {question}"
                 )
-    assert wrong > 10_000
+    assert wrong > 5_000
 
 
 def same_meaning(one: str, other: str) -> bool:

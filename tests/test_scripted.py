@@ -48,9 +48,9 @@ def scenes(tmp_path_factory):
     return list(zip(scenes, read_contexts(path)))
 
 
-def test_ten_thousand_answers_about_the_picture_book_are_true(scenes):
+def test_five_thousand_answers_about_the_picture_book_are_true(scenes):
     answers, old = 0, 0
-    for seed, (scene, context) in enumerate(scenes * 2):
+    for seed, (scene, context) in enumerate(scenes):
         check_description(scene, reply("detail", context, seed))
         (reason,) = turns_of(reply("reasoning", context, seed))
         for question, answer in [*turns_of(reply("conversation", context, seed)), reason]:
@@ -61,7 +61,7 @@ def test_ten_thousand_answers_about_the_picture_book_are_true(scenes):
             assert (question, answer) == reason or not any(pair in question.lower() for pair in UNSEEN_PAIRS)
             answers += 1
         answers += 1
-    assert answers >= 10_000 and old >= 200
+    assert answers >= 5_000 and old >= 100
 
 
 def test_scene_comes_back_from_its_context(scenes):
