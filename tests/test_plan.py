@@ -100,7 +100,7 @@ def test_weights_gradients_and_optimiser_are_what_one_step_leaves(tiny_config, s
     )
 
 
-@pytest.mark.parametrize("name", ["consumer", "llava-7b"])
+@pytest.mark.parametrize("name", ["consumer", "llava-7b", "smol", "laptop"])
 def test_presets_have_the_sizes_that_transformers_counts(name):
     from transformers import LlavaConfig as TheirConfig
     from transformers import LlavaForConditionalGeneration

@@ -54,7 +54,7 @@ def parsed(monkeypatch, *arguments: object):
 
 
 @pytest.mark.parametrize("preset", TALKERS)
-def test_stage_0_is_refused(run, preset, tmp_path):
+def test_stage_0_is_refused(run, seen, preset, tmp_path):
     code, printed, errors = run("--preset", preset, "--stage", 0, "--out", tmp_path / "out")
     assert (code, printed) == (2, "") and not (tmp_path / "out").exists()
     assert errors == f"error: --preset {preset}: its towers are trained already; stage 0 trains the picture-book's\n"
@@ -93,6 +93,8 @@ def test_memory_is_planned_from_sizes_only(run, tmp_path, preset, stage):
         peaks.append(float(re.search(r"^peak +(\S+) GiB", printed, re.MULTILINE)[1]))
     assert peaks[0] > 1.5 * peaks[1] > 0
     assert f"{ {'smol': 64, 'laptop': 49}[preset] } of them visual" in printed
+    millions = {"smol": (136.0, 145.8), "laptop": (222.8, 232.6)}[preset][stage - 1]
+    assert printed.startswith(f"stage {stage}: {millions} M parameters")
     learning = "projection" if stage == 1 else "projection, LoRA 32"
     assert f"({learning})" in printed and not list(tmp_path.iterdir())
 
@@ -182,6 +184,7 @@ def seen(monkeypatch) -> dict:
         found[run.out.name] = (Path(task.dataset.path), recipe, task.model)
 
     monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr(train, "write_world", lambda *arguments: pytest.fail("a world is drawn"))
     monkeypatch.setattr(train, "start_projection", lambda model, folder: found.update(start=folder) or 0.5)
     return found
 
