@@ -23,7 +23,7 @@ from minillava.training.tasks import Task, llava_task
 # Seven rows per batch in four micro-batches of at most two rows: the ranks take 2 + 2 and 2 + 1 rows. The dataset has
 # one row more than seven batches, so in the last batch of each epoch one rank has no row.
 RECIPE = Recipe(learning_rate=3e-3, batch_size=7, epochs=10, accumulation=4, save_every=20)
-STEPS, FEW = 50, 10
+STEPS, FEW = 30, 10
 LORA = replace(RECIPE, lora=3, checkpointing=True, compact=True)
 MUON = replace(RECIPE, optimizer="muon")
 MEASURED = replace(RECIPE, eval_every=4)
