@@ -73,14 +73,14 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 
 def main() -> None:
     a = parse()
-    seen = None
+    image = seen = None
+    if not (a.decoder or a.no_image):
+        image = open_image(a.image) if a.image else fresh_scene(a.seed)
     if a.decoder:
         model = load_text_model(a.decoder, a.device, getattr(torch, a.dtype))
-    elif a.no_image:
-        model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
     else:
-        image = open_image(a.image) if a.image else fresh_scene(a.seed)
         model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
+    if image:
         if not a.image or a.prompt is None:
             print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
         seen = model.encode_image(image)  # once per conversation

@@ -423,7 +423,7 @@ def printable(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder (default: the shipped one)")
+    parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder, hub id, llava (default) or smol")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON file")
     parser.add_argument("--image-folder", type=Path, help="folder of its pictures (default: the folder of --data)")
     parser.add_argument("--answers", type=Path, metavar="FILE.jsonl", help="write every question and answer there")

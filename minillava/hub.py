@@ -1,4 +1,5 @@
-"""A folder's path, or an id on the Hugging Face hub ("owner/name") -> a folder; a decoder may also be a GGUF file."""
+"""A folder's path, a shipped model's name or an id on the Hugging Face hub ("owner/name") -> a folder; a decoder may
+also be a GGUF file."""
 
 import os
 import re

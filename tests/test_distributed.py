@@ -159,7 +159,7 @@ def test_muon_turns_whole_matrices_not_slices(folder, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_rows_are_shared_and_the_best_model_is_kept_whole(folder, kind):
-    """Sharded weights answer nothing, since a rank cannot compute alone."""
+    """Sharded weights answer nothing, since no rank has all of them."""
     one, other = (
         [json.loads(line) for line in (folder / f"{name}-measured.heldout.jsonl").read_text().splitlines()]
         for name in (kind, "single")

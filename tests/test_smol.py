@@ -1,7 +1,6 @@
 """The shipped projection and LoRA for SmolLM2: it answers about fresh scenes, still talks, and transformers agrees."""
 
 import json
-import os
 import random
 import sys
 from pathlib import Path
@@ -17,22 +16,15 @@ from data.picturebook.draw import draw_scene
 from data.picturebook.scene import KINDS, Scene, sample_scene
 from minillava import Llava, load, merge
 from minillava.config import PRETRAINED
-from minillava.errors import UserError
 from minillava.formats.adapter_config import read_config
 from minillava.formats.tensors import ADAPTER
-from minillava.hub import resolve_decoder
 
 SMOL = PRETRAINED / "smol"
 SEEDS = (100, 101, 102, 103, 104)
 
 
 @pytest.fixture(scope="module")
-def model() -> Llava:
-    """The model. Without SmolLM2's package the tests that need it are skipped, but fail in CI."""
-    try:
-        resolve_decoder("smollm2")
-    except UserError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+def model(smollm2) -> Llava:
     return load("smol")
 
 

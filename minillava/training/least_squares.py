@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minillava.errors import UserError
 from minillava.formats.llava_json import scan
+from minillava.inputs.conversations import pad
 from minillava.inputs.image import find_picture, open_image
 from minillava.model.llava import Llava
 from minillava.training.tasks import mean_of_words
@@ -49,8 +50,7 @@ def features(model: Llava, pixels: Tensor) -> Tensor:
 def embeddings_of(model: Llava, patch_words: list[str]) -> Tensor:
     """The words of each patch -> the mean of their embeddings (patches, decoder hidden)."""
     ids = [model.processor.tokenizer.encode(f" {text}", special=False) for text in patch_words]
-    padded = torch.tensor([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids])
-    return mean_of_words(model.language_model.embed_tokens, padded[None])[0]
+    return mean_of_words(model.language_model.embed_tokens, pad(ids, -1)[None])[0]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from minillava.training.recipes import Recipe
 
 STATE = "trainer_state.pt"
 KEYS = {"step", "settings", "parameters", "optimizers", "scaler", "towers"}
-# Parts of a recipe that do not change what is learnt. "steps" stands for the epochs.
+# Parts of a recipe that do not change what is learnt. The number of steps is compared in place of the epochs.
 FREE = ("epochs", "accumulation", "checkpointing", "length", "save_every", "save_minutes", "eval_every")
 LONGER = (
     "the learning rate falls to zero over all steps, so those already taken fit only the old number; to train longer, "
