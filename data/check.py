@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from minillava.config import PRETRAINED
-from minillava.errors import UserError, run_program
-from minillava.evaluate import check_judgement, printable
+from minillava.errors import UserError, printable, run_program
+from minillava.evaluate import check_judgement
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import check_row, encode_row, turns_that_fit
@@ -196,7 +196,6 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help=f"list every fault, not only {SHOWN} of a kind")
     parser.add_argument("--colour", action="store_true", help="colour the example even if the output is not a terminal")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
     folder = arguments.image_folder or arguments.file.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

@@ -1,5 +1,11 @@
-"""The exception for everything that a user can fix. Its message, one line, names the file, row, tensor or argument."""
+"""What every program does with errors, signals and the text of others that it prints.
 
+The exception for everything that a user can fix is UserError. Its message, one line, names the file, row, tensor or
+argument.
+"""
+
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,12 +15,41 @@ class UserError(Exception):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run ``main``; a UserError becomes one line and exit code 2, an interrupt ends quietly with exit code 130."""
+    """Run ``main`` as a program.
+
+    A UserError becomes one line and exit code 2, and so does an error of the operating system, such as a full disk. An
+    interrupt ends quietly with exit code 130, a pipe that nobody reads any more with 141, as a shell's programs do.
+    Characters that the terminal's encoding lacks are printed as escapes.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set while modules were imported, see minillava/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not if a test has replaced it
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it ends
+        sys.exit(141)
+    except OSError as error:
+        print(f"error: {printable(in_words(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_words(error: OSError) -> str:
+    """What went wrong, after the file if the error names one: "data/x.json: Is a directory"."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that others wrote (a file, a model, a server), made safe for a terminal: unprintable characters, line ends
+    among them, become escapes, except those in ``keep``."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

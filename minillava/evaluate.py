@@ -32,7 +32,6 @@ becomes much longer than its reference is cut.
 import argparse
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +42,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.errors import UserError, run_program
+from minillava.errors import UserError, printable, run_program
 from minillava.formats.pope import POPE
 from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
 from minillava.inputs.tokenizer import IMAGE
@@ -416,11 +415,6 @@ def cell(text: str) -> str:
     return printable(text)[:WIDEST]
 
 
-def printable(text: str) -> str:
-    """Text from a file, made safe for a terminal: unprintable characters become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minillava.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=PRETRAINED / "llava", help="LLaVA folder, hub id, llava (default) or smol")
@@ -429,7 +423,6 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, metavar="FILE.jsonl", help="write every question and answer there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
     if path := arguments.answers:  # found out now, not after minutes of answering
         if path.exists():
             raise UserError(f"{path}: already exists")

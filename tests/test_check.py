@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from data import check as module
-from data.check import main, printable, render
+from data.check import main, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
-from minillava.errors import run_program
+from minillava.errors import printable, run_program
 from minillava.inputs import image as image_module
 from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
