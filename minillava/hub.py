@@ -29,6 +29,9 @@ def resolve_folder(name: Folder) -> Path:
     folder, name = Path(find_shipped(name)), os.fspath(name)
     if folder.is_dir():
         return folder
+    if (old := folder.with_name(f"{folder.name}.old")).is_dir():  # see saving.replace_folder()
+        print(f"{name}: a save was killed before its end; the checkpoint before it is read: {old}", file=sys.stderr)
+        return old
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise UserError(f"{name}: no such folder")
     try:
