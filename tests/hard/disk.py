@@ -1,7 +1,7 @@
 """``python tests/hard/disk.py``: a disk that is full, or read-only, at each write of a save.
 
 A training saves after each of two steps. In the second save, the n-th call that opens, makes or renames a file fails,
-for n from 1 to the last. Then files may not grow beyond a limit, for limits from nothing to the largest file, so that
+for n from 1 to the last. Then files may not grow beyond a limit, for limits up to the size of the largest file, so that
 writes fail in the middle of a file. Each time, the program must end with one line and exit code 2, the first save must
 be whole, and the run that resumes from it must end with the weights of an undisturbed one. Prints a table; the exit
 code is 1 if anything else was seen.
@@ -33,6 +33,8 @@ from minillava.training import resume  # noqa: E402
 CHANGES = {"os.rename", "os.mkdir"}  # audit events; "open" is one where it writes
 REASONS = (errno.ENOSPC, errno.EROFS, errno.EIO)
 STEPS = 2
+NEVER = 3  # exit code: there were fewer than n calls
+LOG = 2000  # bytes; more than the program prints into its log, to which the limit applies too
 
 
 def training(rows: Path, out: Path, resume_it: bool) -> None:
@@ -68,6 +70,8 @@ def failing(work, n: int, reason: int) -> None:
     sys.addaudithook(fail)
     second_save(lambda: begun.append(1))
     work()
+    if len(seen) < n:
+        sys.exit(NEVER)
 
 
 def limited(work, size: int) -> None:
@@ -84,7 +88,7 @@ def attempt(spoilt, work, folder: Path, whole: dict[str, str]) -> tuple[int, str
     code = in_child(spoilt, log)
     said = log.read_text(errors="replace")
     wrong = None
-    if "Traceback" in said or code not in (0, 2):
+    if "Traceback" in said or code not in (0, 2, NEVER):
         wrong = f"exit code {code}: {said.splitlines()[-3:]}"
     elif code == 2 and said.count("\nerror: ") != 1:
         wrong = f"not one line: {said[-300:]}"
@@ -109,12 +113,12 @@ def table(folder: Path, every: int, sizes: int) -> dict[str, list[tuple[int, str
     start = partial(work, folder / "out", False)
     for n in range(1, 1000, every):
         found["calls"].append(attempt(partial(failing, start, n, REASONS[n % 3]), work, folder, whole))
-        if found["calls"][-1][0] == 0:  # there are fewer calls
+        if found["calls"][-1][0] == NEVER:
             break
     largest = max(path.stat().st_size for path in (folder / "whole" / "stage2").iterdir())
     rng = random.Random(0)
     for index in range(sizes):
-        size = [0, largest - 1][index] if index < 2 else rng.randrange(largest)
+        size = [LOG, largest - 1][index] if index < 2 else rng.randrange(LOG, largest)
         found["sizes"].append(attempt(partial(limited, start, size), work, folder, whole))
     return found
 

@@ -103,13 +103,14 @@ def building(contexts: Path, out: Path) -> None:
 
 
 def result(out: Path) -> dict[str, str]:
-    """A digest of each file that is a result. Logs with times are left out."""
+    """A digest of each file that is a result. Logs with times are left out, and so is the training's state, in which
+    the same numbers may be in another order."""
     if (out / "stage2").exists():
         out = out / "stage2"
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.suffix in (".safetensors", ".json", ".png", ".jsonl", ".txt", ".jinja", ".pt")
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".png", ".jsonl", ".txt", ".jinja")
     }
 
 
