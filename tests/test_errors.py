@@ -47,7 +47,9 @@ def test_an_error_in_the_program_itself_is_not_hidden():
 
 def test_in_words():
     assert in_words(OSError()) == "OSError"
-    assert in_words(FileNotFoundError(errno.ENOENT, "No such file or directory", Path("a b"))).startswith("a b: No such")
+    assert in_words(FileNotFoundError(errno.ENOENT, "No such file or directory", Path("a b"))) == (
+        "a b: No such file or directory"
+    )
 
 
 def test_printable_keeps_what_it_is_told_to():
@@ -71,7 +73,7 @@ def test_a_pipe_that_nobody_reads_ends_the_program_quietly():
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(their_errors, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         time.sleep(0.2)
         code = 0
         try:

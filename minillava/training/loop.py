@@ -19,6 +19,7 @@ from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from minillava.errors import UserError
 from minillava.inputs.rejected import Rejected
@@ -132,10 +133,10 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         Progress(task.name, done, total, team.is_first) as progress,
         held_signals(repeatable=team.size == 1) as signals,
     ):
+        batches = iter(loader)
         try:
             if heldout and not done:
                 progress.say(heldout.measure(0))
-            batches = iter(loader)
             for step in order.steps:
                 rate = recipe.learning_rate * schedule(step, total, recipe)
                 for optimizer in optimizers:
@@ -186,6 +187,8 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 if saved:
                     progress.say(f"{out} is saved as it was after {saved:,} of {total:,} steps; --resume continues")
             raise
+        finally:
+            end_workers(batches)
     if signals:  # that came during the last save
         stop(signals)
     if metrics and team.is_first and "padding" in metrics[0]:
@@ -193,6 +196,13 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()
+
+
+def end_workers(batches: Iterator) -> None:
+    """End the worker processes, which ignore the signal by which Python ends them. An error keeps the iterator alive,
+    with the frames that it went through, so PyTorch does not do it by itself."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
 
 
 def is_finite(parameter: Tensor) -> bool:
