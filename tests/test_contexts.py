@@ -100,6 +100,7 @@ def box(**changes):
         ({"captions": "A dog."}, "must be lists"),
         ({"captions": ["A dog.", 3]}, "captions[1] is not a string"),
         ({"captions": ["x" * 2001]}, "longer than 2000"),
+        ({"captions": ["a d\ud83dg"]}, "captions[0] has half a character"),
         ({"instances": None}, "must be lists"),
         ({"instances": [3]}, "instances[0]: not a JSON object"),
         ({"instances": box()["instances"] * 1001}, "more than 1000 boxes"),
