@@ -26,7 +26,7 @@ from data.own import write_own
 from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
-from minillava.errors import UserError, run_program
+from minillava.errors import UserError, naming, run_program
 from minillava.formats.adapter_config import Towers, is_adapter
 from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
@@ -237,7 +237,8 @@ def world(a: argparse.Namespace) -> Path:
     def draw() -> None:
         if not folder.exists():
             print(f"data: drawing {a.pictures:,} pictures into {folder}", flush=True)
-            write_world(folder, a.pictures, a.seed, vision.image_size // vision.patch_size)
+            with naming(folder):
+                write_world(folder, a.pictures, a.seed, vision.image_size // vision.patch_size)
 
     a.team.on_first(draw)
     return folder
@@ -451,7 +452,9 @@ def main() -> None:
         team.together(lambda: check_folders(a))
         team.on_first(lambda: check_rows(a))
         if a.folder:
-            team.on_first(lambda: write_own(a.folder, a.out / "data", own_vision(a).num_patches, a.heldout, a.seed))
+            patches = own_vision(a).num_patches
+            with naming(a.out / "data"):
+                team.on_first(lambda: write_own(a.folder, a.out / "data", patches, a.heldout, a.seed))
         for name in ASKED[a.stage]:
             run_stage(name, a, keep=a.stage == 0)
     print(f"done: {', '.join(str(a.out / name) for name in ASKED[a.stage])}")

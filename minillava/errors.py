@@ -7,7 +7,9 @@ argument.
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -45,6 +47,15 @@ def run_program(main: Callable[[], None]) -> None:
     except OSError as error:
         print(f"error: {printable(in_words(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside this context, an OSError names ``path``. That of a full disk names no file by itself."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def in_words(error: OSError) -> str:

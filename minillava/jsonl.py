@@ -5,18 +5,10 @@ Errors are OSErrors that name the file.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Inside this context, an OSError names ``path``. That of a full disk names no file by itself."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+from minillava.errors import naming
 
 
 def read_jsonl(path: Path) -> list[dict]:
