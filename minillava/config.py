@@ -36,7 +36,8 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionConfig":
-        return cls(**config_json.part_from_json(values, asdict(CLIP_VISION), model_type="clip_vision_model"))
+        only = {"model_type": "clip_vision_model", "num_channels": 3}  # pictures are RGB
+        return cls(**config_json.part_from_json(values, asdict(CLIP_VISION), **only))
 
 
 @dataclass

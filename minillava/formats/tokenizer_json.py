@@ -14,6 +14,7 @@ from minillava.errors import UserError
 
 SPACE = "▁"  # how SentencePiece writes a space
 LONGEST = 1000  # maximum characters of a token: every way to split one into two may be tried
+MOST_IDS = 1 << 22  # of a vocabulary: a row of the embedding may be made for each
 
 
 def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
@@ -28,8 +29,8 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
             raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
     vocab = model["vocab"]
     for token, index in vocab.items():
-        if type(index) is not int or index < 0:
-            check_id(f"token {token!r}", index)
+        if type(index) is not int or not 0 <= index < MOST_IDS:
+            check_id(f"token {token!r:.80}", index)
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     for left, right in merges:
         joined = left + right
@@ -44,9 +45,9 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
 
 
 def check_id(what: str, index: object) -> None:
-    """Raises UserError unless ``index`` is an int from 0 up. ``what`` names the token."""
-    if type(index) is not int or index < 0:
-        raise UserError(f"{what} has the id {index!r}, not a whole number from 0 up")
+    """Raises UserError unless ``index`` is an int from 0 up to MOST_IDS. ``what`` names the token."""
+    if type(index) is not int or not 0 <= index < MOST_IDS:
+        raise UserError(f"{what} has the id {index!r:.80}, not a whole number from 0 up to {MOST_IDS:,}")
 
 
 class AddedToken(NamedTuple):

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
-from minillava.formats.text_file import begin_of
+from minillava.formats.text_file import TEXT_BYTES, begin_of
 from minillava.inputs.conversation import IGNORE, check_turns, image_goes_first
 from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
@@ -150,7 +150,7 @@ class ConversationDataset(Dataset):
         self.kept = array("q")  # the numbers of the rows that are not left out
         self.turns: dict[int, int] = {}  # how many turns each row keeps that is cut
         with progress(desc=f"opening {Path(self.path).name}", unit="row") as bar:
-            self.rows = Rows(self.path, lambda number, row: (self._open(number, row), bar.update()))
+            self.rows = Rows(self.path, lambda n, row: (self._open(n, row), bar.update()), self.rejected.add)
         self.rejected.most = len(self.rows) // 1000 if self.max_rejected is None else self.max_rejected
         self.rejected.check()
         self.lines: list[str] = []
@@ -309,7 +309,7 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
 def read_lines(path: AnyPath) -> list[tuple[int, str]]:
     """The non-empty lines of a text file, each with its number from 1. Raises UserError if there are none, or if the
     file is missing or not UTF-8."""
-    begin_of(path)
+    begin_of(path, TEXT_BYTES)
     try:
         lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1) if line]
     except (OSError, UnicodeDecodeError) as error:
