@@ -145,7 +145,7 @@ def building(source: Folder, *types: str) -> Iterator[dict]:
             yield config
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ValueErrors need no type
-        raise UserError(f"{path}: {kind}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {kind}{str(error).splitlines()[0]:.300}") from None
 
 
 def image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:

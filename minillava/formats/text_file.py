@@ -35,3 +35,16 @@ def begin_of(path: str | os.PathLike, most: int | None = None) -> bytes:
         if re.match(pattern, begin):
             raise UserError(f"{path}: {what}")
     return begin
+
+
+def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """The non-empty lines of a text file, each with its number from 1. Raises UserError if there are none, or if the
+    file is missing or not UTF-8."""
+    begin_of(path, TEXT_BYTES)
+    try:
+        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if not lines:
+        raise UserError(f"{path}: an empty file")
+    return lines

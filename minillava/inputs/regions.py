@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from minillava.config import TextConfig
 from minillava.errors import UserError
 from minillava.formats.odd_rows import oddities
-from minillava.inputs.conversations import pad, read_lines
+from minillava.formats.text_file import read_lines
+from minillava.inputs.conversations import pad
 from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.rejected import CUT, NO_PICTURE, Rejected
