@@ -17,6 +17,7 @@ from data.captions import read_captions
 from data.contexts import read_contexts
 from data.filter_captions import filter_captions
 from minillava import load
+from minillava.checkpoint import load_vision
 from minillava.config import PRETRAINED
 from minillava.errors import UserError
 from minillava.formats.gguf import read_gguf
@@ -27,6 +28,7 @@ from minillava.inputs.image import open_image
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.language_model import load_text_model
 from minillava.outline import read_outline
+from minillava.saving import write_adapter
 
 HARD = Path(__file__).parent / "hard"
 
@@ -214,6 +216,28 @@ def test_numbers_that_are_not_finite_are_named_by_file_and_tensor(llava, number)
         assert str(error.value) == (
             f"{llava / 'model.safetensors'}: tensor {name} has a number that is not finite in torch.float32"
         )
+
+
+@pytest.mark.parametrize(("name", "read"), [("vision", load_vision), ("decoder", load_text_model)])
+def test_numbers_that_are_not_finite_are_named_in_towers_and_decoders(tmp_path, name, read):
+    folder = shutil.copytree(PRETRAINED / name, tmp_path / name)
+    tensors = load_file(folder / "model.safetensors")
+    last = max(name for name in tensors if not name.startswith(("text", "visual", "logit")))
+    tensors[last] = tensors[last].clone()
+    tensors[last].view(-1)[0] = float("nan")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"pytorch_model\.bin: tensor {last} has a number that is not finite"):
+        read(folder)
+
+
+def test_numbers_that_are_not_finite_are_named_in_adapters(llava, tmp_path):
+    model = load(llava)
+    model.multi_modal_projector.bias.data[0] = float("nan")
+    (tmp_path / "adapter").mkdir()
+    write_adapter(model, llava, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: tensor .*1\.bias has a number that is not"):
+        load(tmp_path / "adapter")
 
 
 def test_numbers_that_the_dtype_cannot_hold_are_refused(llava):
