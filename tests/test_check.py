@@ -276,7 +276,7 @@ def test_what_cannot_be_shown_is_named(check, folder):
 
 
 def test_a_picture_that_would_grow_too_large_is_a_fault(check, folder, monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 24 * 24 - 1)
+    monkeypatch.setattr(image_module, "MAX_GROWN", 24 * 24 - 1)
     code, out, _ = check(FINE)
     assert code == 2 and "row 0 and 1 more: 24 x 16 pixels would become 24 x 24: too large" in out
 
@@ -399,7 +399,7 @@ def test_no_garbage_ends_in_a_traceback(check):
 
 @pytest.mark.parametrize("length, code", [(400_000, 0), (2_000_000, 2)])
 def test_a_turn_of_blanks_does_no_harm(check, length, code):
-    assert check([pictured("a.png", "What?", " " * length)])[0] == code
+    assert check([pictured("a.png", "What?", " " * length), FINE[0]])[0] == code
 
 
 def test_render_keeps_neighbouring_answers_apart(tokenizer):

@@ -183,7 +183,7 @@ def test_an_icon_is_as_large_as_the_picture_in_it(tmp_path, monkeypatch):
 
 
 def test_no_side_may_make_the_picture_large_on_the_way(monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_module, "MAX_GROWN", 1000)
     square = from_dict({"size": {"height": 20, "width": 20}, "do_center_crop": False})
     assert square(picture(20, 50)).shape == (3, 20, 20)
     with pytest.raises(UserError, match="1 x 999 pixels would become 20 x 999: too large"):
@@ -458,9 +458,9 @@ def test_any_values_give_pixels_or_a_user_error():
 
 
 def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
-    """With a small MAX_PIXELS, so that small pictures exceed it. 1 x 100,000 pixels at size 224 would take 15 GB."""
+    """With a small MAX_GROWN, so that small pictures exceed it. 1 x 100,000 pixels at size 224 would take 15 GB."""
     small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
+    monkeypatch.setattr(image_module, "MAX_GROWN", 64 * 128)
     assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
     with pytest.raises(UserError, match="10 x 21 pixels would become 64 x 134"):
         small(picture(10, 21))

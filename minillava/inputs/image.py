@@ -20,9 +20,8 @@ from minillava.formats.preprocessor_json import processor_to_json, read_processo
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's values for red, green and blue, in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 AnyPath = str | os.PathLike
-# A larger picture is refused before it is decoded; none may grow larger in processing. Each pixel takes up to 17 bytes
-# while a picture becomes RGB.
-MAX_PIXELS = 52_000_000
+MAX_PIXELS = 52_000_000  # a larger picture is refused before it is decoded; a pixel takes 17 bytes while it becomes RGB
+MAX_GROWN = 100_000_000  # pixels of a picture that is padded or resized
 FITS = ("crop", "pad")  # how a picture that is no square becomes one: CLIP's way, LLaVA-1.5's way
 
 
@@ -121,7 +120,7 @@ class ImageProcessor:
         return (sides["shortest_edge"],) * 2 if sides and self.do_pad else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_PIXELS."""
+        """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_GROWN."""
         scale = float(self.rescale_factor) if self.do_rescale else 1
         pixels = (np.asarray(self.view(image)) * scale).astype(np.float32)  # (H, W, 3)
         if self.do_normalize:
@@ -177,7 +176,7 @@ class ImageProcessor:
 
 
 def _allowed(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
-    if math.prod(new) > MAX_PIXELS:
+    if math.prod(new) > MAX_GROWN:
         raise UserError(f"{old[0]} x {old[1]} pixels would become {new[0]} x {new[1]}: too large")
     return new
 
