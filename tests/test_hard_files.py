@@ -1,5 +1,6 @@
 """Files that are no files, values that no model has, and the short forms of tests/hard: one line each, nothing else."""
 
+import importlib
 import json
 import os
 import runpy
@@ -44,7 +45,8 @@ def no_hang():
 @pytest.mark.parametrize(("name", "count"), [("pictures", 250), ("rows", 50), ("folders", 30)])
 def test_short_forms_find_nothing(monkeypatch, capsys, name, count):
     monkeypatch.setattr(sys, "argv", [name, "--count", str(count), "--seed", "1"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(str(HARD))
+    monkeypatch.setattr(importlib.import_module("guarded"), "SECONDS", 30.0)  # other tests may run at the same time
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(HARD / f"{name}.py"), run_name="__main__")
     table = capsys.readouterr().out

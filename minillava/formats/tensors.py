@@ -207,9 +207,10 @@ def _list_file(path: Path) -> dict[str, Stored]:
         refuse_pointer(path, file.read(100))
     if path.suffix == ".bin":
         mapped = is_zipfile(path)
+        tensors = _open_bin(path, mapped, first=True)
         return {
             name: Stored(path, name, tuple(tensor.shape), None if mapped else tensor)
-            for name, tensor in _open_bin(path, mapped).items()
+            for name, tensor in tensors.items()
         }
     try:
         with safe_open(path, framework="pt") as file:
@@ -219,19 +220,20 @@ def _list_file(path: Path) -> dict[str, Stored]:
     return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
-def _open_bin(path: Path, mapped: bool = True) -> dict[str, Tensor]:
+def _open_bin(path: Path, mapped: bool = True, first: bool = False) -> dict[str, Tensor]:
+    """``first``: check that the file is not one that is small and fills the memory."""
     try:
-        if mapped:
+        if first and mapped:
             with ZipFile(path) as file:
                 if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
-                    raise ValueError("compressed: a small file could fill the memory")
+                    raise ValueError("compressed")
         tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
             raise TypeError
         if any(tensor.is_meta for tensor in tensors.values()):
             raise ValueError("without data")
-        # So could tensors that share their data. Two may: an embedding and the head that is tied to it.
-        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
+        # Two tensors may share their data: an embedding and the head that is tied to it.
+        if first and sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
             raise ValueError("larger than the file")
     except Exception as error:  # for a truncated or foreign file, torch, zipfile and pickle raise errors of many types
         raise UserError(f"{path}: not a PyTorch file with only tensors in it ({type(error).__name__})") from None

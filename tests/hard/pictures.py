@@ -8,6 +8,7 @@ import argparse
 import random
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +33,7 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "F", "CMYK", "YCbCr")
 def originals() -> list[bytes]:
     """A small picture in each format and mode that Pillow writes, where it can with EXIF data; and a moving one."""
     Image.init()
+    warnings.simplefilter("ignore", DeprecationWarning)  # Pillow will give up some formats
     y, x = np.mgrid[0:24, 0:32]
     colours = Image.fromarray(np.stack([x * 8, y * 10, (x * y) % 256], -1).astype(np.uint8))
     exif = Image.Exif()
