@@ -7,6 +7,7 @@ import runpy
 import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def no_hang():
     signal.alarm(0)
 
 
-@pytest.mark.parametrize(("name", "count"), [("pictures", 250), ("rows", 50), ("folders", 30)])
+@pytest.mark.parametrize(("name", "count"), [("pictures", 200), ("rows", 40), ("folders", 25)])
 def test_short_forms_find_nothing(monkeypatch, capsys, name, count):
     monkeypatch.setattr(sys, "argv", [name, "--count", str(count), "--seed", "1"])
     monkeypatch.syspath_prepend(str(HARD))
@@ -249,6 +250,18 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(llava):
     assert load(llava).language_model.norm.weight.min() > 60_000
     with pytest.raises(UserError, match=rf"tensor {name} has a number that is not finite in torch\.float16"):
         load(llava, dtype=torch.float16)
+
+
+def test_a_compressed_pickle_is_refused(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content + bytes(100_000) if name.endswith("data.pkl") else content)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: not a PyTorch file .*\(ValueError\)"):
+        list_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(1).expand(10**9), torch.zeros(9, device="meta")], ids=["one", "none"])

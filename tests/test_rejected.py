@@ -117,6 +117,30 @@ def test_odd_lines_of_regions_are_told(folder, processor):
     assert [(one["line"], one["what"]) for one in found] == [(1, TWICE), (1, HALF)]
 
 
+def test_words_for_a_patch_are_limited(dataset):
+    row = {"patch_words": ["a" * 2000] + ["sea"] * (PATCHES - 1), "conversations": said("<image>\nWhat?", "Sea.")}
+    assert len(dataset([row])[0, 0, 0]["word_ids"]) == PATCHES
+    row["patch_words"][0] += "a"
+    with pytest.raises(UserError, match=r"row 0: 'patch_words' must be a list of 4 strings of at most 2,000"):
+        dataset([row])
+
+
+def test_a_row_that_cannot_be_read_again_is_named(dataset, folder, monkeypatch):
+    data = dataset([pictured()])
+
+    def fail(_):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(UserError, match=r"rows\.json: row 0: not JSON \(too deep\)"):
+        data[0, 0, 0]
+
+
+def test_the_picture_of_a_row_that_is_left_out_is_not_needed(dataset):
+    data = dataset([pictured("none.png", "What?", "A fish. " * 200), pictured()], max_length=100)
+    assert [line["what"] for line in data.rejected.found] == [TOO_LONG] and len(data) == 1
+
+
 # ---- rows that are too long -----------------------------------------------------------------------------------------
 
 LONG = [

@@ -1,8 +1,8 @@
 """``python tests/hard/folders.py``: mutated folders of models, loaded and made to answer.
 
-LLaVA folders (safetensors, pickles, shards), CLIP folders, decoders, adapters and GGUF files, in which one or two files
-are broken, replaced by no file at all or, if they are pickles, made to run code. Code that runs, anything but an answer
-or a UserError, more than 5 s, or more than a gigabyte fails.
+LLaVA folders (one file or shards), CLIP folders, decoders (safetensors or a pickle), adapters and GGUF files, in which
+one or two files are broken, replaced by no file at all or, if they are pickles, made to run code. Code that runs,
+anything but an answer or a UserError, more than 5 s, or more than a gigabyte fails.
 """
 
 import argparse
@@ -59,10 +59,10 @@ def write_folders(root: Path) -> dict[str, tuple[Path, Callable[[Path], None]]]:
     """Whole models of each kind, and what is done with each."""
     llava = PRETRAINED / "llava"
     pickled, shards, adapter = (root / name for name in ("pickled", "shards", "adapter"))
-    for folder in (pickled, shards):
-        shutil.copytree(llava, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for source, folder in ((PRETRAINED / "decoder", pickled), (llava, shards)):
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(PRETRAINED / "decoder" / "model.safetensors"), pickled / "pytorch_model.bin")
     tensors = load_file(llava / "model.safetensors")
-    torch.save(tensors, pickled / "pytorch_model.bin")
     places = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(tensors)}
     for file in set(places.values()):
         save_file({name: tensor for name, tensor in tensors.items() if places[name] == file}, shards / file)
@@ -75,11 +75,11 @@ def write_folders(root: Path) -> dict[str, tuple[Path, Callable[[Path], None]]]:
     make_gguf.write_small(root / "gguf" / "model.gguf", make_gguf.small_llama())
     return {
         "llava": (llava, answer),
-        "llava, pickled": (pickled, answer),
         "llava, shards": (shards, answer),
         "adapter": (adapter, answer),
         "clip": (PRETRAINED / "vision", see),
         "decoder": (PRETRAINED / "decoder", say),
+        "decoder, pickled": (pickled, say),
         "gguf": (root / "gguf", lambda folder: say(folder / "model.gguf")),
     }
 
