@@ -35,12 +35,18 @@ from minillava.saving import write_adapter
 HARD = Path(__file__).parent / "hard"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_hang():
-    """Nothing here takes long, and a file that is opened though it is none may never end."""
-    signal.alarm(60)
+    """A file that is opened though it is none may never end."""
+
+    def end(*_):
+        raise TimeoutError("a hang")
+
+    old = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
     yield
     signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
 
 
 @pytest.mark.parametrize(("name", "count"), [("pictures", 200), ("rows", 40), ("folders", 25)])
@@ -81,7 +87,7 @@ def put(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_no_file_is_not_opened(tmp_path, name, kind):
+def test_what_is_no_file_is_not_opened(tmp_path, no_hang, name, kind):
     path = tmp_path / name
     put(path, kind)
     with pytest.raises(UserError) as error:
@@ -95,7 +101,7 @@ def llava(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_no_file_of_a_model_s_folder_is_opened_if_it_is_none(llava, kind):
+def test_no_file_of_a_model_s_folder_is_opened_if_it_is_none(llava, no_hang, kind):
     for path in sorted(llava.iterdir()):
         whole = path.read_bytes()
         put(path, kind)

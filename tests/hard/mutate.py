@@ -49,7 +49,7 @@ def value_of(value: object, rng: random.Random) -> object:
         del changed[key]
     else:
         changed[key] = value_of(value[key], rng)
-        if isinstance(changed, dict) and rng.random() < 0.05:
+        if isinstance(changed, dict) and len(changed) > 1 and rng.random() < 0.05:
             changed[rng.choice(list(changed))] = changed.pop(key)
     return changed
 
