@@ -93,6 +93,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, no_hang, name, kind):
     with pytest.raises(UserError) as error:
         READERS[name](path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    assert kind == "folder" or str(error.value) == f"{path}: a pipe, a device or a socket, not a file"
 
 
 @pytest.fixture
@@ -177,6 +178,15 @@ def test_values_that_no_model_has_are_named_by_file_and_key(llava, place):
         assert "\n" not in text and len(text) < 500
         named = {"image_token_index": "image", "added_tokens": "added token", "a": "'a'"}
         assert any(named.get(key, str(key)) in text or str(key) in text for key in keys), text
+
+
+@pytest.mark.parametrize(("image", "patch"), [(1_000_000, 1), (8, 16)])
+def test_a_grid_without_patches_or_with_too_many_is_refused(llava, image, patch):
+    config = json.loads((llava / "config.json").read_text())
+    config["vision_config"] |= {"image_size": image, "patch_size": patch}
+    (llava / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"image_size {image} and patch_size {patch} do not make a grid"):
+        read_outline(llava)
 
 
 @pytest.mark.parametrize("value", [10**400, True, -1, 0, float("nan"), "x", [1]], ids=lambda value: str(value)[:9])

@@ -11,6 +11,7 @@ from minillava.formats.regular_file import check_regular
 MAX_BYTES = 1 << 30  # maximum size of a file: 16-bit TIFF without compression has 8 bytes a pixel
 # Pillow reports damaged EXIF data and large pictures; what cannot be read, and what is too large, is decided here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.MAX_IMAGE_PIXELS = 50_000_000  # of more than twice as many Pillow raises an error, also where it decodes at once
 
 
 def read_picture(path: str | os.PathLike, most: int) -> Image.Image:
@@ -22,9 +23,9 @@ def read_picture(path: str | os.PathLike, most: int) -> Image.Image:
         image = Image.open(path)
         if image.format == "EPS":
             raise ValueError("EPS, a program that Ghostscript would run")
-        _refuse_large(image, most)
+        if image.width * image.height > most:
+            raise ValueError(f"{image.width} x {image.height} pixels is more than {most:,}")
         image.load()
-        _refuse_large(image, most)  # an icon's header gives another size than the picture inside
         return image
     except Exception as error:  # Pillow raises errors of many types for broken files
         raise broken(path, error) from None
@@ -43,8 +44,3 @@ def upright(image: Image.Image) -> Image.Image:
 def broken(path: str | os.PathLike, error: Exception) -> UserError:
     """The UserError for a picture of which Pillow says ``error``."""
     return UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})")
-
-
-def _refuse_large(image: Image.Image, most: int) -> None:
-    if image.width * image.height > most:
-        raise ValueError(f"{image.width} x {image.height} pixels is more than {most:,}")
