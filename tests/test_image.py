@@ -414,6 +414,7 @@ REFUSED = [
     ({"image_mean": [1e300, 0, 0]}, "image_mean"),
     ({"image_std": [0.5, 0, 0.5]}, "image_std"),
     ({"image_std": 0}, "image_std"),
+    ({"image_std": 1e-300}, "image_std"),
 ]
 
 
