@@ -15,7 +15,7 @@ from data import check as module
 from data.check import main, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
-from minillava.errors import printable, run_program
+from minillava.errors import UserError, printable, run_program
 from minillava.inputs import image as image_module
 from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
@@ -279,6 +279,15 @@ def test_a_picture_that_would_grow_too_large_is_a_fault(check, folder, monkeypat
     monkeypatch.setattr(image_module, "MAX_GROWN", 24 * 24 - 1)
     code, out, _ = check(FINE)
     assert code == 2 and "row 0 and 1 more: 24 x 16 pixels would become 24 x 24: too large" in out
+
+
+def test_pictures_are_processed_as_in_training(check, monkeypatch):
+    def fail(self, image):
+        raise UserError("no view of it")
+
+    monkeypatch.setattr(image_module.ImageProcessor, "view", fail)
+    code, out, _ = check(FINE)
+    assert code == 2 and "row 0 and 1 more: no view of it" in out
 
 
 def test_image_folder_may_be_elsewhere(check, folder, tmp_path_factory):
