@@ -31,7 +31,7 @@ def resolve_folder(name: Folder) -> Path:
     if os.path.isdir(folder):  # not folder.is_dir(), which raises OSError for a name that is too long
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise UserError(f"{name}: no such folder")
+        raise UserError(f"{name:.200}: no such folder")
     try:
         from huggingface_hub import snapshot_download
 

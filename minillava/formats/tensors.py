@@ -100,7 +100,7 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{path}: no weight_map of tensors to files")
     for file in places.values():
         if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", str(file)):
-            raise UserError(f"{path}: weight_map names {file!r}, which is not the name of a weight file in this folder")
+            raise UserError(f"{path}: weight_map names {file!r:.80}, not the name of a weight file in this folder")
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         for name, tensor in _list_file(path.with_name(file)).items():
