@@ -6,19 +6,24 @@ Without --image a new scene is drawn and shown. With --prompt only the answer is
 
 import argparse
 import random
+import signal
 import sys
 from pathlib import Path
+from typing import TextIO
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly while modules are imported, see run_program()
 
 import torch
 from PIL import Image
 
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.errors import UserError, run_program
+from minillava.errors import UserError, printable, run_program
 from minillava.inputs.image import open_image
 from minillava.inputs.templates import TEMPLATES
 from minillava.language_model import load_text_model
-from minillava.talk import stream
+from minillava.talk import check_options, stream
 
 
 def parse() -> argparse.Namespace:
@@ -36,8 +41,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="seed of the scene and of sampling (default: random)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    if arguments.temperature < 0 or arguments.max_new_tokens < 1:
-        parser.error("--temperature must be at least 0 and --max-new-tokens at least 1")
+    check_options(arguments.max_new_tokens, arguments.temperature)
+    if arguments.seed is not None and not 0 <= arguments.seed < 1 << 63:
+        parser.error(f"--seed {arguments.seed}: must be from 0 to 2**63 - 1")
     if arguments.decoder and (arguments.image or arguments.no_image or arguments.vision or arguments.model):
         parser.error("--decoder is a chat without a picture: it takes no --model, --vision, --image or --no-image")
     if arguments.image and arguments.no_image:
@@ -71,6 +77,15 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
     return "\n".join(lines)
 
 
+def show(image: Image.Image, terminal: TextIO) -> None:
+    try:
+        "▀".encode(terminal.encoding)
+    except UnicodeEncodeError:
+        print(f"(the picture is not shown: {terminal.encoding} has no half blocks)", file=terminal)
+    else:
+        print(half_blocks(image), file=terminal)
+
+
 def main() -> None:
     a = parse()
     image = seen = None
@@ -82,7 +97,7 @@ def main() -> None:
         model = load(a.model, a.device, getattr(torch, a.dtype), a.vision)
     if image:
         if not a.image or a.prompt is None:
-            print(half_blocks(image), file=sys.stderr if a.prompt is not None else sys.stdout)
+            show(image, sys.stderr if a.prompt is not None else sys.stdout)
         seen = model.encode_image(image)  # once per conversation
     if a.template:
         model.processor.template = TEMPLATES[a.template]
@@ -110,16 +125,16 @@ def main() -> None:
         except UserError as error:
             if not history:
                 raise
-            print(f"({error}; a new conversation starts)")
+            print(f"({printable(str(error))}; a new conversation starts)")
             history = []
 
 
 def say(model, seen: torch.Tensor | None, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
-    """Print the answer piece by piece, and return it."""
+    """Print the answer piece by piece, and return it. Control characters in it are shown as escapes."""
     pieces = []
     for piece in stream(model, seen, question, history, a.max_new_tokens, a.temperature):
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        print(printable(piece, keep="\n\t"), end="", flush=True)
     print()
     return "".join(pieces).strip()
 

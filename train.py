@@ -11,8 +11,13 @@ Several processes can share the work of stages 1 and 2: ``torchrun --nproc_per_n
 import argparse
 import math
 import os
+import signal
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly while modules are imported, see run_program()
 
 import torch
 
@@ -30,6 +35,7 @@ from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.image import FITS
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
+from minillava.lock import locked
 from minillava.model.llava import Llava
 from minillava.outline import read_adapter, read_decoder, read_llava, read_outline, read_vision
 from minillava.saving import recover_folder
@@ -80,7 +86,7 @@ def parse() -> argparse.Namespace:
     add("--checkpointing", action="store_true", default=None, help="recompute activations, to save memory")
     add("--lora", type=positive, metavar="RANK", help="train low-rank matrices in stage 2; writes an adapter")
     add("--learning-rate", type=positive_number)
-    add("--seed", type=int, default=0)
+    add("--seed", type=count, default=0)
     add("--pictures", type=positive, help="number of training pictures, if they are drawn (default 20000)")
     add("--heldout", type=Path, help="LLaVA JSON that is not trained on: its loss and a few answers are shown")
     add("--eval-every", type=positive, metavar="STEPS", help="how often --heldout is measured (default 100)")
@@ -167,9 +173,9 @@ def check_folders(a: argparse.Namespace) -> None:
         made = state["settings"] | state["towers"]
         for name in a.given.intersection(TOWERS):
             value = str(vars(a)[name])
-            if value != made[name] and not same_file(value, made[name]):
+            if value != made.get(name) and not same_file(value, made.get(name, "")):
                 option = f"--{name.replace('_', '-')} {value}"
-                raise UserError(f"{option}: {a.out / 'stage1'} is trained with {made[name]}; choose another --out")
+                raise UserError(f"{option}: {a.out / 'stage1'} is trained with {made.get(name)}; choose another --out")
 
 
 def check_rows(a: argparse.Namespace) -> None:
@@ -188,8 +194,8 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if not text.isdecimal() or len(text) > 15 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of at most 15 digits")
     return int(text)
 
 
@@ -432,8 +438,10 @@ def main() -> None:
     device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if a.memory and (a.shard or not device.startswith("cuda")):
         raise UserError("--memory: needs --plan, or a GPU without --shard")
-    with started(device, a.shard) as team:
+    with started(device, a.shard) as team, ExitStack() as stack:
         a.team, a.device = team, own_device(device)
+        busy = f"{a.out}: another training writes there; wait for its end, or choose another --out"
+        team.on_first(lambda: stack.enter_context(locked(a.out / "train.lock", busy)))
         try:
             torch.empty(0, device=a.device)
         except (RuntimeError, AssertionError) as error:

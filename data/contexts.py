@@ -6,6 +6,7 @@ Every source of captions or boxes (the picture-book, COCO's annotations, a detec
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -240,4 +241,6 @@ def _clean(text, where: str) -> str:
         raise UserError(f"{where} is not a string")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{where} is longer than {MOST_CHARACTERS} characters")
+    if re.search("[\ud800-\udfff]", text):
+        raise UserError(f"{where} has half a character (a lone surrogate), which no file or request may have")
     return " ".join(text.split())

@@ -15,6 +15,7 @@ is the same as without the interruption.
 import argparse
 import hashlib
 import itertools
+import json
 import random
 import sys
 import threading
@@ -33,7 +34,9 @@ from data.rows import conversation, write_rows
 from data.teachers import Request
 from data.teachers.openai import NoReply, OpenAITeacher, Reply
 from data.teachers.scripted import Scripted, rules, scene_told
-from minillava.errors import UserError, run_program
+from minillava.errors import UserError, printable, run_program
+from minillava.formats.llava_json import MAX_ROW
+from minillava.lock import locked
 from minillava.progress import progress
 
 
@@ -49,6 +52,10 @@ class Job:
     def request(self, seed: int, attempt: int) -> Request:
         digest = hashlib.sha256(f"{seed} {self.id!a} {attempt}".encode()).digest()
         return Request(self.kind, self.context, self.question, int.from_bytes(digest[:8], "big"))
+
+    def row(self, turns: list[tuple[str, str]]) -> dict:
+        """The row of LLaVA JSON with these (question, answer) pairs."""
+        return {"id": self.id, "image": self.context.image, "type": self.kind, "conversations": conversation(turns)}
 
 
 def list_jobs(contexts: list[Context], mix: tuple[int, ...], seed: int) -> list[Job]:
@@ -81,7 +88,10 @@ def judge(job: Job, entries: list[dict]) -> tuple[list[tuple[str, str]] | None, 
         try:
             if "error" in entry:
                 raise Malformed(entry["error"])
-            return parse(job.kind, job.question, entry["reply"]), ""
+            turns = parse(job.kind, job.question, entry["reply"])
+            if len(json.dumps(job.row(turns))) > MAX_ROW:
+                raise Malformed(f"too long: a row may have {MAX_ROW:,} characters")
+            return turns, ""
         except Malformed as error:
             reason = str(error)
     return None, reason
@@ -153,13 +163,12 @@ def write(jobs: list[Job], journal: Journal, out: Path) -> None:
     for job in jobs:
         turns, reason = judge(job, journal.entries[job.id])
         if turns is None:
-            refused.append(f"  {job.context.id}, {job.kind}: {reason}")
+            refused.append(printable(f"  {job.context.id}, {job.kind}: {reason}"))
             continue
         kept = [turn for turn in turns if not names_its_source(turn)]
         dropped += len(turns) - len(kept)
         if kept:
-            row = {"id": job.id, "image": job.context.image, "type": job.kind, "conversations": conversation(kept)}
-            rows.append(row)
+            rows.append(job.row(kept))
     if refused:
         why = f"refused: {len(refused)} of {len(jobs)} rows have no usable reply; a larger --attempts asks again"
         print(why, *refused, sep="\n")
@@ -186,9 +195,9 @@ def dry_run(jobs: list[Job], a: argparse.Namespace) -> None:
     first = {job.kind: job for job in reversed(jobs)}
     for kind in KINDS:
         if kind in first:
-            print(f"======== {first[kind].id}")
+            print(f"======== {printable(first[kind].id)}")
             for message in first[kind].request(a.seed, 0).messages:
-                print(f"-------- {message['role']}", message["content"], sep="\n")
+                print(f"-------- {message['role']}", printable(message["content"], keep="\n"), sep="\n")
     prompts, replies = estimate(job.request(a.seed, 0) for job in jobs)
     print(f"======== {len(jobs)} requests; counting words, numbers and marks, about {price(prompts, replies, a)}")
 
@@ -227,21 +236,23 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--model")
     group.add_argument("--base-url", help="where the endpoint is, such as http://localhost:8000/v1 (default OpenAI's)")
     group.add_argument("--concurrency", type=int, default=8, help="requests at once (default %(default)s)")
-    group.add_argument("--timeout", type=float, default=300.0, help="seconds for one reply (default %(default)g)")
+    group.add_argument(
+        "--timeout", type=float, default=300.0, help="seconds for one reply, retries included (default %(default)g)"
+    )
     group.add_argument("--price-in", type=float, default=0.0, help="price of a million prompt tokens")
     group.add_argument("--price-out", type=float, default=0.0, help="price of a million reply tokens")
     a = parser.parse_args()
-    for name in ("limit", "attempts", "concurrency", "timeout"):
+    for name, most in (("limit", 10**9), ("attempts", 10**9), ("concurrency", 1000), ("timeout", 10**6)):
         value = getattr(a, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} must be greater than 0")
-    if a.teacher == "openai" and not a.model:
-        raise UserError("--teacher openai needs --model")
+        if value is not None and not 0 < value <= most:
+            raise UserError(f"--{name} must be greater than 0 and at most {most:,}")
+    if a.teacher == "openai" and not (a.model and a.model.isprintable()):
+        raise UserError("--teacher openai needs --model, a name")
     return a
 
 
 def parse_mix(text: str) -> tuple[int, ...]:
-    mix = tuple(int(share) if share.isdecimal() else -1 for share in text.split(":"))
+    mix = tuple(int(share) if share.isdecimal() and len(share) < 10 else -1 for share in text.split(":"))
     if len(mix) != len(KINDS) or min(mix) < 0 or not any(mix):
         raise UserError(f"--mix {text}: must be three whole numbers, such as 58:23:77")
     return mix
@@ -268,9 +279,12 @@ def main() -> None:
         for context in told:
             scene_told(context)  # raises UserError now, before anything is written
         teacher, threads = Scripted(), 1
-    journal = Journal(path, set_up(told, mix, a))
-    ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)
-    write(jobs, journal, a.out)
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: No such file or directory")  # else the lock would make the folder
+    with locked(Path(f"{a.out}.lock"), f"{a.out}: another build is writing it; give another --out"):
+        journal = Journal(path, set_up(told, mix, a))
+        ask_all(jobs, teacher, journal, a.seed, a.attempts, threads)
+        write(jobs, journal, a.out)
     if a.teacher == "openai":
         asked = [(job, entry) for job in jobs for entry in journal.entries[job.id]]
         unusable = sum(judge(job, [entry])[0] is None for job, entry in asked)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from minillava.errors import UserError
 
+MOST_TOKENS = 10**9  # of one reply
 SYNC_EVERY = 1.0  # seconds. Killing the program loses nothing that was flushed; a power cut loses at most a second
 
 
@@ -32,7 +33,7 @@ class Journal:
         try:
             self._file = open(path, "a+b")  # noqa: SIM115 (it stays open during the build)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+            raise UserError(f"{path}: {error.strerror or error}") from None
         self._file.seek(0)
         complete = 0  # bytes of complete lines
         for number, line in enumerate(self._file, 1):
@@ -45,7 +46,7 @@ class Journal:
                 elif entry != setup:
                     differ = ", ".join(key for key in setup if entry[key] != setup[key])
                     raise UserError(f"{path}: belongs to a build with other {differ}; remove it or give another --out")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{path}: line {number}: not a journal entry; give another --out") from None
             complete += len(line)
         self._file.truncate(complete)
@@ -73,8 +74,10 @@ class Journal:
 
 
 def _checked(entry: dict) -> dict:
-    """Return the entry. Raises KeyError or TypeError if it is not valid."""
+    """Return the entry. Raises KeyError, TypeError or ValueError if it is not valid."""
     text = entry["reply"] if "reply" in entry else entry["error"]
     if not isinstance(text, str) or [type(count) for count in entry["tokens"]] != [int, int]:
         raise TypeError("not an entry")
+    if not 0 <= min(entry["tokens"]) <= max(entry["tokens"]) <= MOST_TOKENS:
+        raise ValueError("no numbers of tokens")
     return entry

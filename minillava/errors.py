@@ -19,13 +19,17 @@ def run_program(main: Callable[[], None]) -> None:
 
     A UserError becomes one line and exit code 2, and so does an error of the operating system, such as a full disk. An
     interrupt ends quietly with exit code 130, a pipe that nobody reads any more with 141, as a shell's programs do.
-    Characters that the terminal's encoding lacks are printed as escapes.
+    Characters that the terminal's encoding lacks are printed as escapes, and bytes that are not text are read as �.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set while modules were imported, see minillava/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in (
+        (sys.stdin, "replace"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if hasattr(stream, "reconfigure"):  # not if a test has replaced it
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
     try:
         main()
         sys.stdout.flush()

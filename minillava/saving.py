@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from minillava.errors import UserError
 from minillava.formats import adapter_config, chat_template
 from minillava.formats.tensors import ADAPTER, write_file, write_tensors
 from minillava.inputs.image import ImageProcessor
@@ -141,21 +143,29 @@ def replace_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> N
     """Call ``fill(new)`` with an empty new folder, then replace ``folder`` by it.
 
     If the process is killed at any moment, the old or the new folder is complete. The old one is renamed to
-    ``folder.old`` before the new one gets its name; after a kill between the two, ``recover_folder`` renames it back.
+    ``folder.old`` before the new one gets its name; after a kill between the two, ``recover_folder`` renames it back,
+    and ``hub.resolve_folder`` reads it there. Raises UserError if the disk is full or cannot be written: the old folder
+    then stays.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    recover_folder(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    fill(new)
-    for path in new.iterdir():  # written to disk before the rename
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        fill(new)
+        for path in new.iterdir():  # written to disk before the rename
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        recover_folder(folder)
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UserError(f"{folder}: cannot be saved: {reason}") from None
     shutil.rmtree(old, ignore_errors=True)
 
 

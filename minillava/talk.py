@@ -1,5 +1,6 @@
 """Talking with a model about a picture: earlier turns and a question in, an answer out, piece by piece."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,8 @@ from minillava.inputs.tokenizer import IMAGE
 from minillava.language_model import TextModel
 from minillava.model import fast, generation
 from minillava.model.llava import History, Llava, Picture
+
+COLDEST = 0.001  # temperature; logits divided by much smaller numbers are no longer finite
 
 
 def stream(
@@ -23,12 +26,16 @@ def stream(
     """Answer ``prompt`` about a picture (an image, a path, the result of encode_image(), or None), piece by piece.
 
     ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first. Raises UserError for a
-    question that contains <image>, and if the conversation with ``max_new_tokens`` more exceeds the model's context.
+    question that contains <image>, for options that check_options() refuses, and if the conversation with
+    ``max_new_tokens`` more exceeds the model's context.
     """
+    check_options(max_new_tokens, temperature)
     if model.processor is None:
         raise ValueError("a model without a processor cannot chat: load() a folder that holds a tokenizer")
     ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
     limit = model.language_model.config.max_position_embeddings
+    if max_new_tokens > limit:
+        raise UserError(f"max_new_tokens {max_new_tokens:,}: the model reads at most {limit:,} tokens")
     if len(ids) + max_new_tokens > limit:
         more = f"{len(ids):,} tokens and an answer of up to {max_new_tokens:,} (max_new_tokens)"
         raise UserError(f"the conversation has {more}; the model reads at most {limit:,}")
@@ -45,6 +52,14 @@ def stream(
         first = first and not piece
         if piece:
             yield piece
+
+
+def check_options(max_new_tokens: int, temperature: float) -> None:
+    """Raise UserError, naming it, for an option of stream() that has no meaning."""
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {max_new_tokens}: must be a whole number of at least 1")
+    if not (temperature == 0 or COLDEST <= temperature < math.inf):
+        raise UserError(f"temperature {temperature}: must be 0 (greedy) or a number of at least {COLDEST}")
 
 
 def make_turns(prompt: str, history: History, has_image: bool) -> list[dict]:

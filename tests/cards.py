@@ -123,22 +123,18 @@ def questions(cards: list[Card], rng: random.Random) -> list[Turn]:
     """
     left, right = cards
     chosen, other = rng.sample(cards, 2)
-    absent = rng.choice([card for card in PACK if card not in cards])
-    rank = rng.choice([left[0], right[0], *rng.sample([rank for rank in RANKS if rank not in (left[0], right[0])], 2)])
-    sought, where = rng.choice([(left, "on the left"), (right, "on the right"), (absent, "nowhere")])
-    both = f"{name(left)} and {name(right)}"
-    sides = f"on the left is {name(left)} and on the right is {name(right)}"
+    rank, both = chosen[0], f"{name(left)} and {name(right)}"
     asked = [
         ("beside", f"Which card lies beside {name(chosen)}?", name(other)),
         ("colour", "How many of the cards are red?", ("none", "one", "two")[sum(map(is_red, cards))]),
         ("place", f"Which card lies on the {'left' if chosen == left else 'right'}?", name(chosen)),
-        (
-            "rank",
-            f"Is there {'an' if rank == 'ace' else 'a'} {rank}?",
-            f"{both}, so {'yes' if rank in (left[0], right[0]) else 'no'}",
-        ),
+        ("row", "What lies on the table, from left to right?", both),
         ("suit", "Do the cards have the same suit?", "yes" if left[1] == right[1] else "no"),
-        ("where", f"Where is {name(sought)}?", f"{sides}, so {where}"),
+        (
+            "which",
+            f"Which card is {'an' if rank == 'ace' else 'a'} {rank}?",
+            both if left[0] == right[0] else name(chosen),
+        ),
     ]
     if left[0] != right[0]:
         highest = max(cards, key=lambda card: RANKS.index(card[0]))

@@ -2,6 +2,8 @@
 
 import os
 import random
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 # Set before transformers is imported: it logs errors only, looks nothing up on the hub, shows no progress bars.
@@ -73,6 +75,22 @@ def cut_up(task, recipe) -> tuple[list[dict[str, torch.Tensor]], list[list[int]]
     order = Order(len(task.dataset), task.size, recipe, 0, SINGLE)
     order.steps = range(1)
     return [task.collate([task.dataset[key] for key in keys]) for keys in order], order.micro_batches(0)
+
+
+@pytest.fixture(scope="session")
+def draw_world():
+    """``draw_world(folder, count, grid=8)`` writes a picture-book in a second, where ``write_world`` takes nine: with
+    few held-out pictures and questions, and drawn in this process."""
+    from data.picturebook import write
+
+    def draw(folder, count: int, grid: int = 8) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"HELDOUT_PICTURES": 20, "UNSEEN_PICTURES": 10, "PER_TYPE": 4}.items():
+                patch.setattr(write, name, value)
+            patch.setattr(write.multiprocessing, "get_context", lambda method: SimpleNamespace(Pool=ThreadPool))
+            write.write_world(folder, count, 0, grid)
+
+    return draw
 
 
 @pytest.fixture(name="randomise")

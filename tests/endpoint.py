@@ -96,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(429, "{}", Retry_After="1")
 
     def slow(self):
-        self.endpoint.release.wait(10)
+        """Hang up without a reply, after a while."""
+        self.endpoint.release.wait(1)
         self.close_connection = True
 
     def half(self):

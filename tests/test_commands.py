@@ -22,13 +22,13 @@ def fails_with(line: str, *arguments: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory, draw_world) -> Path:
     """A small run of all steps: picture-book world, tokenizer, vision tower, notes, decoder, stage 1, stage 2."""
     out = tmp_path_factory.mktemp("commands") / "out"
     sizes = ("--image-size", "60", "--patch-size", "10")
-    done = run(
-        "train.py", "--stage", "2", "--from-scratch", "--pictures", "200", "--max-steps", "6", "--out", out, *sizes
-    )
+    out.mkdir()
+    draw_world(out / "data", 200, grid=6)
+    done = run("train.py", "--stage", "2", "--from-scratch", "--max-steps", "6", "--out", out, *sizes)
     assert done.returncode == 0, done.stderr
     for name in ("vision", "notes", "decoder", "stage1", "stage2"):
         assert f"{name}: training" in done.stdout

@@ -6,7 +6,6 @@ import pytest
 
 from data import prompts
 from data.contexts import LINE_BYTES, Box, Context, read_contexts
-from data.picturebook.write import write_world
 from data.prompts import KINDS, messages
 from data.teachers import Request
 from minillava.errors import UserError
@@ -71,9 +70,8 @@ def test_coco_pixels_become_fractions_and_categories_names(tmp_path):
     assert "crowd of dog: [0.950, 0.900, 1.000, 1.000]" in expected[1].text()
 
 
-def test_world_is_read_from_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.picturebook.write._draw_all", lambda out, splits, seed: out.mkdir())
-    write_world(tmp_path / "world", count=3, seed=0)
+def test_world_is_read_from_its_folder(tmp_path, draw_world):
+    draw_world(tmp_path / "world", 3)
     rows = [json.loads(line) for line in (tmp_path / "world" / "contexts.jsonl").read_text().splitlines()]
     read = list(read_contexts(tmp_path / "world"))
     assert [c.id for c in read] == ["train-000000", "train-000001", "train-000002"]
@@ -102,6 +100,7 @@ def box(**changes):
         ({"captions": "A dog."}, "must be lists"),
         ({"captions": ["A dog.", 3]}, "captions[1] is not a string"),
         ({"captions": ["x" * 2001]}, "longer than 2000"),
+        ({"captions": ["a d\ud83dg"]}, "captions[0] has half a character"),
         ({"instances": None}, "must be lists"),
         ({"instances": [3]}, "instances[0]: not a JSON object"),
         ({"instances": box()["instances"] * 1001}, "more than 1000 boxes"),

@@ -8,7 +8,6 @@ from itertools import combinations
 import pytest
 import torch
 
-from data.picturebook.write import write_world
 from lessons import comparisons, experiments
 
 
@@ -49,10 +48,10 @@ def test_a_bar_ends_at_the_mean(accuracy, blue):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, draw_world):
     """A run's folder with only data, of few pictures."""
     run = tmp_path_factory.mktemp("experiments")
-    write_world(run / "data", 60, 0)
+    draw_world(run / "data", 60)
     return run
 
 

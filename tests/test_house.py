@@ -19,7 +19,8 @@ FLOORS = (
     ("inputs",),
     ("config",),
     ("formats",),
-    ("errors", "progress"),
+    ("progress", "jsonl", "lock"),
+    ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 DOORS = {("model", "talk")}  # Llava.chat and Llava.stream

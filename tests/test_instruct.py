@@ -5,6 +5,7 @@ A disturbed build must write the same bytes as an undisturbed one, and no prompt
 
 import itertools
 import json
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -186,7 +187,7 @@ def test_an_endpoint_in_trouble_makes_no_difference(undisturbed, contexts, tmp_p
 
     out = tmp_path / "out.json"
     with Endpoint(behave) as endpoint:
-        build(monkeypatch, contexts, out, endpoint.url, timeout=5, concurrency=16)
+        build(monkeypatch, contexts, out, endpoint.url, concurrency=16)
         assert len(endpoint.asked) == 2 * REQUESTS and once_each(endpoint)
     assert out.read_bytes() == undisturbed
 
@@ -332,8 +333,48 @@ def test_a_journal_of_another_build_is_refused(contexts, tmp_path, monkeypatch):
         assert Path(f"{out}.journal.jsonl").read_bytes() == before and len(endpoint.asked) == asked
 
 
+def test_a_second_build_with_the_same_out_is_refused_while_the_first_runs(contexts, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    with Endpoint(lambda prompt, times: "late") as endpoint:
+        first = multiprocessing.get_context("fork").Process(
+            target=build, args=(monkeypatch, contexts, out, endpoint.url), daemon=True
+        )
+        first.start()
+        until(lambda: endpoint.asked)
+        endpoint.behave = lambda prompt, times: "ok"
+        with pytest.raises(UserError, match=r"out.json: another build is writing it; give another --out"):
+            build(monkeypatch, contexts, out, endpoint.url)
+        endpoint.release.set()
+        first.join()
+        assert first.exitcode == 0
+        assert once_each(endpoint) and len(entries(out)) == REQUESTS
+        build(monkeypatch, contexts, out, endpoint.url)  # now it may
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is needed")
+def test_a_full_disk_gets_one_line_and_leaves_the_earlier_rows(contexts, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.json"
+    with Endpoint() as endpoint:
+        build(monkeypatch, contexts, out, endpoint.url, limit=3)
+        before = out.read_bytes()
+        (tmp_path / "out.json.new").symlink_to("/dev/full")
+        with pytest.raises(SystemExit) as ended:
+            run_program(lambda: build(monkeypatch, contexts, out, endpoint.url, limit=3, attempts=4))
+    assert ended.value.code == 2 and out.read_bytes() == before
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {out}: No space left on device"
+
+
 @pytest.mark.parametrize(
-    "line", ["\n", "[]\n", "no JSON\n", '{"id": 3}\n', '{"id": "p0-detail", "reply": 5, "tokens": [1, 1]}\n']
+    "line",
+    [
+        "\n",
+        "[]\n",
+        "no JSON\n",
+        "[" * 200_000 + "\n",
+        '{"id": 3}\n',
+        '{"id": "p0-detail", "reply": 5, "tokens": [1, 1]}\n',
+        '{"id": "p0-detail", "reply": "A dog.", "tokens": [1, 1%s]}\n' % ("0" * 400),
+    ],
 )
 def test_a_journal_with_a_line_that_no_build_wrote_is_refused(line, contexts, tmp_path, monkeypatch):
     out, journal = tmp_path / "out.json", tmp_path / "out.json.journal.jsonl"
@@ -382,6 +423,9 @@ def test_the_key_is_sent_and_a_local_endpoint_needs_none(contexts, tmp_path, mon
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         OpenAITeacher("m")
+    monkeypatch.setenv("OPENAI_API_KEY", "s\u00e9cret")
+    with pytest.raises(UserError, match="OPENAI_API_KEY has a character that no key has"):
+        OpenAITeacher("m")
 
 
 def test_without_the_package_a_line_says_what_to_install(monkeypatch):
@@ -411,16 +455,32 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nothing(contexts, tmp_path
     )
 
 
+def test_a_dry_run_prints_no_escapes_of_others(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "contexts.jsonl"
+    line = {"id": "\x1b[31m1", "image": "1.jpg", "captions": ["A \x1b]0;dog\x07."], "instances": []}
+    path.write_text(json.dumps(line))
+    build_by_rule(monkeypatch, path, tmp_path / "out.json", "--dry-run")
+    printed = capsys.readouterr().out
+    assert r"======== \x1b[31m1-reasoning" in printed and r"A \x1b]0;dog\x07." in printed
+    assert "".join(c for c in printed if not c.isprintable() and c != "\n") == ""
+
+
 @pytest.mark.parametrize(
     "more, line",
     [
         ({"mix": "1:2"}, "--mix 1:2: must be three whole numbers"),
         ({"mix": "0:0:0"}, "--mix 0:0:0: must be three whole numbers"),
         ({"mix": "1:-2:3"}, "--mix 1:-2:3: must be three whole numbers"),
+        ({"mix": f"1:2:{'9' * 5000}"}, "must be three whole numbers"),
         ({"limit": 0}, "--limit must be greater than 0"),
+        ({"limit": 10**30}, "--limit must be greater than 0 and at most 1,000,000,000"),
+        ({"concurrency": 10**6}, "--concurrency must be greater than 0 and at most 1,000"),
         ({"attempts": -1}, "--attempts must be greater than 0"),
         ({"timeout": "nan"}, "--timeout must be greater than 0"),
+        ({"timeout": "inf"}, "--timeout must be greater than 0 and at most 1,000,000"),
         ({"model": ""}, "--teacher openai needs --model"),
+        ({"model": "\udcff"}, "--teacher openai needs --model"),
+        ({"url": "http://a:b"}, "http://a:b: "),
         ({"out": "/no/where/out.json"}, "/no/where/out.json.journal.jsonl: No such file or directory"),
     ],
 )

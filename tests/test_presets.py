@@ -50,6 +50,15 @@ def parsed(monkeypatch, *arguments: object):
     return a
 
 
+def test_a_world_that_is_missing_is_drawn_and_kept(monkeypatch, tmp_path, capsys):
+    drawn = []
+    monkeypatch.setattr(train, "write_world", lambda folder, *sizes: (folder.mkdir(parents=True), drawn.append(sizes)))
+    options = ("--stage", 0, "--image-size", 60, "--patch-size", 10, "--pictures", 7, "--seed", 3)
+    a = parsed(monkeypatch, *options, "--out", tmp_path / "out")
+    assert train.world(a) == train.world(a) == tmp_path / "out" / "data" and drawn == [(7, 3, 6)]
+    assert capsys.readouterr().out == f"data: drawing 7 pictures into {tmp_path / 'out' / 'data'}\n"
+
+
 # ---- what is said before anything is trained ------------------------------------------------------------------------
 
 

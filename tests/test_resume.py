@@ -66,12 +66,13 @@ def _train_and_die(world: Path, out: Path, moment: str) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def save(state, path):
-        saves.append(path)
+    def save(state, file):
+        saves.append(file)
         if len(saves) == 2 and moment == "half a file":
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
+            file.flush()
             die()
-        real_save(state, path)
+        real_save(state, file)
 
     def rename(source, target):
         if len(saves) == 2 and moment == "before the renames":
@@ -85,13 +86,15 @@ def _train_and_die(world: Path, out: Path, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["half a file", "before the renames", "between the renames"])
-def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment):
+def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment, capsys):
     process = multiprocessing.get_context("spawn").Process(
         target=_train_and_die, args=(world, tmp_path / "cut", moment)
     )
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    load(tmp_path / "cut")  # every reader finds the checkpoint
+    assert "a save was killed" in capsys.readouterr().err or moment != "between the renames"
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "cut", max_steps=8, resume=True))
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=8))
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
@@ -196,16 +199,19 @@ def test_resume_is_free_in_what_changes_only_time_and_memory(world, begun, tmp_p
 # ---- what ends a run ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
+)
 def test_an_interrupted_run_ends_its_step_saves_and_resumes_as_if_unbroken(world, tmp_path, capfd, number, end):
     task, before = make(world, "stage2"), signal.getsignal(number)
     interrupt(task, number, 2)
     with pytest.raises(end) as error:
         train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
-    assert end is KeyboardInterrupt or error.value.code == 143
+    assert end is KeyboardInterrupt or error.value.code == 128 + number
     assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
     printed = capfd.readouterr()
-    assert "stage2: saved after 2 of 4 steps; --resume continues\n" in printed.out
+    assert f"stage2: {tmp_path / 'out'} is saved as it was after 2 of 4 steps; --resume continues\n" in printed.out
     assert printed.err == "\nstopping after this step\n"
     assert signal.getsignal(number) is before
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "out", max_steps=4, resume=True))
@@ -236,21 +242,77 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_with_workers_alike(world
     assert not set(multiprocessing.active_children()) - others
 
 
-def test_a_second_ctrl_c_does_not_wait(world, tmp_path):
+@pytest.mark.parametrize(
+    ("numbers", "end"),
+    [((signal.SIGINT, signal.SIGINT), KeyboardInterrupt), ((signal.SIGHUP, signal.SIGTERM), SystemExit)],
+)
+def test_a_second_signal_does_not_wait(world, tmp_path, numbers, end):
     """Nor does it save: the weights may be half those of one step and half those of the next."""
     task, steps = make(world, "stage2"), []
 
     def after_step() -> None:
         steps.append(1)
         if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in numbers:
+                os.kill(os.getpid(), number)
             steps.append("went on")
 
     task.after_step = after_step
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
     assert steps == [1, 1] and not (tmp_path / "out").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(world, tmp_path):
+    """As under nohup."""
+    task, before = make(world, "stage1"), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt(task, signal.SIGHUP, 1)
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=2))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert is_finished(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "empty", "noise"])
+def test_a_damaged_log_does_not_block_resuming(world, tmp_path, capsys, damage):
+    task, out = make(world, "stage1"), tmp_path / "out"
+    interrupt(task, signal.SIGTERM, 4)
+    with pytest.raises(SystemExit):
+        train(task, RECIPE, Run(out, max_steps=6))
+    log = tmp_path / "out.metrics.jsonl"
+    whole = log.read_bytes().splitlines(keepends=True)
+    torn = b"".join([whole[0], whole[1][:40], b"\n", *whole[2:]])
+    noise = b"".join([whole[0], b"\xff\x00[[[[\n", b"{}\n", *whole[2:]])
+    log.write_bytes({"gone": b"", "torn": torn, "empty": b"", "noise": noise}[damage])
+    if damage == "gone":
+        log.unlink()
+    train(make(world, "stage1"), RECIPE, Run(out, max_steps=6, resume=True))
+    missing = 4 if damage in ("gone", "empty") else 1
+    assert f"out: {log}: {missing} of 4 steps are missing; it goes on without them\n" in capsys.readouterr().out
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == ([5, 6] if missing == 4 else [1, 3, 4, 5, 6]) and is_finished(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "2"},
+        {"step": 9},
+        {"settings": []},
+        {"settings": {"steps": "many"}},
+        {"parameters": {"bias": 1}},
+        {"optimizers": None},
+        {"towers": {"vision": 1}},
+    ],
+)
+def test_a_state_of_other_types_is_refused(begun, tmp_path, change):
+    shutil.copytree(begun, tmp_path / "out")
+    state = torch.load(begun / STATE, weights_only=True)
+    for broken in (state | change, {}, [1], None):
+        torch.save(broken, tmp_path / "out" / STATE)
+        with pytest.raises(UserError, match=r"trainer_state\.pt: not a training state of this version"):
+            is_finished(tmp_path / "out")
 
 
 def test_a_signal_during_the_last_save_is_not_lost(world, tmp_path):

@@ -14,7 +14,6 @@ from conftest import batch_of, cut_up
 from PIL import Image
 from torch.amp import GradScaler
 
-from data.picturebook.write import write_world
 from minillava.checkpoint import load
 from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
@@ -43,9 +42,9 @@ RECIPE = Recipe(learning_rate=1e-3, batch_size=4, epochs=1, save_every=3, optimi
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
+def world(tmp_path_factory, draw_world) -> Path:
     folder = tmp_path_factory.mktemp("training") / "world"
-    write_world(folder, count=40, seed=0)
+    draw_world(folder, 40)
     write_tokenizer(folder.parent, train_bpe((folder / "text.txt").read_text(), 400))
     return folder
 

@@ -2,13 +2,16 @@
 
 The package ``openai`` sends the requests. It retries after lost connections, time-outs, rate limits and server errors,
 waiting 0.5, 1, 2, 4, 8, 8, ... seconds or as long as the server's Retry-After says. This module retries after a
-response that is broken or not a chat completion.
+response that is broken or not a chat completion. ``timeout`` bounds the time in all.
 """
 
 import os
 import re
+import threading
 import time
+from concurrent.futures import Future, TimeoutError  # a class of its own before Python 3.11
 
+from data.journal import MOST_TOKENS
 from data.teachers import Request
 from minillava.errors import UserError
 
@@ -32,40 +35,71 @@ class NoReply(Exception):
 class OpenAITeacher:
     """``reply`` may be called from many threads at once.
 
-    ``timeout``: seconds for one reply; ``pause``: seconds to wait after a broken response.
+    ``timeout``: seconds for one reply, all retries included; ``pause``: seconds to wait after a broken response.
     """
 
     def __init__(self, model: str, base_url: str | None = None, timeout: float = 300.0, pause: float = 2.0):
         """The key is read from OPENAI_API_KEY; none is needed if ``base_url`` is given.
 
-        Raises UserError if the package or the key is missing, or ``base_url`` is not a URL.
+        Raises UserError if the package or the key is missing, or ``base_url`` or the key cannot be right.
         """
         try:
             import openai
         except ImportError:
             raise UserError("--teacher openai needs a package: pip install openai") from None
+        from data.teachers.client import Client
+
         if base_url and not re.match(r"https?://\w", base_url):
             raise UserError(f"--base-url {base_url}: must be an address such as http://localhost:8000/v1")
         key = os.environ.get("OPENAI_API_KEY", "").strip() or (base_url and "none")
         if not key:
             raise UserError("OPENAI_API_KEY is not set; set it, or give --base-url for an endpoint that needs no key")
-        self.model, self.pause, self._openai = model, pause, openai
-        self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=RETRIES)
+        if not (key.isascii() and key.isprintable()):
+            raise UserError("OPENAI_API_KEY has a character that no key has")
+        self.model, self.timeout, self.pause, self._openai = model, timeout, pause, openai
+        try:
+            self._client = openai.OpenAI(
+                api_key=key, base_url=base_url, timeout=timeout, max_retries=RETRIES, http_client=Client()
+            )
+        except Exception as error:  # an address, a proxy or certificates that the package cannot use
+            raise UserError(f"{base_url or 'OpenAI'}: {_one_line(error)}") from None
 
     def reply(self, request: Request) -> Reply:
-        """Ask for a reply. Raises NoReply if only this request fails, UserError if others would fail too."""
+        """Ask for a reply. Raises NoReply if only this request fails, UserError if others would fail too.
+
+        A thread of its own asks, and is left alone after ``timeout``: the package's own timeout begins anew with every
+        byte, so a slow server could keep it for ever.
+        """
+        result: Future[Reply] = Future()
+
+        def ask() -> None:
+            try:
+                result.set_result(self._ask(request))
+            except Exception as error:
+                result.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return result.result(self.timeout)
+        except TimeoutError:
+            where = self._client.base_url
+            raise UserError(f"{where}: no whole reply within {self.timeout:g} s (--timeout)") from None
+
+    def _ask(self, request: Request) -> Reply:
         openai = self._openai
         for _ in range(RETRIES + 1):
             try:
                 completion = self._client.chat.completions.create(model=self.model, messages=request.messages)
                 choice, usage = completion.choices[0], completion.usage
-                text, end = choice.message.content, choice.finish_reason
-                tokens = (int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)) if usage else (0, 0)
+                text, end = choice.message.content, str(choice.finish_reason)[:40]
+                tokens = (_count(usage.prompt_tokens), _count(usage.completion_tokens)) if usage else (0, 0)
+            except NoReply:
+                raise
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:  # prompt too long or not allowed
                 raise NoReply(_one_line(error)) from None
             except openai.OpenAIError as error:
                 raise UserError(f"{self._client.base_url}: {_one_line(error)}") from None
-            except (ValueError, TypeError, AttributeError, IndexError):  # truncated, or not a chat completion
+            except Exception:  # truncated, or not a chat completion: the package may fail in any way
                 time.sleep(self.pause)
                 continue
             if not isinstance(text, str) or end in ("length", "content_filter"):
@@ -74,6 +108,11 @@ class OpenAITeacher:
             reply.tokens = tokens
             return reply
         raise UserError(f"{self._client.base_url}: its replies are not chat completions")
+
+
+def _count(tokens: object) -> int:
+    """A number of tokens as the endpoint gives it; 0 if it is none."""
+    return int(tokens) if isinstance(tokens, int | float) and 0 <= tokens <= MOST_TOKENS else 0
 
 
 def _one_line(error: Exception) -> str:

@@ -106,10 +106,8 @@ class Team:
         return result
 
     def on_first(self, work: Callable[[], None]) -> None:
-        """Run ``work`` on rank 0 while the other ranks wait."""
-        if self.is_first:
-            work()
-        self.total(0)
+        """Run ``work`` on rank 0 while the other ranks wait. Its UserError is raised on every rank."""
+        self.together(lambda: work() if self.is_first else None)
 
 
 SINGLE = Team()
@@ -137,8 +135,8 @@ def own_device(device: str) -> str:
 def started(device: str, shard: bool) -> Iterator[Team]:
     """Join the process group that torchrun started and yield this rank's Team; without torchrun, yield SINGLE.
 
-    A UserError on one rank ends all ranks: it is raised on the first rank that has one, and the others exit with code 2
-    and print nothing. Raises UserError for ``shard`` without torchrun.
+    A UserError or OSError on one rank ends all ranks: it is raised on the first rank that has one, and the others exit
+    with code 2 and print nothing. Raises UserError for ``shard`` without torchrun.
     """
     if "LOCAL_RANK" not in os.environ:
         if shard:
@@ -153,8 +151,8 @@ def started(device: str, shard: bool) -> Iterator[Team]:
     try:
         yield Team(rank, size, shard)
         dist.destroy_process_group()
-    except (UserError, RuntimeError) as error:  # RuntimeError: another rank has ended, and the connection to it is lost
-        own = int(isinstance(error, UserError))
+    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: another rank has ended, the connection is lost
+        own = int(not isinstance(error, RuntimeError))
         if store.add("errors", own) > own:
             sys.exit(2)
         raise

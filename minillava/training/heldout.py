@@ -5,7 +5,6 @@ model does on rows that it has never seen; where it begins to rise, the model le
 the lowest one is kept in the folder ``out``.best, and losses and answers in ``out``.heldout.jsonl.
 """
 
-import json
 import math
 from pathlib import Path
 from textwrap import shorten
@@ -13,6 +12,7 @@ from textwrap import shorten
 import torch
 
 from minillava.errors import UserError
+from minillava.jsonl import read_jsonl, write_jsonl
 from minillava.saving import replace_folder
 from minillava.training.distributed import Team
 from minillava.training.resume import describe_data, whole_tensors
@@ -38,8 +38,8 @@ class Heldout:
         self.task, self.size, self.team, self.device, self.autocast = task, size, team, device, autocast
         self.rows, self.data = spread_out(len(task.heldout), MOST), describe_data(task.heldout)
         self.log, self.best = (out.with_name(f"{out.name}.{end}") for end in ("heldout.jsonl", "best"))
-        found = self.log.read_text(encoding="utf-8").splitlines() if done and self.log.exists() else []
-        self.lines = [line for line in map(json.loads, found) if line["step"] <= done and line["data"] == self.data]
+        found = read_jsonl(self.log) if done else []
+        self.lines = [line for line in found if line.get("data") == self.data and 0 <= line.get("step", -1) <= done]
 
     @property
     def losses(self) -> dict[int, float]:
@@ -60,7 +60,7 @@ class Heldout:
             self.team.on_first(lambda: replace_folder(self.best, lambda new: self.task.write(tensors, new)))
         self.lines.append({"step": step, "loss": loss, "data": self.data, "answers": shown})
         if self.team.is_first:
-            self.log.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            write_jsonl(self.log, self.lines)
         said = [f"held-out loss {loss:.3f} after {step:,} steps{', the lowest so far' if best else ''}"]
         if step == 0:
             left_out = "; no answers are shown with --shard" if self.team.shard else ""

@@ -5,9 +5,7 @@ A ``Task`` (tasks.py) holds the model, what learns, the data, the loss and how t
 device. The loop does the rest: order of the rows, optimizers, schedule, accumulation, metrics and checkpoints.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +19,11 @@ from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from minillava.errors import UserError
 from minillava.inputs.rejected import Rejected
+from minillava.jsonl import append_jsonl, write_jsonl
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
 from minillava.training.distributed import SINGLE, Team, hold_gradients
@@ -91,8 +91,10 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         done, metrics = restore(task, optimizers, scaler, run, settings)
     elif out.exists():
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
-    log = out.with_name(f"{out.name}.metrics.jsonl") if team.is_first else Path(os.devnull)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = out.with_name(f"{out.name}.metrics.jsonl")
+    if team.is_first:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(log, metrics)
     rejected = [list_rejected(task.dataset, out.with_name(f"{out.name}.rejected.jsonl"), run)]
     if task.heldout:
         rejected.append(list_rejected(task.heldout, out.with_name(f"{out.name}.heldout.rejected.jsonl"), run))
@@ -110,15 +112,17 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == "cuda",
     )
-    saved, saved_at, updating = done, start, False  # steps in the checkpoint; its time; whether weights are changing
+    # Steps in the checkpoint; its time; whether weights are changing or being saved: an error then must not save them.
+    saved, saved_at, busy = done, start, False
 
     def keep() -> bool:
         """Save, unless a weight is not finite: the last checkpoint then stays. Returns whether it is saved."""
-        nonlocal saved, saved_at
+        nonlocal saved, saved_at, busy
         if team.total(sum(not is_finite(p) for p in trainable.values())):
             return False
+        busy = True
         save(task, optimizers, scaler, run, done, settings)
-        saved, saved_at = done, time.perf_counter()
+        saved, saved_at, busy = done, time.perf_counter(), False
         if team.is_first:
             losses = {row["step"]: row["loss"] for row in metrics}
             title = f"{task.name}: loss (nats)"
@@ -127,14 +131,12 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
 
     with (
         Progress(task.name, done, total, team.is_first) as progress,
-        open(log, "w", buffering=1, encoding="utf-8") as file,
         held_signals(repeatable=team.size == 1) as signals,
     ):
-        file.writelines(json.dumps(row) + "\n" for row in metrics)
+        batches = iter(loader)
         try:
             if heldout and not done:
                 progress.say(heldout.measure(0))
-            batches = iter(loader)
             for step in order.steps:
                 rate = recipe.learning_rate * schedule(step, total, recipe)
                 for optimizer in optimizers:
@@ -152,7 +154,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 if not math.isfinite(loss) or not (math.isfinite(gradient) or scaler.is_enabled()):
                     found = f"the loss is {loss} at step {step}, the length of its gradient {gradient}"
                     raise UserError(f"{task.name}: {found}; {batch_in_words(task.dataset, order, step)}; {SMALLER}")
-                updating = True
+                busy = True
                 for optimizer in optimizers:
                     scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
                 scaler.update()
@@ -160,8 +162,9 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 numbers = {"loss": loss, "gradient_norm": gradient, "learning_rate": rate}
                 metrics.append({"step": step + 1, **numbers, **padding(micro, shares, team)})
                 times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # for data
-                file.write(json.dumps(metrics[-1] | times) + "\n")
-                done, updating = step + 1, False
+                done, busy = step + 1, False
+                if team.is_first:
+                    append_jsonl(log, metrics[-1] | times)
                 progress.update(done, loss)
                 if heldout and (done % recipe.eval_every == 0 or done == total):
                     progress.say(heldout.measure(done))
@@ -177,11 +180,15 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             # A save takes all ranks, and of errors only a UserError is raised on all of them. KeyboardInterrupt and
             # SystemExit come from stop(), after a save.
             alike = isinstance(error, UserError) or (team.size == 1 and isinstance(error, Exception))
-            if done > saved and alike and not updating:
-                keep()
-            if saved:
-                progress.say(f"saved after {saved:,} of {total:,} steps; --resume continues")
+            try:
+                if done > saved and alike and not busy:
+                    keep()
+            finally:
+                if saved:
+                    progress.say(f"{out} is saved as it was after {saved:,} of {total:,} steps; --resume continues")
             raise
+        finally:
+            end_workers(batches)
     if signals:  # that came during the last save
         stop(signals)
     if metrics and team.is_first and "padding" in metrics[0]:
@@ -189,6 +196,13 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()
+
+
+def end_workers(batches: Iterator) -> None:
+    """End the worker processes, which ignore the signal by which Python ends them. An error keeps the iterator alive,
+    with the frames that it went through, so PyTorch does not do it by itself."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
 
 
 def is_finite(parameter: Tensor) -> bool:

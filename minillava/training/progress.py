@@ -6,6 +6,8 @@ import time
 
 from tqdm import tqdm
 
+from minillava.errors import printable
+
 FIRST, EVERY = 5, 60  # seconds of measured steps before the first line, and between lines without a terminal
 
 
@@ -37,7 +39,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.write(f"{self.name}: {text}")
+        self.bar.write(printable(f"{self.name}: {text}", keep="\n"))
         sys.stdout.flush()
 
     def __enter__(self) -> "Progress":

@@ -1,8 +1,10 @@
 """Hyperparameters: how long and how fast each stage trains, in how much memory, and the presets of all stages."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from minillava.config import LLAMA, PRETRAINED, DecoderConfig, VisionConfig
+from minillava.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Recipe:
     save_every: float = 250  # steps
     save_minutes: float = 15
     eval_every: int = 100  # steps between two measurements of held-out rows, if there are any
+
+    def __post_init__(self):
+        for name in ("learning_rate", "batch_size", "epochs", "accumulation", "eval_every"):
+            if not 0 < vars(self)[name] < math.inf:
+                raise UserError(f"{name} {vars(self)[name]}: must be a positive number")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Saving a training and resuming it: the checkpoint folder also holds trainer_state.pt."""
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from torch.distributed.checkpoint import state_dict
 from torch.utils.data import Dataset
 
 from minillava.errors import UserError
+from minillava.jsonl import read_jsonl
 from minillava.saving import recover_folder, replace_folder
 from minillava.training.recipes import Recipe
 
 STATE = "trainer_state.pt"
-KEYS = {"step", "settings", "parameters", "optimizers", "scaler", "towers"}
+KEYS = {"step": int, "settings": dict, "parameters": dict, "optimizers": dict, "scaler": dict, "towers": dict}
 # Parts of a recipe that do not change what is learnt. The number of steps is compared in place of the epochs.
 FREE = ("epochs", "accumulation", "checkpointing", "length", "save_every", "save_minutes", "eval_every")
 LONGER = (
@@ -88,7 +88,8 @@ def save(
         state = {"step": step, "settings": settings, "parameters": learnt, "optimizers": moments}
         state["towers"] = task.towers
         state["scaler"] = scaler.state_dict()  # {} unless the training is in float16
-        torch.save(state, folder / STATE)
+        with open(folder / STATE, "wb") as file:  # torch's own writing does not say that the disk is full
+            torch.save(state, file)
 
     run.team.on_first(lambda: replace_folder(run.out, fill))
 
@@ -112,13 +113,22 @@ def restore(
     state_dict.set_model_state_dict(task.model, saved, options=options)
     try:
         state_dict.set_optimizer_state_dict(task.model, optimizers, state["optimizers"], options=options)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise UserError(f"{run.out / STATE}: the optimizer state does not fit ({type(error).__name__})") from None
-    if state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
+    return state["step"], read_metrics(run, state["step"])
+
+
+def read_metrics(run, done: int) -> list[dict]:
+    """The lines of the first ``done`` steps in the run's metrics. Steps that are missing there are counted and said:
+    the checkpoint does not need them."""
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return state["step"], [json.loads(line) for line in lines[: state["step"]]]  # a kill may tear a later line
+    rows = {row.get("step"): row for row in read_jsonl(log) if isinstance(row.get("loss"), float)}
+    found = [rows[step] for step in range(1, done + 1) if step in rows]
+    if run.team.is_first and len(found) < done:
+        print(f"{run.out.name}: {log}: {done - len(found):,} of {done:,} steps are missing; it goes on without them")
+    return found
 
 
 def differences(saved: dict[str, str], ours: dict[str, str]) -> list[str]:
@@ -142,6 +152,16 @@ def read_state(out: Path) -> dict:
         raise UserError(f"{path}: no such file, so there is nothing to resume") from None
     except Exception as error:  # a truncated or foreign file raises various errors of torch, zipfile and pickle
         raise UserError(f"{path}: not a training state ({type(error).__name__})") from None
-    if not isinstance(state, dict) or not state.keys() >= KEYS:
+    if not is_state(state):
         raise UserError(f"{path}: not a training state of this version; start again in another folder (--out)")
     return state
+
+
+def is_state(state: object) -> bool:
+    """Whether a file's contents have the parts of a training state."""
+    if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in KEYS.items()):
+        return False
+    settings, tensors = state["settings"], state["parameters"].values()
+    texts = [*settings, *settings.values(), *state["towers"], *state["towers"].values(), *state["parameters"]]
+    whole = all(isinstance(text, str) for text in texts) and all(isinstance(tensor, Tensor) for tensor in tensors)
+    return whole and settings.get("steps", "").isdecimal() and 0 <= state["step"] <= int(settings["steps"])

@@ -1,0 +1,86 @@
+"""chat.py: what it refuses, and what reaches the terminal."""
+
+import io
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+import chat
+from minillava.checkpoint import load
+from minillava.config import PRETRAINED
+from minillava.errors import UserError, run_program
+from minillava.training.recipes import TOY, Recipe
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """``ask(*arguments)`` runs chat.py: exit code, stdout, stderr."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["chat.py", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code = 0
+        try:
+            run_program(chat.main)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--temperature", "nan"], "temperature nan: must be 0"),
+        (["--temperature", "-1"], "temperature -1.0: must be 0"),
+        (["--temperature", "1e-300"], "temperature 1e-300: must be 0"),
+        (["--temperature", "inf"], "temperature inf: must be 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens 0: must be"),
+        (["--max-new-tokens", "1000000000"], "max_new_tokens 1,000,000,000: the model reads at most 1,024 tokens"),
+        (["--seed", str(1 << 63)], "must be from 0 to"),
+        (["--seed", "-1"], "must be from 0 to"),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused_by_name(ask, arguments, line):
+    code, out, err = ask("--prompt", "Hi", *arguments)
+    assert code == 2 and out == "" and line in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": math.nan}, {"temperature": -0.5}, {"temperature": 1e-300}, {"max_new_tokens": -1}],
+)
+def test_so_is_it_in_python(options):
+    model = load(PRETRAINED / "llava")
+    with pytest.raises(UserError, match=next(iter(options))):
+        model.chat(None, "Hi", **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learning_rate": math.nan}, {"learning_rate": -1.0}, {"epochs": math.inf}, {"batch_size": 0}],
+)
+def test_so_is_a_recipe_that_trains_nothing(change):
+    with pytest.raises(UserError, match=f"{next(iter(change))} .*: must be a positive number"):
+        Recipe(**vars(TOY["stage1"]) | change)
+
+
+def test_an_answer_cannot_command_the_terminal(ask, monkeypatch):
+    monkeypatch.setattr(chat, "stream", lambda *arguments: iter(["red\x1b[2J", "\nand \x00blue"]))
+    code, out, _ = ask("--no-image", "--prompt", "Hi")
+    assert code == 0 and out == "red\\x1b[2J\nand \\x00blue\n"
+
+
+def test_input_that_is_not_text_is_a_question_like_others(ask):
+    code, out, err = ask("--no-image", stdin=b"what \xff\xfe \xed\xa0\x80 is this?\n\n")
+    assert code == 0 and err == "" and "Assistant: " in out
+
+
+def test_a_picture_that_the_terminal_cannot_show_is_said():
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    chat.show(Image.new("RGB", (8, 8)), terminal)
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"(the picture is not shown: cp1252 has no half blocks)\n"
