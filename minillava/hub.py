@@ -30,7 +30,7 @@ def resolve_folder(name: Folder) -> Path:
     folder, name = Path(find_shipped(name)), os.fspath(name)
     if os.path.isdir(folder):  # not folder.is_dir(), which raises OSError for a name that is too long
         return folder
-    if (old := folder.with_name(f"{folder.name}.old")).is_dir():  # see saving.replace_folder()
+    if os.path.isdir(old := Path(f"{folder}.old")):  # see saving.replace_folder()
         print(f"{name}: a save was killed before its end; the checkpoint before it is read: {old}", file=sys.stderr)
         return old
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):

@@ -204,6 +204,14 @@ def test_values_that_no_adapter_has_are_named(tmp_path, key, value):
         read_outline(tmp_path)
 
 
+@pytest.mark.parametrize("base", ["", "..no", "x\0y", "y" * 5000, "a/" * 3000])
+def test_a_base_that_cannot_be_a_folder_is_named(tmp_path, base):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(UserError) as error:
+        load(tmp_path)
+    assert str(tmp_path) in str(error.value) and len(str(error.value)) < 600
+
+
 def test_a_configuration_nested_deeply_is_refused(llava):
     (llava / "config.json").write_text('{"a": ' + "[" * 900 + "]" * 900 + "}")
     with pytest.raises(UserError, match=r"config\.json: nested more than 30 deep"):

@@ -30,7 +30,7 @@ ADAPTER = "adapter_model.safetensors"
 KINDS = (WEIGHTS, "pytorch_model.bin", ADAPTER)
 SHARD_BYTES = 5 * 10**9  # maximum size of a file that we write
 STORED = "stored"
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # nothing is computed in those of 8 bits
 Dtype = torch.dtype | Literal["stored"] | None  # to convert to; "stored" keeps each tensor's own, None is float32
 # Not weights: the numbers of the positions, and RoPE's inverse frequencies, which follow from the config.
 CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
@@ -160,7 +160,7 @@ def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: st
             if not torch.equal(other.read().to(value.dtype), value):
                 raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
         if value.dtype not in FLOATS:
-            raise UserError(f"{first.file}: tensor {first.name} has dtype {value.dtype}, not one of {FLOATS}")
+            raise UserError(f"{first.file}: tensor {first.name} has dtype {value.dtype}, not a floating-point one")
         kind = value.dtype if dtype == STORED else dtype or torch.float32
         copy = nn.Parameter(torch.empty(value.shape, dtype=kind, device=device).copy_(value))
         if not torch.stack(torch.aminmax(copy)).isfinite().all():  # NaN is the minimum and the maximum
