@@ -18,14 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data.rows import write_whole
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, printable, run_program
 from minillava.evaluate import check_judgement
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
-from minillava.inputs.conversations import check_row, encode_row, turns_that_fit
+from minillava.inputs.conversations import check_row, text_of, turns_that_fit
 from minillava.inputs.image import FITS, ImageProcessor, find_picture, open_image
 from minillava.inputs.processor import Processor
+from minillava.inputs.rejected import IN_WORDS
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import IMAGE, Tokenizer
 from minillava.outline import read_outline
@@ -42,7 +44,8 @@ class Report:
 
     types: the number of rows of each type
     turns, tokens: for each good row, its number of turns (a question and its answer) and of tokens
-    images: for each picture, the first row that shows it; uses: how many rows show it
+    images: for each picture, the first row that shows it; uses: how many rows show it; rows left out do not count
+    left: how many rows training keeps, whole or cut
     """
 
     rows: int = 0
@@ -53,7 +56,9 @@ class Report:
     unknown: int = 0  # characters that the tokenizer leaves out
     images: dict[str, int] = field(default_factory=dict)
     uses: Counter = field(default_factory=Counter)
+    left: int = 0
     long: list[str] = field(default_factory=list)  # rows that training cuts or leaves out
+    odd: list[tuple[str, str]] = field(default_factory=list)  # what is odd in a row, and the line that says it
     malformed: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # faults of pictures
     cuts: dict[str, float] = field(default_factory=dict)  # for each good picture, the part of its area cut off
@@ -66,12 +71,17 @@ def read_file(path: Path, processor: Processor, max_length: int) -> Report:
     ``max_length`` is how many tokens the model reads. Raises UserError if no row can be read.
     """
     report = Report()
+
+    def tell(index: int, what: str, why: str) -> None:
+        report.odd.append((what, f"row {index}: {why}"))
+
     try:
-        for index, (_, _, row) in enumerate(progress(scan(path), desc="reading", unit="row")):
+        for index, (_, _, row) in enumerate(progress(scan(path, tell), desc="reading", unit="row")):
             report.rows += 1
             try:
                 check_row(row, processor)
-                ids, labels = encode_row(row, processor)
+                text = text_of(row, processor)
+                ids, labels = text["input_ids"], text["labels"]
                 check_judgement(row)
             except UserError as error:
                 report.malformed.append(f"row {index}: {error}")
@@ -82,10 +92,11 @@ def read_file(path: Path, processor: Processor, max_length: int) -> Report:
             if (fits := turns_that_fit(row, processor, max_length)) is not None:
                 how = f"cut after turn {fits} of {report.turns[-1]}" if fits else "left out: not even one turn fits"
                 report.long.append(f"row {index}: {len(ids):,} tokens, {how}")
+            report.left += fits != 0
             texts = [turn["value"] for turn in row["conversations"]]
             report.unknown += sum(map(processor.tokenizer.count_unknown, texts))
             report.learnt += sum(label != IGNORE for label in labels)
-            if "image" in row:
+            if "image" in row and fits != 0:
                 report.images.setdefault(row["image"], index)
                 report.uses[row["image"]] += 1
             if report.example is None or ("image" in row and processor.tokenizer.image_id not in report.example[1]):
@@ -94,16 +105,20 @@ def read_file(path: Path, processor: Processor, max_length: int) -> Report:
         if not report.rows:
             raise
         report.malformed.append(str(error).removeprefix(f"{path}: "))
+    if not report.left and not report.malformed:
+        report.malformed.append(f"no row is left: no turn of any row fits into {max_length:,} tokens")
     return report
 
 
 def open_pictures(report: Report, folder: Path, processor: ImageProcessor) -> None:
-    """Open each picture once. Adds a line to ``report.pictures`` for each that is missing or broken, and what
-    ``processor`` cuts off each other one to ``report.cuts``."""
+    """Open and process each picture once, as training does. Adds a line to ``report.pictures`` for each that is missing
+    or broken, and what ``processor`` cuts off each other one to ``report.cuts``."""
 
     def fault(name: str) -> str | None:
         try:
-            report.cuts[name] = processor.cut(*open_image(find_picture(folder, name)).size)
+            image = open_image(find_picture(folder, name))
+            processor(image)
+            report.cuts[name] = processor.cut(*image.size)
         except UserError as error:
             others = report.uses[name] - 1
             return f"row {report.images[name]}{f' and {others:,} more' if others else ''}: {error}"
@@ -142,6 +157,9 @@ def describe(report: Report, max_length: int, in_full: bool = False) -> str:
             line("rows too long", len(report.long), f"   of more than {max_length:,} tokens"),
             *cut([f"  {row}" for row in report.long]),
         ]
+    for what, words in IN_WORDS.items():
+        if rows := [row for kind, row in report.odd if kind == what]:
+            lines += [line("odd rows", len(rows), f"   {words}"), *cut([f"  {row}" for row in rows])]
     if cuts := [100 * cut for cut in report.cuts.values() if cut]:
         lines.append(line("pictures cut", len(cuts), f"   % of their area: {_spread(cuts)}; --image-fit pad shows all"))
     for name, faults in (("malformed rows", report.malformed), ("missing or broken pictures", report.pictures)):
@@ -172,11 +190,10 @@ def show(report: Report, folder: Path, processor: ImageProcessor, out: Path) -> 
     name = max((name for name in report.images if name in report.cuts), key=report.cuts.__getitem__, default=None)
     if name is None:
         raise UserError("--show: there is no picture to show")
-    try:
-        with open(out, "xb") as file:
-            processor.view(open_image(find_picture(folder, name))).save(file, "PNG")
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from None
+    if out.exists():
+        raise UserError(f"{out}: File exists")
+    view = processor.view(open_image(find_picture(folder, name)))
+    write_whole(out, lambda file: view.save(file, "PNG"))
     print(f"\n{printable(name)} as the vision tower sees it, without {report.cuts[name]:.1%} of its area: {out}")
 
 

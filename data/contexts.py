@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from minillava.errors import UserError
+from minillava.formats.regular_file import check_regular
 from minillava.formats.text_file import begin_of
 
 LINE_BYTES = 1_000_000  # maximum length of a line of JSONL
@@ -139,9 +140,8 @@ def _read_coco(path: Path) -> Iterator[tuple[str, Context]]:
 
 
 def _load(path: Path) -> dict:
+    check_regular(path, FILE_BYTES)
     try:
-        if path.stat().st_size > FILE_BYTES:
-            raise UserError(f"{path}: larger than {FILE_BYTES} bytes")
         return _parsed(path.read_bytes(), str(path), object_hook=_without_outline)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data.captions import caption_row, read_captions
 from data.noun_phrases import Chunker, find_chunker
-from data.rows import write_rows
+from data.rows import write_rows, write_whole
 from minillava.errors import UserError, run_program
 from minillava.progress import progress
 from minillava.training.plot import BLUE, GREY, chart
@@ -120,7 +120,8 @@ def draw_concepts(path: Path, before: array, after: array) -> None:
     for name, counts, colour in (("before", before, GREY), ("after", after, BLUE)):
         found = sorted((count for count, all_of_it in zip(counts, before) if all_of_it >= FEWEST), reverse=True)
         lines.append((name, colour, range(1, len(found) + 1), found))
-    chart("captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic="xy").save(path)
+    image = chart("captions that hold a noun phrase", "noun phrases, commonest first", lines, logarithmic="xy")
+    write_whole(path, lambda file: image.save(file, "PNG"))
 
 
 def filter_captions(path: Path, out: Path, seed: int = 0) -> str:

@@ -31,7 +31,8 @@ from data.requests import BRIEF_REQUESTS, DETAIL_REQUESTS
 from data.rows import conversation, write_rows
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
-from minillava.inputs.conversations import check_row, naming_row, read_lines
+from minillava.formats.text_file import read_lines
+from minillava.inputs.conversations import check_row, naming_row
 from minillava.inputs.image import find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.regions import parse_line

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.contexts import Context
 from minillava.errors import UserError
+from minillava.formats.text_file import TEXT_BYTES, begin_of
 
 KINDS = ("conversation", "detail", "reasoning")
 FOLDER = Path(__file__).parent / "prompts"
@@ -38,6 +39,7 @@ def _prompt(kind: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _read(path: Path) -> str:
+    begin_of(path, TEXT_BYTES)
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:

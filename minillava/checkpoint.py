@@ -6,6 +6,7 @@ requested dtype and on the requested device. outline.py reads the folders' other
 and saving.py writes the folders.
 """
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -177,7 +178,7 @@ def _clip_beside(folder: Path, name: str) -> Path:
     """
     last = str(name).split("/")[-1]
     found = folder.resolve().parent / last
-    if last in ("", ".", "..") or not found.is_dir():
+    if last in ("", ".", "..") or not os.path.isdir(found):
         raise UserError(f"{folder}/config.json: vision tower {name!r} is not at {found}; give its path with --vision")
     return found
 

@@ -36,7 +36,8 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionConfig":
-        return cls(**config_json.part_from_json(values, asdict(CLIP_VISION), model_type="clip_vision_model"))
+        only = {"model_type": "clip_vision_model", "num_channels": 3}  # pictures are RGB
+        return cls(**config_json.part_from_json(values, asdict(CLIP_VISION), **only))
 
 
 @dataclass
@@ -122,7 +123,7 @@ class LlavaConfig:
         """From the config.json of a llava-hf folder. Raises ValueError, as does from_original."""
         config_json.expect_parts(values, "text_config", "vision_config")
         text = values["text_config"]
-        tied = values.get("tie_word_embeddings") or text.get("tie_word_embeddings")
+        tied = config_json.either("tie_word_embeddings", values, text)
         vision = VisionConfig.from_dict(values["vision_config"])
         decoder = DecoderConfig.from_dict({**text, "tie_word_embeddings": tied})
         return cls(vision, decoder, **config_json.llava_from_json(values, vision.num_hidden_layers))

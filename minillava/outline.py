@@ -10,7 +10,7 @@ import torch
 
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError
-from minillava.formats import adapter_config, chat_template, gguf_llama
+from minillava.formats import adapter_config, chat_template, config_json, gguf_llama
 from minillava.formats.gguf import read_gguf
 from minillava.formats.json_object import JSON_BYTES, read_bytes, read_json_object
 from minillava.formats.model_folder import read_config
@@ -20,6 +20,8 @@ from minillava.inputs.image import ImageProcessor
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES, Template
 from minillava.inputs.tokenizer import IMAGE, PAD, Tokenizer
+
+MOST_NEW = 1000  # rows that an embedding may gain: some tokenizers have a few tokens more than their model
 
 
 def read_outline(folder: Folder) -> tuple[LlavaConfig, Processor]:
@@ -47,6 +49,10 @@ def join_outlines(towers: adapter_config.Towers) -> tuple[LlavaConfig, Processor
     """
     vision, source = resolve_folder(towers.vision), resolve_decoder(towers.decoder)
     seen, decoder, tokenizer = read_vision(vision), read_decoder(source), read_tokenizer(source)
+    try:
+        config_json.layer_from_json(towers._asdict(), "vision_feature_layer", seen.num_hidden_layers)
+    except ValueError as error:
+        raise UserError(f"{vision}: {error}") from None
     decoder.vocab_size = make_room_for_image(tokenizer, decoder.vocab_size)
     config = LlavaConfig(seen, decoder, towers.projector, tokenizer.image_id, towers.vision_feature_layer)
     image, ends = image_processor(vision, seen), end_ids(source, decoder)
@@ -83,6 +89,8 @@ def make_room_for_image(tokenizer: Tokenizer, rows: int) -> int:
     missing = [name for name, index in ((IMAGE, tokenizer.image_id), (PAD, tokenizer.pad_id)) if index is None]
     if missing:
         tokenizer.add_special_tokens(missing)
+    if tokenizer.vocab_size > rows + MOST_NEW:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the embedding only {rows:,} rows")
     return rows if tokenizer.vocab_size <= rows else math.ceil(tokenizer.vocab_size / 64) * 64
 
 
@@ -108,10 +116,12 @@ def end_ids(source: Folder, config: DecoderConfig) -> tuple[int, ...]:
     """The end tokens in generation_config.json and in ``config``. Each has one id, a list of ids, or none."""
     path, ids = Path(source, "generation_config.json"), []
     more = read_json_object(path).get("eos_token_id") if path.exists() else None
+    try:
+        config_json.check_ids("eos_token_id", more)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     for value in (more, config.eos_token_id):
         ids += value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(index) is int for index in ids):
-        raise UserError(f"{source}: eos_token_id must be one id or a list of ids, not {ids}")
     return tuple(dict.fromkeys(ids))
 
 
@@ -135,7 +145,7 @@ def building(source: Folder, *types: str) -> Iterator[dict]:
             yield config
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "  # ValueErrors need no type
-        raise UserError(f"{path}: {kind}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {kind}{str(error).splitlines()[0]:.300}") from None
 
 
 def image_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:

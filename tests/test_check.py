@@ -1,6 +1,7 @@
 """The report of ``python -m data.check``, compared with counts made by hand and by the encoder of training."""
 
 import json
+import os
 import random
 import re
 import statistics
@@ -14,7 +15,7 @@ from data import check as module
 from data.check import main, render
 from minillava import Tokenizer
 from minillava.config import PRETRAINED
-from minillava.errors import printable, run_program
+from minillava.errors import UserError, printable, run_program
 from minillava.inputs import image as image_module
 from minillava.inputs.byte_bpe import ByteBPE
 from minillava.inputs.conversation import encode_conversation
@@ -275,9 +276,18 @@ def test_what_cannot_be_shown_is_named(check, folder):
 
 
 def test_a_picture_that_would_grow_too_large_is_a_fault(check, folder, monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 24 * 24 - 1)
+    monkeypatch.setattr(image_module, "MAX_GROWN", 24 * 24 - 1)
     code, out, _ = check(FINE)
     assert code == 2 and "row 0 and 1 more: 24 x 16 pixels would become 24 x 24: too large" in out
+
+
+def test_pictures_are_processed_as_in_training(check, monkeypatch):
+    def fail(self, image):
+        raise UserError("no view of it")
+
+    monkeypatch.setattr(image_module.ImageProcessor, "view", fail)
+    code, out, _ = check(FINE)
+    assert code == 2 and "row 0 and 1 more: no view of it" in out
 
 
 def test_image_folder_may_be_elsewhere(check, folder, tmp_path_factory):
@@ -306,6 +316,39 @@ def test_types_and_things_that_evaluation_cannot_use_are_named(check):
     assert "  row 1: 'type' must be a string\n  row 2: 'type' must be a string\n" in out
     assert "  row 3: 'things' must be a list of words, since the row has a description\n" in out
     assert check([{**FINE[4], "things": ["red fish"]}])[0] == 0
+
+
+def test_a_file_of_which_training_would_keep_no_row_is_refused(check, folder):
+    long = pictured("a.png", "What?", "x" * 200_000)
+    code, out, err = check([long, long])
+    assert code == 2 and "malformed rows 1" in err
+    assert "  no row is left: no turn of any row fits into 1,024 tokens\n" in out
+    assert check([long, FINE[0]])[0] == 0
+    long["image"] = "broken.png"  # the picture of a row that is left out is not needed
+    assert check([long, FINE[0]])[0] == 0
+
+
+def test_odd_rows_are_counted_and_named(check):
+    text = json.dumps([FINE[0], pictured("a.png", "What?", "It is \ud83d."), pictured("a.png", "What?", " ")])
+    code, out, _ = check(text.replace('"id": ', '"id": 1, "id": ', 1).encode())
+    assert code == 0
+    for kind, why in (
+        ("a key is there twice, of which the last one counts", "row 0: 'id' is there twice in one object"),
+        ("half of a character is in them, which is read as U+FFFD", r"row 1: \ud83d is half of a character"),
+        ("an answer is empty", "row 2: turn 1, an answer, is empty"),
+    ):
+        assert f"odd rows                               1   kept though {kind}\n  {why}\n" in out
+
+
+@pytest.mark.parametrize("way", ["read-only folder", "full disk"])
+def test_what_cannot_be_written_is_one_line(check, folder, monkeypatch, way):
+    def fail(*_):
+        raise OSError(28, "No space left on device", str(folder / "new.png.new"))
+
+    monkeypatch.setattr(*((os, "fsync", fail) if way == "full disk" else ("data.rows.open", fail)), raising=False)
+    code, _, err = check(FINE, "--show", str(folder / "new.png"))
+    assert code == 2 and err == f"error: {folder / 'new.png.new'}: No space left on device\n"
+    assert not (folder / "new.png").exists()
 
 
 GARBAGE = [
@@ -365,7 +408,7 @@ def test_no_garbage_ends_in_a_traceback(check):
 
 @pytest.mark.parametrize("length, code", [(400_000, 0), (2_000_000, 2)])
 def test_a_turn_of_blanks_does_no_harm(check, length, code):
-    assert check([pictured("a.png", "What?", " " * length)])[0] == code
+    assert check([pictured("a.png", "What?", " " * length), FINE[0]])[0] == code
 
 
 def test_render_keeps_neighbouring_answers_apart(tokenizer):

@@ -383,6 +383,7 @@ def test_a_tensor_of_another_shape_is_named(saved):
         {"vision_config": {"model_type": "siglip_vision_model"}},
         {"vision_config": {"hidden_act": "relu6"}},
         {"vision_config": {"image_size": 25}},
+        {"vision_config": {"num_channels": 1}},
         {"vision_config": {"image_size": [24, 24]}},
         {"vision_config": {"num_attention_heads": 5}},
         {"vision_feature_layer": [-2, -1]},

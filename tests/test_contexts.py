@@ -199,7 +199,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 def test_a_huge_coco_file_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "captions_x.json", "wb") as file:
         file.truncate(2_000_000_001)  # a sparse file takes no disk space
-    with pytest.raises(UserError, match="larger than"):
+    with pytest.raises(UserError, match="more than 2,000,000,000 bytes"):
         list(read_contexts(tmp_path / "captions_x.json"))
 
 

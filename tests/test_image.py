@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import struct
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaImageProcessorPil, LlavaProcessor
 
 from minillava.errors import UserError
@@ -142,6 +143,53 @@ def test_rotated_jpeg_is_turned_upright(tmp_path, orientation):
         upright = upright.transpose(TURNS[orientation])
     assert open_image(tmp_path / "picture.jpg").size == upright.size
     check(tmp_path / "picture.jpg", upright, 64)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("place", "value"), [(6, 0), (17, 0)], ids=["SyntaxError", "struct.error"])
+def test_a_picture_with_broken_exif_data_is_read_as_it_is(tmp_path, form, place, value):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    broken = bytearray(exif.tobytes())
+    broken[place] = value
+    image = picture(120, 70)
+    with pytest.raises((SyntaxError, struct.error)):
+        image.info["exif"] = bytes(broken)
+        ImageOps.exif_transpose(image)
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "PNG": {}}[form]
+    picture(120, 70).save(tmp_path / "whole", form, **options)
+    picture(120, 70).save(tmp_path / "broken", form, exif=bytes(broken), **options)
+    whole, opened = open_image(tmp_path / "whole"), open_image(tmp_path / "broken")
+    assert np.array_equal(opened, whole) and "exif" in opened.info
+    assert torch.equal(ImageProcessor.for_size(16)(opened), ImageProcessor.for_size(16)(whole))
+
+
+def test_a_picture_that_ghostscript_would_run_is_refused(tmp_path):
+    picture(40, 30).save(tmp_path / "picture.png", "EPS")
+    with pytest.raises(UserError, match=r"not a readable picture \(EPS"):
+        open_image(tmp_path / "picture.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the size
+def test_an_icon_that_is_decoded_at_once_is_limited(tmp_path, monkeypatch):
+    picture(200, 100).save(tmp_path / "picture.png")
+    large = (tmp_path / "picture.png").read_bytes()
+    header = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(large), 22)  # says 16 x 16
+    (tmp_path / "picture.ico").write_bytes(header + large)
+    assert open_image(tmp_path / "picture.ico").size == (200, 100)
+    assert Image.MAX_IMAGE_PIXELS == 50_000_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 50 - 1)
+    with pytest.raises(UserError, match="decompression bomb"):
+        open_image(tmp_path / "picture.ico")
+
+
+def test_no_side_may_make_the_picture_large_on_the_way(monkeypatch):
+    monkeypatch.setattr(image_module, "MAX_GROWN", 1000)
+    square = from_dict({"size": {"height": 20, "width": 20}, "do_center_crop": False})
+    assert square(picture(20, 50)).shape == (3, 20, 20)
+    with pytest.raises(UserError, match="1 x 999 pixels would become 20 x 999: too large"):
+        square(picture(1, 999))  # Pillow makes the rows wider first
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P with a transparent colour", "CMYK"])
@@ -366,6 +414,7 @@ REFUSED = [
     ({"image_mean": [1e300, 0, 0]}, "image_mean"),
     ({"image_std": [0.5, 0, 0.5]}, "image_std"),
     ({"image_std": 0}, "image_std"),
+    ({"image_std": 1e-300}, "image_std"),
 ]
 
 
@@ -412,9 +461,9 @@ def test_any_values_give_pixels_or_a_user_error():
 
 
 def test_picture_that_would_grow_too_large_is_refused(monkeypatch):
-    """With a small MAX_PIXELS, so that small pictures exceed it. 1 x 100,000 pixels at size 224 would take 15 GB."""
+    """With a small MAX_GROWN, so that small pictures exceed it. 1 x 100,000 pixels at size 224 would take 15 GB."""
     small, padding = ImageProcessor.for_size(64), ImageProcessor(do_pad=True, size={"shortest_edge": 8})
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 64 * 128)
+    monkeypatch.setattr(image_module, "MAX_GROWN", 64 * 128)
     assert small(picture(10, 20)).shape == (3, 64, 64) and padding(picture(1, 90)).shape == (3, 224, 224)
     with pytest.raises(UserError, match="10 x 21 pixels would become 64 x 134"):
         small(picture(10, 21))

@@ -302,7 +302,8 @@ def test_a_tensor_that_does_not_fit_is_named(adapter, change, message):
         ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
         ({"base_model_name_or_path": "../nowhere"}, "nowhere: no such folder"),
         ({"base_model_name_or_path": "."}, "is an adapter too"),
-        ({"r": 10**12}, "lora_A.weight has shape"),
+        ({"r": 10**5}, "lora_A.weight has shape"),
+        ({"r": 10**12}, "r is 1000000000000"),
     ],
 )
 def test_a_setting_that_would_be_computed_wrongly_is_named(adapter, values, message):

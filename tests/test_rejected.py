@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import make_tokenizers
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 import train
 from minillava import save
 from minillava.errors import UserError
+from minillava.formats.odd_rows import EMPTY, HALF, TWICE, oddities
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.conversations import ConversationDataset, turns_that_fit
 from minillava.inputs.image import ImageProcessor
@@ -58,6 +60,85 @@ def said(*values: str) -> list[dict]:
 def pictured(image: str = "0.png", *values: str, **extra) -> dict:
     values = values or ("What is it?", "A fish.")
     return {"image": image, "conversations": said(f"<image>\n{values[0]}", *values[1:]), **extra}
+
+
+# ---- rows that are odd ----------------------------------------------------------------------------------------------
+
+
+def test_odd_rows_are_kept_and_told(dataset, folder, processor):
+    half = {"conversations": said("What?", "A whole \ud83d\ude00, halves \ude00\ud83d")}
+    rows = [pictured(), half, pictured("1.png", "What?", "\n")]
+    text = json.dumps(rows).replace('"image": "0', '"image": "none.png", "image": "0')
+    (folder / "rows.json").write_text(text)
+    data = ConversationDataset(folder / "rows.json", folder, processor)
+    assert len(data) == 3 and len(batch_of(data, [0, 1, 2])["pixel_values"]) == 2
+    assert data.rejected.found == [
+        {"row": 0, "what": TWICE, "why": "'image' is there twice in one object"},
+        {"row": 1, "what": HALF, "why": r"\ude00 is half of a character"},
+        {"row": 2, "what": EMPTY, "why": "turn 1, an answer, is empty"},
+    ]
+    assert data.rejected.report()[:3] == [
+        "rows kept though a key is there twice, of which the last one counts: 1",
+        "rows kept though half of a character is in them, which is read as U+FFFD: 1",
+        "rows kept though an answer is empty: 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "odd"),
+    [
+        ('{"a": 1, "b": {"c": 1, "d": {"e": [{"c": 2}]}}}', []),
+        (r'{"a" : ": x", "b": "\": {\"a\":"}', []),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', [TWICE]),
+        ('{"a": [{"x" :1, "y": 2, "x": 3}]}', [TWICE]),
+        ('{"a": 1, "\\u0061": 2}', [TWICE]),
+        (r'{"a": "\\ud83d"}', []),
+        (r'{"a": "\\\ud83d"}', [HALF]),
+        (r'{"a": "\uD83D\uDE00"}', []),
+        (r'{"a": "\uD83D\u0041"}', [HALF]),
+        (r'{"\udc00": 1, "a": 1, "a": 2}', [TWICE, HALF]),
+    ],
+)
+def test_what_is_odd_is_told_from_what_looks_like_it(text, odd):
+    assert [what for what, _ in oddities(text, json.loads(text))] == odd
+
+
+def test_an_object_with_many_keys_takes_no_longer(folder):
+    text = "{" + ", ".join(f'"{key}": 1' for key in range(30_000)) + ', "0": 2}'
+    start = time.process_time()
+    assert oddities(text, json.loads(text)) == [(TWICE, "'0' is there twice in one object")]
+    assert time.process_time() - start < 1
+
+
+def test_odd_lines_of_regions_are_told(folder, processor):
+    line = '{"image": "0.png", "captions": ["A fish."], "captions": ["\\ud83d"]}\n'
+    (folder / "contexts.jsonl").write_text(line)
+    found = RegionDataset(folder / "contexts.jsonl", folder, processor).rejected.found
+    assert [(one["line"], one["what"]) for one in found] == [(1, TWICE), (1, HALF)]
+
+
+def test_words_for_a_patch_are_limited(dataset):
+    row = {"patch_words": ["a" * 2000] + ["sea"] * (PATCHES - 1), "conversations": said("<image>\nWhat?", "Sea.")}
+    assert len(dataset([row])[0, 0, 0]["word_ids"]) == PATCHES
+    row["patch_words"][0] += "a"
+    with pytest.raises(UserError, match=r"row 0: 'patch_words' must be a list of 4 strings of at most 2,000"):
+        dataset([row])
+
+
+def test_a_row_that_cannot_be_read_again_is_named(dataset, folder, monkeypatch):
+    data = dataset([pictured()])
+
+    def fail(_):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(UserError, match=r"rows\.json: row 0: not JSON \(too deep\)"):
+        data[0, 0, 0]
+
+
+def test_the_picture_of_a_row_that_is_left_out_is_not_needed(dataset):
+    data = dataset([pictured("none.png", "What?", "A fish. " * 200), pictured()], max_length=100)
+    assert [line["what"] for line in data.rejected.found] == [TOO_LONG] and len(data) == 1
 
 
 # ---- rows that are too long -----------------------------------------------------------------------------------------

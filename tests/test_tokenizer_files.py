@@ -251,7 +251,7 @@ def test_faults_are_named(files, tmp_path, changes, words):
 
 def test_a_file_too_large_is_not_read(files, tmp_path, monkeypatch):
     monkeypatch.setattr("minillava.formats.tokenizer_files.LARGEST", 1000)
-    with pytest.raises(UserError, match=r"tokenizer\.json: more than 1000 bytes"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: more than 1,000 bytes"):
         Tokenizer.from_pretrained(write(tmp_path, tokenizer=files["GPT-2"]))
 
 

@@ -215,7 +215,7 @@ def test_a_folder_without_weights_names_what_is_looked_for(folder):
 def test_a_missing_shard_is_named(folder, kind):
     shard(folder, kind)[1].unlink()
     stem, end = kind.split(".")
-    assert_refused(folder, f"{folder}/{stem}-2-of-3.{end}", "no such file")
+    assert_refused(folder, f"{folder}/{stem}-2-of-3.{end}", "No such file")
 
 
 @pytest.mark.parametrize("keep", [0, 50, 0.5, 0.99])

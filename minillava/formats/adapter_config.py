@@ -13,6 +13,7 @@ from minillava.errors import UserError
 from minillava.formats.json_object import read_json_object
 
 CONFIG = "adapter_config.json"
+LARGEST = 1_000_000  # LoRA's rank and alpha are smaller
 # Prefix of the tensor names: peft's two wrappers, then the "model" of LlavaForConditionalGeneration.
 PREFIX = "base_model.model.model."
 # The other keys of adapter_config.json with LoRA, and the only values that are supported.
@@ -48,7 +49,7 @@ class AdapterConfig(NamedTuple):
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
-    return (Path(folder) / CONFIG).exists()
+    return os.path.exists(Path(folder) / CONFIG)
 
 
 def to_dict(config: AdapterConfig, folder: Path) -> dict:
@@ -56,7 +57,7 @@ def to_dict(config: AdapterConfig, folder: Path) -> dict:
     all can move together."""
 
     def place(name: str) -> str:
-        if not Path(name).exists():
+        if not os.path.exists(name):
             return name  # a hub id or a package
         return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
 
@@ -78,11 +79,11 @@ def read_config(folder: Path) -> AdapterConfig:
     values = read_json_object(path)
 
     def place(name: str) -> str:
-        return os.fspath(folder / name) if (folder / name).exists() else name
+        return os.fspath(folder / name) if os.path.exists(folder / name) else name
 
     for name, only in FIXED.items():
         if values.get(name, only) != only:
-            what = f"{name} is {values[name]!r}; only {only!r} is supported"
+            what = f"{name} is {values[name]!r:.80}; only {only!r} is supported"
             raise UserError(f"{path}: {what}; merge the adapter into its base model with the code that made it")
     base, towers = values.get("base_model_name_or_path"), values.get("base_towers")
     if towers is not None:
@@ -91,16 +92,16 @@ def read_config(folder: Path) -> AdapterConfig:
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise UserError(f"{path}: base_towers must have {wanted}")
         if towers["projector"] not in ("linear", "mlp"):
-            raise UserError(f"{path}: projector is {towers['projector']!r}, not 'linear' or 'mlp'")
+            raise UserError(f"{path}: projector is {towers['projector']!r:.80}, not 'linear' or 'mlp'")
         base = Towers(**towers | {name: place(towers[name]) for name in ("vision", "decoder")})
     elif isinstance(base, str):
         base = place(base)
     else:
-        raise UserError(f"{path}: base_model_name_or_path is {base!r}, not a hub id or a folder")
+        raise UserError(f"{path}: base_model_name_or_path is {base!r:.80}, not a hub id or a folder")
     if not {"peft_type", "r", "lora_alpha"} & values.keys():
         return AdapterConfig(base)
     rank, alpha = values.get("r"), values.get("lora_alpha")
-    for name, value, kinds in (("r", rank, int), ("lora_alpha", alpha, (int, float))):
-        if not isinstance(value, kinds) or not 0 < value < float("inf"):
-            raise UserError(f"{path}: {name} is {value!r}, not a positive number")
+    for name, value, kinds in (("r", rank, (int,)), ("lora_alpha", alpha, (int, float))):
+        if type(value) not in kinds or not 0 < value < LARGEST:
+            raise UserError(f"{path}: {name} is {value!r:.80}, not a positive number below {LARGEST:,}")
     return AdapterConfig(base, rank, alpha)

@@ -1,8 +1,8 @@
 """``config.json`` of CLIP, LLaMA and LLaVA <-> the fields of the classes in ``minillava/config.py``.
 
 A config.json has dozens of keys that do not change what is computed; they are ignored. A value that would be computed
-wrongly is refused: the functions raise ValueError, which names the key. For a value of a wrong type they raise whatever
-Python raises, such as TypeError. Null means the same as a missing key.
+wrongly, or has a wrong type, is refused: the functions raise ValueError, which names the key. Null means the same as a
+missing key.
 """
 
 # The supported types of rope_scaling, with the parameters of each.
@@ -12,6 +12,8 @@ ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 MOST_LAYERS = 1000  # a file with more is refused before the layers are built
+MOST_PATCHES = 1 << 16  # of one picture; LLaVA-1.5 has 576. Lists of this length are made before weights are read
+LARGEST = 1 << 31  # a number from here on is no size, and no id of a token
 
 
 def part_from_json(config: dict, usual: dict, **only: object) -> dict:
@@ -22,10 +24,17 @@ def part_from_json(config: dict, usual: dict, **only: object) -> dict:
     _expect(config, **only)
     values = usual | {name: value for name, value in _given(config).items() if name in usual}
     for name, own in usual.items():
-        if type(own) in (int, float) and not name.endswith("token_id"):
+        if name.endswith("token_id"):
+            check_ids(name, values[name], several=own is None)
+        elif type(own) in (int, float):
             _check_size(name, values[name], type(own))
+        elif type(own) in (bool, str) and type(values[name]) is not type(own):
+            wanted = "true or false" if type(own) is bool else "a string"
+            raise ValueError(f"{name} is {values[name]!r:.80}, not {wanted}")
     if values["num_hidden_layers"] > MOST_LAYERS:
         raise ValueError(f"num_hidden_layers is {values['num_hidden_layers']}, more than {MOST_LAYERS}")
+    if "patch_size" in values and not 0 < (values["image_size"] // values["patch_size"]) ** 2 <= MOST_PATCHES:
+        raise ValueError(f"image_size {values['image_size']} and patch_size {values['patch_size']} do not make a grid")
     return values
 
 
@@ -34,8 +43,10 @@ def decoder_from_json(config: dict, usual: dict) -> dict:
     _expect(config, model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
     config = _given(config)
     every = usual | config
+    for name in ("hidden_size", "num_attention_heads"):
+        _check_size(name, every[name], int)
     heads = every["num_attention_heads"]
-    derived = {"num_key_value_heads": heads, "head_dim": every["hidden_size"] // max(1, heads)}
+    derived = {"num_key_value_heads": heads, "head_dim": max(1, every["hidden_size"] // heads)}
     return part_from_json({**derived, **config, **_rope(every)}, usual)
 
 
@@ -48,10 +59,13 @@ def llava_from_json(config: dict, depth: int) -> dict:
     config = {"vision_feature_layer": -2, "image_token_index": 32000, **_given(config)}
     _expect(config, multimodal_projector_bias=True)
     strategy = _choose(config, "vision_feature_select_strategy", default="default", full="full")
+    image = config.get("image_token_id", config["image_token_index"])
+    if type(image) is not int or not 0 <= image < LARGEST:
+        raise ValueError(f"image_token_id is {image!r:.80}, not the id of a token")
     return {
         "projector": _choose(config, "projector_hidden_act", gelu="mlp", linear="linear"),
-        "image_token_id": config.get("image_token_id", config["image_token_index"]),
-        "vision_feature_layer": _layer(config, "vision_feature_layer", depth),
+        "image_token_id": image,
+        "vision_feature_layer": layer_from_json(config, "vision_feature_layer", depth),
         "vision_feature_select_strategy": strategy,
     }
 
@@ -68,7 +82,7 @@ def original_from_json(config: dict, depth: int) -> dict:
     strategy = _choose(config, "mm_vision_select_feature", patch="default", cls_patch="full")
     return {
         "projector": _choose(config, "mm_projector_type", linear="linear", mlp2x_gelu="mlp"),
-        "vision_feature_layer": _layer(config, "mm_vision_select_layer", depth),
+        "vision_feature_layer": layer_from_json(config, "mm_vision_select_layer", depth),
         "vision_feature_select_strategy": strategy,
     }
 
@@ -98,6 +112,21 @@ def expect_parts(config: dict, *names: str) -> None:
             raise ValueError(f"there is no {name}, so this is not a LLaVA folder in transformers' format")
 
 
+def either(name: str, *configs: dict) -> bool:
+    """Whether ``name`` is true in one of ``configs``."""
+    for config in configs:
+        if config.get(name) is not None and type(config[name]) is not bool:
+            raise ValueError(f"{name} is {config[name]!r:.80}, not true or false")
+    return any(config.get(name) for config in configs)
+
+
+def check_ids(name: str, value: object, several: bool = True) -> None:
+    """Raise ValueError unless ``value`` is the id of a token, null or, with ``several``, a list of ids."""
+    for index in value if several and isinstance(value, list) else [value]:
+        if index is not None and (type(index) is not int or not -1 <= index < LARGEST):  # -1: none, in some files
+            raise ValueError(f"{name} is {value!r:.80}, not the id of a token")
+
+
 def _given(config: dict) -> dict:
     """``config`` without the keys whose value is null."""
     return {name: value for name, value in config.items() if value is not None}
@@ -105,41 +134,51 @@ def _given(config: dict) -> dict:
 
 def _expect(config: dict, **only: object) -> None:
     """Raise ValueError for a key with another value than the one that is supported. The key may be missing or null."""
+    if not isinstance(config, dict):
+        raise ValueError(f"the config of a part is {config!r:.80}, not an object")
     for name, wanted in only.items():
         if (value := config.get(name)) not in (None, wanted):
-            raise ValueError(f"{name} is {value!r}; only {wanted!r} is supported")
+            raise ValueError(f"{name} is {value!r:.80}; only {wanted!r} is supported")
 
 
 def _choose(config: dict, name: str, **choices: str | None) -> str | None:
     """Translate the file's value of ``name``: ``choices`` maps the file's values to ours. The first is the default."""
-    value = config.get(name) or next(iter(choices))
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+    value = next(iter(choices)) if config.get(name) is None else config[name]
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r:.80}, not one of {', '.join(choices)}")
     return choices[value]
 
 
-def _layer(config: dict, name: str, depth: int) -> int:
+def layer_from_json(config: dict, name: str, depth: int) -> int:
+    """The layer that ``name`` gives, of a tower with ``depth`` layers."""
+    if name not in config:
+        raise ValueError(f"there is no {name}")
     layer = config[name]
-    if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
-        raise ValueError(f"{name} is {layer!r}, not the number of one of the {depth} layers")
+    if type(layer) is not int or not -depth - 1 <= layer <= depth:
+        raise ValueError(f"{name} is {layer!r:.80}, not the number of one of the {depth} layers")
     return layer
 
 
 def _check_size(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, (int, kind)) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value!r}, not a positive {'whole number' if kind is int else 'number'}")
+    if type(value) not in (int, kind) or not 0 < value < LARGEST:
+        raise ValueError(f"{name} is {value!r:.80}, not a positive {'whole number' if kind is int else 'number'}")
 
 
 def _rope(config: dict) -> dict:
     """rope_theta and rope_scaling. transformers 5 writes both into one dict, rope_parameters."""
-    rope = _given(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_scaling is {rope!r:.80}, not an object")
+    rope = _given(rope)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_SCALINGS:
-        raise ValueError(f"rope_scaling of type {kind!r} is not one of {', '.join(ROPE_SCALINGS)}")
+    if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+        raise ValueError(f"rope_scaling of type {kind!r:.80} is not one of {', '.join(ROPE_SCALINGS)}")
     for place in (rope, config):
         _expect(place, partial_rotary_factor=1.0)
     theta = rope.get("rope_theta", config["rope_theta"])
     rope = {"original_max_position_embeddings": config["max_position_embeddings"], **rope}
+    if missing := [name for name in ROPE_SCALINGS[kind] if name not in rope]:
+        raise ValueError(f"rope_scaling of type {kind!r} lacks {', '.join(missing)}")
     scaling = {name: rope[name] for name in ROPE_SCALINGS[kind]}
     for name, value in scaling.items():
         _check_size(name, value, float)

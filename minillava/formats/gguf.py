@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from minillava.errors import UserError
+from minillava.formats.regular_file import check_regular
 
 # Types of key-values: numbers by their letter in struct and numpy, and two others.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -92,6 +93,7 @@ def read_gguf(path: Path) -> Gguf:
     Raises UserError, naming the file, if it is missing, truncated, or has a type that is not supported. Memory is
     at most a small multiple of the size of the file, whatever lengths it claims; so is that of all its tensors.
     """
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             return _Reader(path, file).read()

@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 
 from minillava.errors import UserError
+from minillava.formats.regular_file import check_regular
 
 JSON_BYTES = 1_000_000  # maximum size of a config or an index of shards
+MOST_LEVELS = 30  # of lists and objects inside each other
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git-LFS pointer begins
 
 
 def read_bytes(path: Path, most: int) -> bytes:
     """A file's contents. Raises UserError if it is unreadable, has more than ``most`` bytes or is a Git-LFS pointer."""
+    check_regular(path, most)
     try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if len(content) > most:
-        raise UserError(f"{path}: more than {most} bytes, larger than a file of this kind can be")
     refuse_pointer(path, content)
     return content
 
@@ -29,8 +29,17 @@ def refuse_pointer(path: Path, begin: bytes) -> None:
 
 
 def read_json_object(path: Path) -> dict:
-    """Read a JSON object. Raises UserError if the file is missing, too large (JSON_BYTES) or not a JSON object."""
-    return parse_json_object(path, read_bytes(path, JSON_BYTES))
+    """Read a JSON object. Raises UserError if the file is missing, too large (JSON_BYTES), not a JSON object, or nested
+    more than MOST_LEVELS deep."""
+    value = parse_json_object(path, read_bytes(path, JSON_BYTES))
+    if _is_deeper(value, MOST_LEVELS):
+        raise UserError(f"{path}: nested more than {MOST_LEVELS} deep")
+    return value
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
 
 
 def parse_json_object(path: Path, content: bytes) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from minillava.errors import UserError
+from minillava.formats.odd_rows import oddities
 from minillava.formats.pope import from_pope, is_pope
 from minillava.formats.text_file import begin_of
 
@@ -21,6 +22,7 @@ CHUNK = 1 << 20  # characters read at a time
 MAX_ROW = 1 << 19  # characters; bounds the memory used, and tiktoken fails on a million consecutive spaces
 MARK = re.compile(r"[ \t\r\n]*([\[,\]]?)[ \t\r\n]*")  # the bracket or comma before a row, with JSON's white space
 DECODER = json.JSONDecoder()
+Tell = Callable[[int, str, str], None]
 
 
 class Rows(Sequence):
@@ -28,13 +30,19 @@ class Rows(Sequence):
 
     The file is a JSON list of objects, or JSONL with one object per line. Rows of POPE become rows of LLaVA JSON.
     ``check`` is called with each row's index and the row when the file is opened, and raises UserError for a bad one.
+    After that ``tell`` is called as scan() does.
     Raises UserError for whatever ``scan`` or ``check`` refuses, naming the row, and if the file changes afterwards.
     """
 
-    def __init__(self, path: str | os.PathLike, check: Callable[[int, dict], None] = lambda index, row: None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        check: Callable[[int, dict], None] = lambda index, row: None,
+        tell: Tell | None = None,
+    ):
         self.path = Path(path)
         self._starts, self._ends = array("q"), array("q")  # byte offsets in the file
-        for index, (start, end, row) in enumerate(scan(path)):
+        for index, (start, end, row) in enumerate(scan(path, tell)):
             try:
                 check(index, row)
             except UserError as error:
@@ -60,7 +68,10 @@ class Rows(Sequence):
             raise UserError(f"{self.path}: {error.strerror}") from None
         if changed:
             raise UserError(f"{self.path}: has changed since it was opened")
-        row = json.loads(data)
+        try:
+            row = json.loads(data)
+        except (ValueError, RecursionError) as error:  # the stack may be deeper here than when the file was opened
+            raise UserError(f"{self.path}: row {index}: not JSON ({error})") from None
         return from_pope(row) if is_pope(row) else row
 
 
@@ -68,9 +79,10 @@ def _state_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def scan(path: str | os.PathLike) -> Iterator[tuple[int, int, dict]]:
+def scan(path: str | os.PathLike, tell: Tell | None = None) -> Iterator[tuple[int, int, dict]]:
     """Yield each row of a file in one pass, with its byte offsets: (start, end, row).
 
+    ``tell`` is called with the index of each odd row, after it was yielded, what is odd, and why (odd_rows.py).
     A byte order mark at the beginning is passed over. Raises UserError for a file that is missing, empty or neither a
     list of objects nor JSONL; naming the row and the line, for invalid JSON or UTF-8; naming the row, if it is not an
     object or longer than MAX_ROW characters.
@@ -79,12 +91,12 @@ def scan(path: str | os.PathLike) -> Iterator[tuple[int, int, dict]]:
     try:
         # Invalid UTF-8 becomes lone surrogates, which cannot be encoded when the row's bytes are counted.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _scan(path, file, offset)
+            yield from _scan(path, file, offset, tell)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[int, int, dict]]:
+def _scan(path: str | os.PathLike, file: TextIO, offset: int, tell: Tell | None) -> Iterator[tuple[int, int, dict]]:
     """``offset``: the number of bytes before the file's text."""
     text, line = "", 1  # a part of the file, and the number of its first line
     at, index = 0, 0  # position in text, whose byte offset in the file is ``offset``, and the index of the next row
@@ -126,6 +138,7 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
             raise UserError(f"{path}: row {index}: not an object")
         if end - begin > MAX_ROW:
             raise UserError(f"{path}: row {index}: longer than {MAX_ROW:,} characters{hint}")
+        odd = oddities(text[begin:end], row) if tell else ()
         if is_pope(row):
             try:
                 row = from_pope(row)
@@ -136,6 +149,8 @@ def _scan(path: str | os.PathLike, file: TextIO, offset: int) -> Iterator[tuple[
         except UnicodeEncodeError:
             raise fault(index, begin, "bytes that are not UTF-8") from None
         yield start, start + size, row
+        for what, why in odd:
+            tell(index, what, why)
         at, offset, index = end, start + size, index + 1
 
 

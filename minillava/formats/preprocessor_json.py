@@ -13,6 +13,7 @@ from minillava.formats.json_object import read_json_object
 
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
 MAX_SIDE = 10_000  # pixels
+SMALLEST = 1e-4  # standard deviation of a colour; much smaller ones make pixel values infinite
 STEPS = ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
 # Keys that are ignored because they do not change the result: what wrote the file, arguments of transformers' own
 # calls, and the conversion to RGB, which is always done here because the tower reads three channels.
@@ -54,9 +55,9 @@ def processor_from_json(config: dict) -> dict:
     kind = given.get("image_processor_type", given.get("feature_extractor_type", PROCESSORS[0]))
     family = str(kind).removesuffix("Fast").removesuffix("Pil")  # other implementations of the same steps
     if family not in PROCESSORS:
-        raise UserError(f"image processor {kind!r} is not supported, only {', '.join(PROCESSORS)}")
+        raise UserError(f"image processor {kind!r:.80} is not supported, only {', '.join(PROCESSORS)}")
     for name in sorted(given.keys() - {*CHECKS, *OTHERS}):
-        raise UserError(f"{name} ({given[name]!r}) is not a known setting of an image processor")
+        raise UserError(f"{name} ({given[name]!r:.80}) is not a known setting of an image processor")
     if family != "LlavaImageProcessor":
         given.pop("do_pad", None)  # CLIP's pads a batch to its largest picture; here all have the same size
     square = given.get("default_to_square", False)
@@ -78,7 +79,7 @@ def _value(name: str, given: object, square: bool) -> object:
         value = tuple(given) if isinstance(given, list) else (given,) * 3
     is_right, wanted = CHECKS[name]
     if not is_right(value):
-        raise UserError(f"{name} is {given!r}, not {wanted}")
+        raise UserError(f"{name} is {given!r:.80}, not {wanted}")
     return value
 
 
@@ -103,5 +104,5 @@ CHECKS = {
     "resample": (lambda value: type(value) is int and 0 <= value <= 5, "the number of a filter, 0 to 5"),
     "rescale_factor": (_is_number, "a number"),
     "image_mean": (_are_three, "three numbers"),
-    "image_std": (lambda value: _are_three(value) and min(value) > 0, "three numbers above 0"),
+    "image_std": (lambda value: _are_three(value) and min(value) >= SMALLEST, f"three numbers from {SMALLEST} up"),
 }

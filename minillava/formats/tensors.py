@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from minillava.errors import UserError
 from minillava.formats.json_object import read_json_object, refuse_pointer
+from minillava.formats.regular_file import check_regular
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -29,6 +30,7 @@ ADAPTER = "adapter_model.safetensors"
 KINDS = (WEIGHTS, "pytorch_model.bin", ADAPTER)
 SHARD_BYTES = 5 * 10**9  # maximum size of a file that we write
 STORED = "stored"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # nothing is computed in those of 8 bits
 Dtype = torch.dtype | Literal["stored"] | None  # to convert to; "stored" keeps each tensor's own, None is float32
 # Not weights: the numbers of the positions, and RoPE's inverse frequencies, which follow from the config.
 CONSTANTS = re.compile(r"(?:^|\.)(?:position_ids|rotary_emb\.inv_freq)$")
@@ -98,7 +100,7 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{path}: no weight_map of tensors to files")
     for file in places.values():
         if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", str(file)):
-            raise UserError(f"{path}: weight_map names {file!r}, which is not the name of a weight file in this folder")
+            raise UserError(f"{path}: weight_map names {file!r:.80}, not the name of a weight file in this folder")
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         for name, tensor in _list_file(path.with_name(file)).items():
@@ -133,7 +135,7 @@ def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: st
     ``tensors`` are those of ``folder``, by the parameters' names. Tied weights are one parameter with two names; they
     may be stored under either name or both. Raises UserError, before any data is read, for a tensor that is missing,
     left over or of another shape, and for a device that is not available; and, while reading, for tied weights that
-    differ and for a tensor that is not floating-point.
+    differ and for a tensor that is not of FLOATS, or has a number that is not finite in ``dtype``.
     """
     try:
         torch.empty(0, device=device)
@@ -157,10 +159,12 @@ def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: st
         for other in others:
             if not torch.equal(other.read().to(value.dtype), value):
                 raise UserError(f"{other.file}: tensor {other.name} differs from {first.name}, to which it is tied")
-        if not value.is_floating_point():
+        if value.dtype not in FLOATS:
             raise UserError(f"{first.file}: tensor {first.name} has dtype {value.dtype}, not a floating-point one")
         kind = value.dtype if dtype == STORED else dtype or torch.float32
         copy = nn.Parameter(torch.empty(value.shape, dtype=kind, device=device).copy_(value))
+        if not torch.stack(torch.aminmax(copy)).isfinite().all():  # NaN is the minimum and the maximum
+            raise UserError(f"{first.file}: tensor {first.name} has a number that is not finite in {kind}")
         torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
 
 
@@ -198,15 +202,15 @@ def write_file(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _list_file(path: Path) -> dict[str, Stored]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_regular(path)
     with path.open("rb") as file:
         refuse_pointer(path, file.read(100))
     if path.suffix == ".bin":
         mapped = is_zipfile(path)
+        tensors = _open_bin(path, mapped, first=True)
         return {
             name: Stored(path, name, tuple(tensor.shape), None if mapped else tensor)
-            for name, tensor in _open_bin(path, mapped).items()
+            for name, tensor in tensors.items()
         }
     try:
         with safe_open(path, framework="pt") as file:
@@ -216,11 +220,21 @@ def _list_file(path: Path) -> dict[str, Stored]:
     return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
-def _open_bin(path: Path, mapped: bool = True) -> dict[str, Tensor]:
+def _open_bin(path: Path, mapped: bool = True, first: bool = False) -> dict[str, Tensor]:
+    """``first``: check that the file is not one that is small and fills the memory."""
     try:
+        if first and mapped:
+            with ZipFile(path) as file:
+                if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+                    raise ValueError("compressed")
         tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
             raise TypeError
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise ValueError("without data")
+        # Two tensors may share their data: an embedding and the head that is tied to it.
+        if first and sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
+            raise ValueError("larger than the file")
     except Exception as error:  # for a truncated or foreign file, torch, zipfile and pickle raise errors of many types
         raise UserError(f"{path}: not a PyTorch file with only tensors in it ({type(error).__name__})") from None
     return tensors

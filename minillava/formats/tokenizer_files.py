@@ -22,7 +22,7 @@ from minillava.formats.tokenizer_model import convert
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
 JSON, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
-LARGEST = 100 << 20  # maximum bytes of a file; the largest tokenizer.json of these families has 17 MB
+LARGEST = 25 << 20  # maximum bytes of a file; the largest tokenizer.json of these families has 17 MB
 # The names to look for, in this order, if no file says which token has the role.
 USUAL = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
@@ -111,13 +111,13 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
             first = tokens.setdefault(token.content, token)
             for known in (first.id, vocab.get(token.content, index)):
                 if known != index:
-                    raise UserError(f"added token {token.content!r} has two ids, {known} and {index}")
+                    raise UserError(f"added token {token.content!r:.80} has two ids, {known} and {index}")
     with blame(folder / CONFIG):
         roles = {role: _role(role, config, older, tokens) for role in USUAL}
         for role, name in roles.items():
             if name and name not in tokens:
                 if name not in vocab:
-                    raise UserError(f"{role} {name!r} is not in the vocabulary")
+                    raise UserError(f"{role} {name!r:.80} is not in the vocabulary")
                 tokens[name] = AddedToken(name, vocab[name])
         bos = roles["bos_token"]
         if JSON not in files and bos in listed and config.get("add_bos_token", True):
@@ -126,7 +126,7 @@ def interpret(folder: Path, files: dict[str, bytes]) -> TokenizerFiles:
         names: dict[int, str] = {}
         for name, index in {**vocab, **{name: token.id for name, token in tokens.items()}}.items():
             if names.setdefault(index, name) != name:
-                raise UserError(f"tokens {names[index]!r} and {name!r} have the same id, {index}")
+                raise UserError(f"tokens {names[index]!r:.80} and {name!r:.80} have the same id, {index}")
         byte_level = '"ByteLevel"' in json.dumps(stored.get("pre_tokenizer"))
         add_bos = tokenizer_json.puts_first(stored.get("post_processor"), bos)
     # Make them special, so that typing a token's name in a prompt neither ends an answer nor inserts a picture.

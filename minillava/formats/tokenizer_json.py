@@ -14,6 +14,7 @@ from minillava.errors import UserError
 
 SPACE = "▁"  # how SentencePiece writes a space
 LONGEST = 1000  # maximum characters of a token: every way to split one into two may be tried
+MOST_IDS = 1 << 22  # of a vocabulary: a row of the embedding may be made for each
 
 
 def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
@@ -22,14 +23,14 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
     Raises UserError unless it is BPE without dropout, subword prefix and word suffix.
     """
     if model.get("type", "BPE") != "BPE" or "merges" not in model:  # old files have no type
-        raise UserError(f"the model is {model.get('type')!r}, not BPE with merges")
+        raise UserError(f"the model is {model.get('type')!r:.80}, not BPE with merges")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise UserError(f"the model's {option} is {model[option]!r}, which is not supported")
+            raise UserError(f"the model's {option} is {model[option]!r:.80}, which is not supported")
     vocab = model["vocab"]
     for token, index in vocab.items():
-        if type(index) is not int or index < 0:
-            check_id(f"token {token!r}", index)
+        if type(index) is not int or not 0 <= index < MOST_IDS:
+            check_id(f"token {token!r:.80}", index)
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     for left, right in merges:
         joined = left + right
@@ -37,16 +38,16 @@ def read_bpe(model: dict) -> tuple[dict[str, int], list[tuple[str, str]], bool]:
             raise UserError(f"a merge makes a token of {len(joined)} characters; the maximum is {LONGEST}")
         if not (left in vocab and right in vocab and joined in vocab):
             missing = next(token for token in (left, right, joined) if token not in vocab)
-            raise UserError(f"merge {left!r} {right!r} needs {missing!r}, which is not in the vocabulary")
+            raise UserError(f"merge {left!r:.80} {right!r:.80} needs {missing!r:.80}, which is not in the vocabulary")
     if len(set(merges)) < len(merges):
         raise UserError("a merge is listed twice")
     return vocab, merges, bool(model.get("ignore_merges"))
 
 
 def check_id(what: str, index: object) -> None:
-    """Raises UserError unless ``index`` is an int from 0 up. ``what`` names the token."""
-    if type(index) is not int or index < 0:
-        raise UserError(f"{what} has the id {index!r}, not a whole number from 0 up")
+    """Raises UserError unless ``index`` is an int from 0 up to MOST_IDS. ``what`` names the token."""
+    if type(index) is not int or not 0 <= index < MOST_IDS:
+        raise UserError(f"{what} has the id {index!r:.80}, not a whole number from 0 up to {MOST_IDS:,}")
 
 
 class AddedToken(NamedTuple):
@@ -69,10 +70,10 @@ class AddedToken(NamedTuple):
         """From an entry of tokenizer.json's "added_tokens", or of "added_tokens_decoder". Raises UserError."""
         content = token["content"]
         if not isinstance(content, str) or not content:
-            raise UserError(f"an added token has the content {content!r}")
-        check_id(f"added token {content!r}", index)
+            raise UserError(f"an added token has the content {content!r:.80}")
+        check_id(f"added token {content!r:.80}", index)
         if token.get("single_word"):
-            raise UserError(f"added token {content!r} is marked single_word, which is not supported")
+            raise UserError(f"added token {content!r:.80} is marked single_word, which is not supported")
         return cls(content, index, *(bool(token.get(name)) for name in cls._fields[2:]))
 
 
@@ -153,7 +154,7 @@ def _expression(where: str, pattern: dict) -> str:
     try:
         regex.compile(expression)
     except regex.error as error:
-        raise UserError(f"{where}: {text!r} is not a regular expression ({error})") from None
+        raise UserError(f"{where}: {text!r:.80} is not a regular expression ({error})") from None
     return expression
 
 
@@ -206,7 +207,7 @@ def metaspace(pre_tokenizer: dict | None) -> tuple[str | None, bool]:
         raise _unsupported(pre_tokenizer)
     scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
     if scheme not in ("always", "first", "never"):
-        raise UserError(f"prepend_scheme {scheme!r} is not one of always, first, never")
+        raise UserError(f"prepend_scheme {scheme!r:.80} is not one of always, first, never")
     return scheme, bool(step.get("split", True))
 
 

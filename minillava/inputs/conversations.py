@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from minillava.errors import UserError
 from minillava.formats.llava_json import Rows
-from minillava.formats.text_file import begin_of
+from minillava.formats.text_file import read_lines
 from minillava.inputs.conversation import IGNORE, check_turns, image_goes_first
 from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
@@ -35,6 +35,7 @@ from minillava.progress import progress
 IdsAndLabels = tuple[list[int], list[int]]
 MARGIN = 8  # tokens a turn, see _most_tokens()
 LONG = 40  # characters; a word that is longer is not kept
+LONGEST = 2000  # characters of the words for a patch: all patches of a batch take as much memory as the longest
 
 
 @contextmanager
@@ -49,7 +50,8 @@ def naming_row(path: AnyPath, index: int, row: str = "row") -> Iterator[None]:
 def check_row(row: dict, processor: Processor) -> None:
     """The check of each row when its file is opened: everything but its picture. Raises UserError."""
     if "conversations" not in row:
-        inside = [key for key, value in row.items() if isinstance(value, list) and "conversations" in str(value[:1])]
+        firsts = [(key, value[0]) for key, value in row.items() if isinstance(value, list) and value]
+        inside = [key for key, first in firsts if isinstance(first, dict) and "conversations" in first]
         hint = f"; the file must be a list of rows, not one object around {inside[0]!r}" if inside else ""
         raise UserError(f"no 'conversations' among its keys ({', '.join(map(repr, row))[:100]}){hint}")
     turns = row["conversations"]
@@ -60,8 +62,8 @@ def check_row(row: dict, processor: Processor) -> None:
         raise UserError("'image' is not a string")
     patches = processor.num_image_tokens
     words = row.get("patch_words", [""] * patches)
-    if not isinstance(words, list) or list(map(type, words)) != [str] * patches:
-        raise UserError(f"'patch_words' must be a list of {patches} strings")
+    if not isinstance(words, list) or list(map(type, words)) != [str] * patches or max(map(len, words)) > LONGEST:
+        raise UserError(f"'patch_words' must be a list of {patches} strings of at most {LONGEST:,} characters")
     pictures, mark = [key for key in ("image", "patch_words") if key in row], IMAGE in turns[0]["value"]
     if len(pictures) > 1:
         raise UserError("the row has both 'image' and 'patch_words'")
@@ -78,6 +80,16 @@ def encode_row(row: dict, processor: Processor, image_first: bool = True, turns:
     After a question the ids end where the answer should begin.
     """
     return _processor_of(row, processor).encode(row["conversations"][:turns], image_first)
+
+
+def text_of(row: dict, processor: Processor, image_first: bool = True, turns: int | None = None) -> dict:
+    """A row's example without its picture: "input_ids", "labels" and, with words in place of a picture, "word_ids"."""
+    ids, labels = encode_row(row, processor, image_first, turns)
+    if "patch_words" not in row:
+        return {"input_ids": ids, "labels": labels}
+    # Most patches have the same words, so each distinct string is encoded once.
+    ids_of = {text: processor.tokenizer.encode(f" {text}", special=False) for text in set(row["patch_words"])}
+    return {"input_ids": ids, "labels": labels, "word_ids": [ids_of[text] for text in row["patch_words"]]}
 
 
 def _processor_of(row: dict, processor: Processor) -> Processor:
@@ -150,7 +162,7 @@ class ConversationDataset(Dataset):
         self.kept = array("q")  # the numbers of the rows that are not left out
         self.turns: dict[int, int] = {}  # how many turns each row keeps that is cut
         with progress(desc=f"opening {Path(self.path).name}", unit="row") as bar:
-            self.rows = Rows(self.path, lambda number, row: (self._open(number, row), bar.update()))
+            self.rows = Rows(self.path, lambda n, row: (self._open(n, row), bar.update()), self.rejected.add)
         self.rejected.most = len(self.rows) // 1000 if self.max_rejected is None else self.max_rejected
         self.rejected.check()
         self.lines: list[str] = []
@@ -165,13 +177,13 @@ class ConversationDataset(Dataset):
     def _open(self, number: int, row: dict) -> None:
         """Check a row, and decide whether it is kept, cut or left out."""
         check_row(row, self.processor)
-        if "image" in row:
+        fits = None if self.max_length is None else turns_that_fit(row, self.processor, self.max_length)
+        if "image" in row and fits != 0:
             try:
                 find_picture(self.image_folder, row["image"])
             except UserError as error:
                 self.rejected.add(number, NO_PICTURE, str(error))
                 return
-        fits = None if self.max_length is None else turns_that_fit(row, self.processor, self.max_length)
         if fits is not None:
             of = f"{len(row['conversations']) // 2} turns fit into {self.max_length:,} tokens"
             self.rejected.add(number, CUT if fits else TOO_LONG, f"{fits} of {of}")
@@ -219,7 +231,6 @@ class ConversationDataset(Dataset):
 
     def _example(self, seed: int, epoch: int, index: int) -> dict | None:
         """None if the row's picture cannot be read."""
-        tokenizer = self.processor.tokenizer
         if index >= len(self.kept):
             ids = self._line_ids(self.lines[index - len(self.kept)])[: self.max_length]
             return {"input_ids": ids, "labels": ids}
@@ -232,13 +243,7 @@ class ConversationDataset(Dataset):
         first = image_goes_first(seed, epoch, index) if self.image_place == "random" else self.image_place == "first"
         turns = 2 * self.turns[number] if number in self.turns else None
         with naming_row(self.path, number):
-            example["input_ids"], example["labels"] = encode_row(row, self.processor, first, turns)
-        if "patch_words" in row:
-            # Most patches have the same words, so each distinct string is encoded once.
-            words = row["patch_words"]
-            ids_of = {text: tokenizer.encode(f" {text}", special=False) for text in set(words)}
-            example["word_ids"] = [ids_of[text] for text in words]
-        return example
+            return example | text_of(row, self.processor, first, turns)
 
     def _line_ids(self, line: str) -> list[int]:
         return [*self.processor.tokenizer.encode(line, special=False), self.processor.tokenizer.eos_id]
@@ -304,19 +309,6 @@ def share_rows(lengths: list[int]) -> list[list[int]]:
             rows.append(row)
         row.append(index)
     return rows
-
-
-def read_lines(path: AnyPath) -> list[tuple[int, str]]:
-    """The non-empty lines of a text file, each with its number from 1. Raises UserError if there are none, or if the
-    file is missing or not UTF-8."""
-    begin_of(path)
-    try:
-        lines = [(n, line) for n, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1) if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
-    if not lines:
-        raise UserError(f"{path}: an empty file")
-    return lines
 
 
 def pad(rows: Sequence[list[int]], value: int) -> Tensor:

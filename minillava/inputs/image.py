@@ -6,38 +6,32 @@ off. Its results equal those of transformers' CLIPImageProcessor, and with paddi
 
 import math
 import os
-import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from minillava.errors import UserError
+from minillava.formats.picture_file import broken, read_picture, upright
 from minillava.formats.preprocessor_json import processor_to_json, read_processor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's values for red, green and blue, in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 AnyPath = str | os.PathLike
-MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded; none may grow larger in processing
+MAX_PIXELS = 52_000_000  # a larger picture is refused before it is decoded; a pixel takes 17 bytes while it becomes RGB
+MAX_GROWN = 100_000_000  # pixels of a picture that is padded or resized
 FITS = ("crop", "pad")  # how a picture that is no square becomes one: CLIP's way, LLaVA-1.5's way
 
 
 def open_image(path: AnyPath) -> Image.Image:
     """Read a picture as RGB, rotated as its EXIF data says. Raises UserError if it is missing, broken or too large."""
+    image = read_picture(path, MAX_PIXELS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below decides
-            image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-        image.load()
         return to_rgb(image)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such picture") from None
-    except Exception as error:  # Pillow raises errors of many types for broken files
-        raise UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
+    except Exception as error:  # for example for colours that a palette lacks
+        raise broken(path, error) from None
 
 
 def find_picture(folder: AnyPath, name: str) -> Path:
@@ -52,8 +46,8 @@ def find_picture(folder: AnyPath, name: str) -> Path:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode -> RGB, rotated as its EXIF data says. Transparent parts become white."""
-    image = ImageOps.exif_transpose(image)
+    """A picture of any mode -> RGB, rotated as its EXIF data says if that is whole. Transparent parts become white."""
+    image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.has_transparency_data:
@@ -126,7 +120,7 @@ class ImageProcessor:
         return (sides["shortest_edge"],) * 2 if sides and self.do_pad else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_PIXELS."""
+        """A picture of any mode -> (3, H, W) float32. Raises UserError if it would grow beyond MAX_GROWN."""
         scale = float(self.rescale_factor) if self.do_rescale else 1
         pixels = (np.asarray(self.view(image)) * scale).astype(np.float32)  # (H, W, 3)
         if self.do_normalize:
@@ -177,11 +171,12 @@ class ImageProcessor:
         if shortest := self.size.get("shortest_edge"):
             short = min(width, height)
             return _allowed((width, height), (shortest * width // short, shortest * height // short))
+        _allowed((width, height), (self.size["width"], max(height, self.size["height"])))  # Pillow resizes rows first
         return self.size["width"], self.size["height"]
 
 
 def _allowed(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
-    if math.prod(new) > MAX_PIXELS:
+    if math.prod(new) > MAX_GROWN:
         raise UserError(f"{old[0]} x {old[1]} pixels would become {new[0]} x {new[1]}: too large")
     return new
 

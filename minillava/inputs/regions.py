@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 
 from minillava.config import TextConfig
 from minillava.errors import UserError
-from minillava.inputs.conversations import pad, read_lines
+from minillava.formats.odd_rows import oddities
+from minillava.formats.text_file import read_lines
+from minillava.inputs.conversations import pad
 from minillava.inputs.image import AnyPath, find_picture, open_image
 from minillava.inputs.processor import Processor
 from minillava.inputs.rejected import CUT, NO_PICTURE, Rejected
@@ -42,6 +44,8 @@ class RegionDataset(Dataset):
         self.rows = []
         for number, line in read_lines(path):
             self._open(number, parse_line(path, number, line))
+            for what, why in oddities(line, {}):
+                self.rejected.add(number, what, why)
         self.rejected.check()
         if not self.rows:
             raise UserError(f"{path}: no line is left; {self.rejected.found[0]['why']}")
@@ -152,8 +156,8 @@ def parse_line(path: AnyPath, number: int, line: str) -> dict:
             raise TypeError("image, captions and phrases must be strings")
         if not all(len(box) == 4 and all(-OVERSHOOT <= side <= 1 + OVERSHOOT for side in box) for box in boxes):
             raise ValueError("a box must be x1, y1, x2, y2 from 0 to 1")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r})") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: line {number}: not a picture with captions and boxes ({error!r:.200})") from None
     return row
 
 

@@ -1,10 +1,11 @@
-"""The rows of a data file that are cut or left out: counted, listed in a file, and limited."""
+"""The rows of a data file that are cut, left out or odd: counted, listed in a file, and limited."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
 from minillava.errors import UserError
+from minillava.formats.odd_rows import EMPTY, HALF, TWICE
 from minillava.inputs.image import AnyPath
 
 # What happens to a row, and how the report says it.
@@ -13,11 +14,14 @@ IN_WORDS = {
     CUT: "cut to what the model reads",
     TOO_LONG: "left out because not even one turn fits",
     NO_PICTURE: "left out because their picture cannot be read",
+    TWICE: "kept though a key is there twice, of which the last one counts",
+    HALF: "kept though half of a character is in them, which is read as U+FFFD",
+    EMPTY: "kept though an answer is empty",
 }
 
 
 class Rejected:
-    """The rows of ``data`` that are cut or left out, as lines {"row", "what", "why"}.
+    """The rows of ``data`` that are cut, left out or odd, as lines {"row", "what", "why"}.
 
     A broken picture is found when it is read, in one of several worker processes or ranks. So each of them adds to the
     same ``file``, once there is one, and counts the lines in it.
@@ -30,7 +34,7 @@ class Rejected:
         self.file: Path | None = None
 
     def add(self, number: int, what: str, why: str) -> None:
-        """Note row ``number``, unless the file has it already. ``what`` is CUT, TOO_LONG or NO_PICTURE."""
+        """Note row ``number``, unless the file has it already. ``what`` is one of IN_WORDS."""
         line = {self.unit: number, "what": what, "why": why}
         if self.file is None:
             self.found.append(line)
