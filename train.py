@@ -103,6 +103,7 @@ def parse() -> argparse.Namespace:
     a.given = {name for name, value in vars(a).items() if value is not None and value is not False}
     a.out = a.out or Path("out") / a.preset
     a.folder = a.data if a.data and a.data.is_dir() else None  # of one's own pictures, for all stages
+    a.locked = False
     preset = PRESETS[a.preset]
     towers = {"vision": preset.vision_id, "decoder": preset.decoder_id, "projector": preset.projector}
     for name, value in (DEFAULTS | towers).items():
@@ -427,6 +428,15 @@ def plan(a: argparse.Namespace) -> None:
     print(describe(Setting(config, a.stage, recipe, bfloat16, gpu), a.memory or free))
 
 
+def lock(a: argparse.Namespace, stack: ExitStack, only_there: bool = False) -> None:
+    """Lock --out until ``stack`` ends. ``only_there``: only if the folder exists, since a command that is refused makes
+    none; another call locks it once it is to be made. Raises UserError if another training holds it."""
+    if not a.locked and (a.out.exists() or not only_there):
+        busy = f"{a.out}: another training writes there; wait for its end, or choose another --out"
+        stack.enter_context(locked(a.out / "train.lock", busy))
+        a.locked = True
+
+
 def main() -> None:
     a = parse()
     check(a)
@@ -441,16 +451,16 @@ def main() -> None:
         raise UserError("--memory: needs --plan, or a GPU without --shard")
     with started(device, a.shard) as team, ExitStack() as stack:
         a.team, a.device = team, own_device(device)
-        busy = f"{a.out}: another training writes there; wait for its end, or choose another --out"
-        team.on_first(lambda: stack.enter_context(locked(a.out / "train.lock", busy)))
         try:
             torch.empty(0, device=a.device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {a.device}: {str(error).splitlines()[0]}") from None
+        team.on_first(lambda: lock(a, stack, only_there=True))
         for name in STAGES:
             team.on_first(lambda out=a.out / name: recover_folder(out))
         team.together(lambda: check_folders(a))
         team.on_first(lambda: check_rows(a))
+        team.on_first(lambda: lock(a, stack))
         if a.folder:
             patches = own_vision(a).num_patches
             with naming(a.out / "data"):

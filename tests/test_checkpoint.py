@@ -518,7 +518,7 @@ def test_a_failure_while_writing_leaves_the_old_folder(tmp_path):
         (new / "config.json").write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=f"^{folder}: cannot be saved: disk full$"):
         replace_folder(folder, fill)
     assert content(folder) == FILES["A"]
 

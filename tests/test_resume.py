@@ -167,7 +167,7 @@ def begun(world, tmp_path_factory) -> Path:
         (None, {"compact": True}, {}, "compact was False, is True"),
         (None, {}, {"seed": 5}, "seed was 0, is 5"),
         (None, {}, {"dtype": torch.bfloat16}, "dtype was float32, is bfloat16"),
-        (None, {}, {"max_steps": 9}, r"steps was 8, is 9 \(the learning rate falls to zero .* start from the result"),
+        (None, {}, {"max_steps": 7}, r"steps was 8, is 7 \(the learning rate falls to zero .* start from the result"),
         (repacked, {}, {}, "pack was False, is True"),
         (placed, {}, {}, "image_place was random, is last"),
         (templated, {}, {}, "another template"),

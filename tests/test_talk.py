@@ -88,8 +88,10 @@ def test_chat_refuses_a_conversation_longer_than_the_model_reads(model):
     with pytest.raises(UserError, match="at most 256"):
         model.chat(None, "What is it? " * 100, max_new_tokens=10)
     ids, _ = model.processor.encode([{"from": "human", "value": "Hi"}])
-    what = f"the conversation has {len(ids)} tokens and an answer of up to 2,000 (max_new_tokens); the model reads at"
+    what = f"the conversation has {len(ids)} tokens and an answer of up to 256 (max_new_tokens); the model reads at"
     with pytest.raises(UserError, match=re.escape(what)):
+        model.chat(None, "Hi", max_new_tokens=256)
+    with pytest.raises(UserError, match=r"^max_new_tokens 2,000: the model reads at most 256 tokens$"):
         model.chat(None, "Hi", max_new_tokens=2000)
 
 

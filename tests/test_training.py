@@ -254,6 +254,6 @@ def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
         (new / "file").write_text("new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"out: cannot be saved: disk full$"):
         replace_folder(tmp_path / "out", fail)
     assert (tmp_path / "out" / "file").read_text() == "old"

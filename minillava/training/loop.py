@@ -68,10 +68,10 @@ class Run:
 def train(task: Task, recipe: Recipe, run: Run) -> None:
     """Run a task to its end. Every rank calls this.
 
-    Whatever ends it before saves it first, as far as it has come: Ctrl-C, SIGTERM, SIGHUP, and errors (of several ranks, those
-    that all of them have). Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there is no
-    checkpoint of this run to resume from, if a row or a picture cannot be read, if a loss or a gradient is not finite,
-    and for a sharded training in float16.
+    Whatever ends it before saves it first, as far as it has come: Ctrl-C, SIGTERM, SIGHUP, and errors (of several
+    ranks, those that all of them have). Raises UserError if ``run.out`` exists and ``run.resume`` is not set, if there
+    is no checkpoint of this run to resume from, if a row or a picture cannot be read, if a loss or a gradient is not
+    finite, if a checkpoint cannot be saved, and for a sharded training in float16.
     """
     keep_memory()
     out, team, device = run.out, run.team, run.device
