@@ -26,7 +26,8 @@ from data.own import write_own
 from data.picturebook.write import write_world
 from minillava.checkpoint import join, load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
-from minillava.errors import UserError, naming, run_program
+from minillava.errors import UserError, run_program
+from minillava.files import naming
 from minillava.formats.adapter_config import Towers, is_adapter
 from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED

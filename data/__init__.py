@@ -4,5 +4,9 @@ import signal
 import sys
 
 # In python -m data..., Ctrl-C ends quietly while modules are imported. run_program() takes over then.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (
+    sys.argv[:1] == ["-m"]
+    and any(part.startswith("data.") for part in sys.orig_argv)
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.rows import write_whole
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, printable, run_program
 from minillava.evaluate import check_judgement
+from minillava.files import write_whole
 from minillava.formats.llava_json import scan
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import check_row, text_of, turns_that_fit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from minillava.errors import UserError
-from minillava.formats.regular_file import check_regular
+from minillava.files import check_regular
 from minillava.formats.text_file import begin_of
 
 LINE_BYTES = 1_000_000  # maximum length of a line of JSONL

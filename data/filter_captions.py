@@ -24,8 +24,9 @@ from pathlib import Path
 
 from data.captions import caption_row, read_captions
 from data.noun_phrases import Chunker, find_chunker
-from data.rows import write_rows, write_whole
+from data.rows import write_rows
 from minillava.errors import UserError, run_program
+from minillava.files import write_whole
 from minillava.progress import progress
 from minillava.training.plot import BLUE, GREY, chart
 

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import BinaryIO
+
+from minillava.files import write_whole
 
 
 def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -29,15 +30,3 @@ def write_rows(path: str | os.PathLike, rows: Iterable[dict]) -> int:
 
     write_whole(path, write)
     return count
-
-
-def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` write ``path``.new, which is renamed when it is complete. So an error, such as a full disk, leaves
-    what was there. The next run overwrites a ``path``.new left by an interrupted one."""
-    path = Path(path)
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)

@@ -4,7 +4,11 @@ import signal
 import sys
 
 # In python -m minillava..., Ctrl-C ends quietly while modules are imported. run_program() takes over then.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (
+    sys.argv[:1] == ["-m"]
+    and any(part.startswith("minillava.") for part in sys.orig_argv)
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from minillava.checkpoint import load

@@ -16,6 +16,7 @@ import torch
 
 from minillava.config import LlavaConfig, TextConfig, VisionConfig
 from minillava.errors import UserError
+from minillava.files import standing
 from minillava.formats import adapter_config
 from minillava.formats.model_folder import read_config, refuse_lora
 from minillava.formats.tensors import Dtype, Unfilled, fill, list_tensors, rename
@@ -178,9 +179,9 @@ def _clip_beside(folder: Path, name: str) -> Path:
     """
     last = str(name).split("/")[-1]
     found = folder.resolve().parent / last
-    if last in ("", ".", "..") or not os.path.isdir(found):
+    if last in ("", ".", "..") or not os.path.isdir(standing(found)):
         raise UserError(f"{folder}/config.json: vision tower {name!r} is not at {found}; give its path with --vision")
-    return found
+    return standing(found)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: LlavaConfig, folder: Path) -> None:

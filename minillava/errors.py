@@ -7,9 +7,8 @@ argument.
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -49,22 +48,20 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Inside this context, an OSError names ``path``. That of a full disk names no file by itself."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
 def in_words(error: OSError) -> str:
     """What went wrong, after the file if the error names one: "data/x.json: Is a directory"."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
+# Categories of characters that are not shown: controls, halves of a character, and ends of lines and paragraphs; and
+# the controls of the direction of writing, with which a text can be made to look like another.
+HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
+DIRECTIONS = {*"\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+
+
 def printable(text: str, keep: str = "") -> str:
-    """Text that others wrote (a file, a model, a server), made safe for a terminal: unprintable characters, line ends
-    among them, become escapes, except those in ``keep``."""
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+    """Text that others wrote (a file, a model, a server), made safe for a terminal: characters that command it, line
+    ends among them, become escapes, except those in ``keep``."""
+    hidden = {c for c in set(text) - set(keep) if c in DIRECTIONS or unicodedata.category(c) in HIDDEN}
+    return "".join(ascii(c)[1:-1] if c in hidden else c for c in text)

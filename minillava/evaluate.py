@@ -50,6 +50,7 @@ from minillava.model import fast
 from minillava.model.generation import collect
 from minillava.model.llava import Llava
 from minillava.progress import progress
+from minillava.talk import finite_logits
 
 DESCRIPTIONS = ("detail", "caption")
 VIEWS = ("normal", "blind", "shuffled")
@@ -185,7 +186,9 @@ def answer_all(
         room = room_for(batch, model)
         embeddings = model.embed(ids, torch.stack(pictures) if pictures else None)
         steps = fast.generate_ids(model.language_model, embeddings, mask, room)
-        for i, row in zip(chosen, collect(steps, model.processor.stop_ids, tokenizer.pad_id).tolist()):
+        with finite_logits(model.language_model):
+            found = collect(steps, model.processor.stop_ids, tokenizer.pad_id).tolist()
+        for i, row in zip(chosen, found):
             answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
     return answers
 

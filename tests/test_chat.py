@@ -1,16 +1,19 @@
 """chat.py: what it refuses, and what reaches the terminal."""
 
 import io
+import json
 import math
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 import chat
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError, run_program
+from minillava.evaluate import evaluate
 from minillava.training.recipes import TOY, Recipe
 
 
@@ -66,6 +69,18 @@ def test_so_is_it_in_python(options):
 def test_so_is_a_recipe_that_trains_nothing(change):
     with pytest.raises(UserError, match=f"{next(iter(change))} .*: must be a positive number"):
         Recipe(**vars(TOY["stage1"]) | change)
+
+
+def test_weights_too_large_to_compute_with_are_named_as_the_reason(tmp_path):
+    model = load(PRETRAINED / "llava")
+    with torch.no_grad():
+        model.language_model.norm.weight.mul_(1e38)
+    with pytest.raises(UserError, match="logits are not finite"):
+        model.chat(None, "Hi", temperature=1.0)
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "a"}]
+    (tmp_path / "rows.json").write_text(json.dumps([{"id": "0", "type": "x", "conversations": said}]))
+    with pytest.raises(UserError, match="logits are not finite"):
+        evaluate(model, tmp_path / "rows.json")
 
 
 def test_an_answer_cannot_command_the_terminal(ask, monkeypatch):

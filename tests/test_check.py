@@ -343,11 +343,11 @@ def test_odd_rows_are_counted_and_named(check):
 @pytest.mark.parametrize("way", ["read-only folder", "full disk"])
 def test_what_cannot_be_written_is_one_line(check, folder, monkeypatch, way):
     def fail(*_):
-        raise OSError(28, "No space left on device", str(folder / "new.png.new"))
+        raise OSError(28, "No space left on device")  # names no file, as a write's
 
-    monkeypatch.setattr(*((os, "fsync", fail) if way == "full disk" else ("data.rows.open", fail)), raising=False)
+    monkeypatch.setattr(*((os, "fsync", fail) if way == "full disk" else ("minillava.files.open", fail)), raising=False)
     code, _, err = check(FINE, "--show", str(folder / "new.png"))
-    assert code == 2 and err == f"error: {folder / 'new.png.new'}: No space left on device\n"
+    assert code == 2 and err == f"error: {folder / 'new.png'}: No space left on device\n"
     assert not (folder / "new.png").exists()
 
 

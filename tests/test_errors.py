@@ -55,6 +55,8 @@ def test_in_words():
 def test_printable_keeps_what_it_is_told_to():
     text = "é 中 😀\n\ta\x1b[31m\x00\u202e\ud800\u2028"
     assert printable(text) == r"é 中 😀\n\ta\x1b[31m\x00\u202e\ud800\u2028"
+    spaces = "Bonjour\xa0! これは\u3000本 👩\u200d🍳 \u200cها"
+    assert printable(spaces) == spaces
     assert printable(text, keep="\n\t") == "é 中 😀\n\ta" + r"\x1b[31m\x00\u202e\ud800\u2028"
 
 
@@ -94,6 +96,7 @@ def test_a_pipe_that_nobody_reads_ends_the_program_quietly():
 @pytest.mark.parametrize("program", [["train.py", "--help"], ["-m", "minillava.evaluate"], ["-m", "data.check"]])
 def test_ctrl_c_while_modules_are_imported_is_quiet(program):
     process = subprocess.Popen([sys.executable, *program], cwd=ROOT, stdout=-1, stderr=-1)
-    time.sleep(0.4)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate() == (b"", b"") and process.returncode == -signal.SIGINT

@@ -19,7 +19,7 @@ FLOORS = (
     ("inputs",),
     ("config",),
     ("formats",),
-    ("progress", "jsonl", "lock"),
+    ("files", "progress", "lock"),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

@@ -178,7 +178,6 @@ def test_an_icon_that_is_decoded_at_once_is_limited(tmp_path, monkeypatch):
     header = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(large), 22)  # says 16 x 16
     (tmp_path / "picture.ico").write_bytes(header + large)
     assert open_image(tmp_path / "picture.ico").size == (200, 100)
-    assert Image.MAX_IMAGE_PIXELS == 50_000_000
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 50 - 1)
     with pytest.raises(UserError, match="decompression bomb"):
         open_image(tmp_path / "picture.ico")

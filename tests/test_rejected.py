@@ -336,7 +336,7 @@ def test_a_resumed_run_keeps_what_was_found_before(tmp_path):
 
     assert [line["row"] for line in run(False, [7, 5, 7]).lines()] == [3, 7, 5]
     with file.open("a") as torn:
-        torn.write('{"row": 9, "what"')
+        torn.write('{"row": 9, "what"{"row": 9}\n{"row": 9, "what": [], "why": ""}\n{"row": 9, "what"')
     assert [line["row"] for line in run(True, [5, 8]).lines()] == [3, 7, 5, 8]
     assert [line["row"] for line in run(False, []).lines()] == [3]
     assert len(file.read_text().splitlines()) == 1

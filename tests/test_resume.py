@@ -21,6 +21,7 @@ from minillava.checkpoint import load
 from minillava.errors import UserError
 from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.templates import TEMPLATES
+from minillava.training import signals
 from minillava.training.distributed import SINGLE
 from minillava.training.loop import Run, train
 from minillava.training.order import Order
@@ -94,7 +95,7 @@ def test_a_kill_during_a_save_loses_nothing(world, tmp_path, moment, capsys):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     load(tmp_path / "cut")  # every reader finds the checkpoint
-    assert "a save was killed" in capsys.readouterr().err or moment != "between the renames"
+    assert "a save has not ended" in capsys.readouterr().err or moment != "between the renames"
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "cut", max_steps=8, resume=True))
     train(make(world, "stage2"), RECIPE, Run(tmp_path / "whole", max_steps=8))
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
@@ -246,8 +247,9 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_with_workers_alike(world
     ("numbers", "end"),
     [((signal.SIGINT, signal.SIGINT), KeyboardInterrupt), ((signal.SIGHUP, signal.SIGTERM), SystemExit)],
 )
-def test_a_second_signal_does_not_wait(world, tmp_path, numbers, end):
+def test_a_second_signal_does_not_wait(world, tmp_path, monkeypatch, numbers, end):
     """Nor does it save: the weights may be half those of one step and half those of the next."""
+    monkeypatch.setattr(signals, "PAUSE", 0.01)
     task, steps = make(world, "stage2"), []
 
     def after_step() -> None:
@@ -255,12 +257,26 @@ def test_a_second_signal_does_not_wait(world, tmp_path, numbers, end):
         if len(steps) == 2:
             for number in numbers:
                 os.kill(os.getpid(), number)
+                time.sleep(0.02)
             steps.append("went on")
 
     task.after_step = after_step
     with pytest.raises(end):
         train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
     assert steps == [1, 1] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "pause"), [(signal.SIGINT, 1.0), (signal.SIGTERM, 1.0), (signal.SIGHUP, 0.0)])
+def test_a_signal_that_comes_twice_at_once_is_one(world, tmp_path, monkeypatch, number, pause):
+    """A closed terminal sends SIGHUP twice, perhaps with a pause."""
+    monkeypatch.setattr(signals, "PAUSE", pause)
+    task = make(world, "stage1")
+    interrupt(task, number, 2)
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda *its: (kill(*its), time.sleep(0.005), kill(*its)))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
 
 
 def test_a_signal_that_is_ignored_stays_ignored(world, tmp_path):
@@ -283,7 +299,8 @@ def test_a_damaged_log_does_not_block_resuming(world, tmp_path, capsys, damage):
     log = tmp_path / "out.metrics.jsonl"
     whole = log.read_bytes().splitlines(keepends=True)
     torn = b"".join([whole[0], whole[1][:40], b"\n", *whole[2:]])
-    noise = b"".join([whole[0], b"\xff\x00[[[[\n", b"{}\n", *whole[2:]])
+    strange = b'{}\n{"step": [2], "loss": 1.0}\n{"step": 2, "loss": "x"}\n{"step": 2}\n'
+    noise = b"".join([whole[0], b"\xff\x00[[[[\n", strange, *whole[2:]])
     log.write_bytes({"gone": b"", "torn": torn, "empty": b"", "noise": noise}[damage])
     if damage == "gone":
         log.unlink()

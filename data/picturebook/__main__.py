@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from data.picturebook.write import write_world
-from minillava.errors import naming, run_program
+from minillava.errors import run_program
+from minillava.files import naming
 
 
 def main() -> None:

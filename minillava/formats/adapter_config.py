@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minillava.errors import UserError
+from minillava.files import standing
 from minillava.formats.json_object import read_json_object
 
 CONFIG = "adapter_config.json"
@@ -49,7 +50,7 @@ class AdapterConfig(NamedTuple):
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
-    return os.path.exists(Path(folder) / CONFIG)
+    return os.path.exists(standing(folder) / CONFIG)
 
 
 def to_dict(config: AdapterConfig, folder: Path) -> dict:
@@ -57,7 +58,7 @@ def to_dict(config: AdapterConfig, folder: Path) -> dict:
     all can move together."""
 
     def place(name: str) -> str:
-        if not os.path.exists(name):
+        if not os.path.exists(standing(name)):
             return name  # a hub id or a package
         return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
 
@@ -79,7 +80,7 @@ def read_config(folder: Path) -> AdapterConfig:
     values = read_json_object(path)
 
     def place(name: str) -> str:
-        return os.fspath(folder / name) if os.path.exists(folder / name) else name
+        return os.fspath(folder / name) if os.path.exists(standing(folder / name)) else name
 
     for name, only in FIXED.items():
         if values.get(name, only) != only:

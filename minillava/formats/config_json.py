@@ -14,6 +14,7 @@ ROPE_SCALINGS = {
 MOST_LAYERS = 1000  # a file with more is refused before the layers are built
 MOST_PATCHES = 1 << 16  # of one picture; LLaVA-1.5 has 576. Lists of this length are made before weights are read
 LARGEST = 1 << 31  # a number from here on is no size, and no id of a token
+LARGEST_FLOAT = 1e15  # the rope_theta of models with a long context goes beyond 1e10
 
 
 def part_from_json(config: dict, usual: dict, **only: object) -> dict:
@@ -160,7 +161,7 @@ def layer_from_json(config: dict, name: str, depth: int) -> int:
 
 
 def _check_size(name: str, value: object, kind: type) -> None:
-    if type(value) not in (int, kind) or not 0 < value < LARGEST:
+    if type(value) not in (int, kind) or not 0 < value < (LARGEST if kind is int else LARGEST_FLOAT):
         raise ValueError(f"{name} is {value!r:.80}, not a positive {'whole number' if kind is int else 'number'}")
 
 

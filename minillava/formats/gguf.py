@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minillava.errors import UserError
-from minillava.formats.regular_file import check_regular
+from minillava.files import check_regular
 
 # Types of key-values: numbers by their letter in struct and numpy, and two others.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from minillava.errors import UserError
-from minillava.formats.regular_file import check_regular
+from minillava.files import check_regular
 
 JSON_BYTES = 1_000_000  # maximum size of a config or an index of shards
 MOST_LEVELS = 30  # of lists and objects inside each other

@@ -6,12 +6,11 @@ import warnings
 from PIL import Image, ImageOps
 
 from minillava.errors import UserError
-from minillava.formats.regular_file import check_regular
+from minillava.files import check_regular
 
 MAX_BYTES = 1 << 30  # maximum size of a file: 16-bit TIFF without compression has 8 bytes a pixel
 # Pillow reports damaged EXIF data and large pictures; what cannot be read, and what is too large, is decided here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = 50_000_000  # of more than twice as many Pillow raises an error, also where it decodes at once
 
 
 def read_picture(path: str | os.PathLike, most: int) -> Image.Image:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillava.errors import UserError
+from minillava.files import check_regular
 from minillava.formats.json_object import read_json_object, refuse_pointer
-from minillava.formats.regular_file import check_regular
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -220,13 +220,19 @@ def _list_file(path: Path) -> dict[str, Stored]:
     return {name: Stored(path, name, tuple(shape)) for name, shape in shapes.items()}
 
 
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a file of torch that is compressed: torch compresses none, and it may fill the memory."""
+    if is_zipfile(path):
+        with ZipFile(path) as file:
+            if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+                raise ValueError("compressed")
+
+
 def _open_bin(path: Path, mapped: bool = True, first: bool = False) -> dict[str, Tensor]:
     """``first``: check that the file is not one that is small and fills the memory."""
     try:
-        if first and mapped:
-            with ZipFile(path) as file:
-                if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
-                    raise ValueError("compressed")
+        if first:
+            refuse_compressed(path)
         tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
             raise TypeError

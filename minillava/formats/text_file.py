@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from minillava.errors import UserError
+from minillava.files import check_regular
 from minillava.formats.json_object import refuse_pointer
-from minillava.formats.regular_file import check_regular
 
 TEXT_BYTES = 1 << 30  # maximum size of a text that is read whole
 # How a file of another kind begins (a pattern), and what is said of it.

@@ -22,7 +22,7 @@ from minillava.formats.tokenizer_model import convert
 IMAGE, PAD, END = "<image>", "<pad>", "</s>"
 JSON, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
-LARGEST = 25 << 20  # maximum bytes of a file; the largest tokenizer.json of these families has 17 MB
+LARGEST = 50 << 20  # maximum bytes of a file; the largest tokenizer.json of these families has 17 MB
 # The names to look for, in this order, if no file says which token has the role.
 USUAL = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),

@@ -62,7 +62,8 @@ def check_row(row: dict, processor: Processor) -> None:
         raise UserError("'image' is not a string")
     patches = processor.num_image_tokens
     words = row.get("patch_words", [""] * patches)
-    if not isinstance(words, list) or list(map(type, words)) != [str] * patches or max(map(len, words)) > LONGEST:
+    strings = isinstance(words, list) and list(map(type, words)) == [str] * patches
+    if not strings or any(len(text) > LONGEST for text in words):
         raise UserError(f"'patch_words' must be a list of {patches} strings of at most {LONGEST:,} characters")
     pictures, mark = [key for key in ("image", "patch_words") if key in row], IMAGE in turns[0]["value"]
     if len(pictures) > 1:

@@ -1,10 +1,10 @@
 """The rows of a data file that are cut, left out or odd: counted, listed in a file, and limited."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from minillava.errors import UserError
+from minillava.files import append_jsonl, read_jsonl, write_jsonl
 from minillava.formats.odd_rows import EMPTY, HALF, TWICE
 from minillava.inputs.image import AnyPath
 
@@ -39,8 +39,7 @@ class Rejected:
         if self.file is None:
             self.found.append(line)
         elif line not in self.lines():
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_jsonl(self.file, line)
 
     def check(self, named: int = 0) -> None:
         """Raise UserError if more rows lack their picture than may be left out. ``named``: 0 names the first, -1 the
@@ -53,10 +52,10 @@ class Rejected:
 
     def write(self, file: Path, keep: bool) -> None:
         """Write what was found into ``file``; with ``keep``, after what a run before this one has written there."""
-        lines = self.lines_of(file) if keep else []
-        lines += [line for line in self.found if line not in lines]
+        every = (self.lines_of(file) if keep else []) + self.found
+        lines = list({tuple(line.values()): line for line in every}.values())  # each once
         if lines or file.exists():
-            file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            write_jsonl(file, lines)
 
     def lines(self) -> list[dict]:
         """What all processes have found so far."""
@@ -68,9 +67,8 @@ class Rejected:
         found = [f"{self.unit}s {words}: {counts[what]:,}" for what, words in IN_WORDS.items() if counts[what]]
         return [*found, f"listed in {self.file}"] if found else []
 
-    @staticmethod
-    def lines_of(file: Path) -> list[dict]:
-        """The whole lines of ``file``; [] if there is no such file. A kill may tear the last one."""
-        if not file.exists():
-            return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    def lines_of(self, file: Path) -> list[dict]:
+        """The whole lines of ``file``; [] if there is no such file."""
+        kinds = {self.unit: int, "what": str, "why": str}
+        lines = [line for line in read_jsonl(file) if {key: type(value) for key, value in line.items()} == kinds]
+        return [line for line in lines if line["what"] in IN_WORDS]

@@ -12,7 +12,7 @@ from textwrap import shorten
 import torch
 
 from minillava.errors import UserError
-from minillava.jsonl import read_jsonl, write_jsonl
+from minillava.files import read_steps, write_jsonl
 from minillava.saving import replace_folder
 from minillava.training.distributed import Team
 from minillava.training.resume import describe_data, whole_tensors
@@ -38,8 +38,8 @@ class Heldout:
         self.task, self.size, self.team, self.device, self.autocast = task, size, team, device, autocast
         self.rows, self.data = spread_out(len(task.heldout), MOST), describe_data(task.heldout)
         self.log, self.best = (out.with_name(f"{out.name}.{end}") for end in ("heldout.jsonl", "best"))
-        found = read_jsonl(self.log) if done else []
-        self.lines = [line for line in found if line.get("data") == self.data and 0 <= line.get("step", -1) <= done]
+        found = read_steps(self.log, done) if done else []
+        self.lines = [line for line in found if line.get("data") == self.data]
 
     @property
     def losses(self) -> dict[int, float]:

@@ -19,11 +19,10 @@ from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from minillava.errors import UserError
+from minillava.files import append_jsonl, write_jsonl
 from minillava.inputs.rejected import Rejected
-from minillava.jsonl import append_jsonl, write_jsonl
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
 from minillava.training.distributed import SINGLE, Team, hold_gradients
@@ -131,7 +130,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
 
     with (
         Progress(task.name, done, total, team.is_first) as progress,
-        held_signals(repeatable=team.size == 1) as signals,
+        held_signals() as signals,
     ):
         batches = iter(loader)
         try:
@@ -191,8 +190,8 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             end_workers(batches)
     if signals:  # that came during the last save
         stop(signals)
-    if metrics and team.is_first and "padding" in metrics[0]:
-        print(f"{task.name}: {fmean(m['padding'] for m in metrics):.0%} of the computed positions were padding")
+    if team.is_first and (shares := [row["padding"] for row in metrics if "padding" in row]):
+        print(f"{task.name}: {fmean(shares):.0%} of the computed positions were padding")
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()
@@ -201,7 +200,7 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
 def end_workers(batches: Iterator) -> None:
     """End the worker processes, which ignore the signal by which Python ends them. An error keeps the iterator alive,
     with the frames that it went through, so PyTorch does not do it by itself."""
-    if isinstance(batches, _MultiProcessingDataLoaderIter):
+    if hasattr(batches, "_shutdown_workers"):  # else this process prepares them itself
         batches._shutdown_workers()
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from minillava.files import write_whole
+
 Colour = tuple[int, int, int]
 Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # name, colour, x values, y values
 
@@ -30,7 +32,8 @@ def draw_loss(
     if heldout:
         lines.append(("held-out rows", RED, list(heldout), list(heldout.values())))
     positive = min(*losses.values(), *(heldout or losses).values()) > 0
-    chart(title, "step", lines, logarithmic="y" if positive and max(mean) >= 10 * min(mean) else "").save(path)
+    image = chart(title, "step", lines, logarithmic="y" if positive and max(mean) >= 10 * min(mean) else "")
+    write_whole(path, lambda file: image.save(file, "PNG"))
 
 
 def running_mean(values: list[float], reach: int = 10) -> list[float]:

@@ -11,7 +11,8 @@ from torch.distributed.checkpoint import state_dict
 from torch.utils.data import Dataset
 
 from minillava.errors import UserError
-from minillava.jsonl import read_jsonl
+from minillava.files import check_regular, read_steps
+from minillava.formats.tensors import refuse_compressed
 from minillava.saving import recover_folder, replace_folder
 from minillava.training.recipes import Recipe
 
@@ -124,8 +125,7 @@ def read_metrics(run, done: int) -> list[dict]:
     """The lines of the first ``done`` steps in the run's metrics. Steps that are missing there are counted and said:
     the checkpoint does not need them."""
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
-    rows = {row.get("step"): row for row in read_jsonl(log) if isinstance(row.get("loss"), float)}
-    found = [rows[step] for step in range(1, done + 1) if step in rows]
+    found = read_steps(log, done)
     if run.team.is_first and len(found) < done:
         print(f"{run.out.name}: {log}: {done - len(found):,} of {done:,} steps are missing; it goes on without them")
     return found
@@ -146,10 +146,12 @@ def differences(saved: dict[str, str], ours: dict[str, str]) -> list[str]:
 def read_state(out: Path) -> dict:
     """The contents of trainer_state.pt in ``out``. Raises UserError if it is missing, broken or of an older version."""
     path = out / STATE
+    if not path.exists():
+        raise UserError(f"{path}: no such file, so there is nothing to resume")
+    check_regular(path)
     try:
+        refuse_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, so there is nothing to resume") from None
     except Exception as error:  # a truncated or foreign file raises various errors of torch, zipfile and pickle
         raise UserError(f"{path}: not a training state ({type(error).__name__})") from None
     if not is_state(state):

@@ -4,28 +4,34 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-# SIGHUP comes when a terminal is closed. Windows has no such signal.
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal is closed; Windows has no such signal
+ENDING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number)
+PAUSE = 1.0  # seconds
 
 
 @contextmanager
-def held_signals(repeatable: bool) -> Iterator[list[int]]:
+def held_signals() -> Iterator[list[int]]:
     """Collect the signals that arrive in this context, in place of what they do otherwise.
 
-    With ``repeatable``, a second one ends the training at once. torchrun passes its own signals on to processes that
-    have had them already, so there it must not. Signals that are ignored, as nohup does with SIGHUP, stay ignored.
-    Outside the main thread, signals do as usual.
+    A second one, from a person who does not want to wait, ends the training at once. One is often sent twice in a
+    moment: by a shell and by the system as a terminal is closed, by torchrun to processes that have had it already. So
+    it counts only PAUSE seconds after the first, SIGHUP and under torchrun not at all. Signals that are ignored, as
+    nohup does with SIGHUP, stay ignored. Outside the main thread, signals do as usual.
     """
     caught: list[int] = []
+    times: list[float] = []
 
     def hold(number: int, _) -> None:
         caught.append(number)
-        if repeatable and len(caught) > 1:
-            stop(caught[1:])
+        times.append(time.monotonic())
+        repeats = times[-1] - times[0] >= PAUSE and number != HANGUP and "LOCAL_RANK" not in os.environ
+        if len(caught) > 1 and repeats:
+            stop(caught[-1:])
         with suppress(OSError):  # the terminal may be gone; print() fails if the signal interrupts another print()
             os.write(2, b"\nstopping after this step\n")
 

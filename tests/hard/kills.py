@@ -50,8 +50,9 @@ def in_child(work: Callable[[], None], log: Path, seconds: float | None = None, 
     if not (child := os.fork()):
         os.setsid()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(out, number)
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         seen = []
 
         def die(event: str, arguments: tuple) -> None:
