@@ -79,7 +79,7 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 
 def show(image: Image.Image, terminal: TextIO) -> None:
     try:
-        "▀".encode(terminal.encoding)
+        "▀".encode(terminal.encoding or "utf-8")  # a stream in memory has none
     except UnicodeEncodeError:
         print(f"(the picture is not shown: {terminal.encoding} has no half blocks)", file=terminal)
     else:

@@ -90,7 +90,10 @@ def save(
         state["towers"] = task.towers
         state["scaler"] = scaler.state_dict()  # {} unless the training is in float16
         with open(folder / STATE, "wb") as file:  # torch's own writing does not say that the disk is full
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch cannot finish the file after an error of the system, which says why
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     run.team.on_first(lambda: replace_folder(run.out, fill))
 
