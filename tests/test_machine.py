@@ -1,7 +1,6 @@
 """What makes training faster on a machine changes no result: compiled blocks, float16, workers, Muon in float32."""
 
 import json
-import multiprocessing
 import os
 import shutil
 from dataclasses import replace
@@ -145,12 +144,11 @@ def test_an_error_in_a_worker_is_its_own_one_line(world, tmp_path):  # noqa: F81
     for picture in (copy / "images" / "train").iterdir():
         os.truncate(picture, 20)
     shutil.copy(world.parent / "tokenizer.json", tmp_path)
-    messages, others = [], set(multiprocessing.active_children())
+    messages = []
     for workers in (0, 1):
         with pytest.raises(UserError) as caught:
             train(make(copy, "stage1"), RECIPE, Run(tmp_path / f"{workers}", max_steps=4, workers=workers))
         messages.append(str(caught.value))
-        assert not set(multiprocessing.active_children()) - others  # else the program could not end
     assert messages[0] == messages[1] and "\n" not in messages[0] and "not a readable picture" in messages[0]
 
 

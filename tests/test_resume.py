@@ -243,6 +243,15 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_with_workers_alike(world
     assert not set(multiprocessing.active_children()) - others
 
 
+def test_an_error_ends_the_workers(world, tmp_path):
+    """Which ignore the signal by which Python would end them, so the program could not end."""
+    task, others = make(world, "stage1"), set(multiprocessing.active_children())
+    task.loss = lambda batch: batch["input_ids"].sum() * math.nan + task.model.multi_modal_projector.bias.sum()
+    with pytest.raises(UserError, match="nan at step 0") as error:
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=8, workers=2))
+    assert error and not set(multiprocessing.active_children()) - others
+
+
 @pytest.mark.parametrize(
     ("numbers", "end"),
     [((signal.SIGINT, signal.SIGINT), KeyboardInterrupt), ((signal.SIGHUP, signal.SIGTERM), SystemExit)],
