@@ -78,6 +78,7 @@ def half_blocks(image: Image.Image, columns: int = 64) -> str:
 
 
 def show(image: Image.Image, terminal: TextIO) -> None:
+    """Print a picture, or a line if the terminal's encoding lacks the character that it is made of."""
     try:
         "▀".encode(terminal.encoding or "utf-8")  # a stream in memory has none
     except UnicodeEncodeError:

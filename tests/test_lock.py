@@ -13,7 +13,7 @@ from minillava.lock import locked
 
 
 def hold(path: Path, ready) -> None:
-    """Hold the lock, with a forked process beside, as a training with workers has it."""
+    """Hold the lock and fork a process, as a training with workers does."""
     with locked(path, "busy"):
         child = os.fork()
         if child == 0:

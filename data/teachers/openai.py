@@ -67,8 +67,8 @@ class OpenAITeacher:
     def reply(self, request: Request) -> Reply:
         """Ask for a reply. Raises NoReply if only this request fails, UserError if others would fail too.
 
-        A thread of its own asks, and is left alone after ``timeout``: the package's own timeout begins anew with every
-        byte, so a slow server could keep it for ever.
+        The request runs in a separate thread, which is abandoned after ``timeout``: the package restarts its own
+        timeout with every byte, so a slow server could keep it waiting for ever.
         """
         result: Future[Reply] = Future()
 

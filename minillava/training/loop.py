@@ -190,8 +190,8 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             end_workers(batches)
     if signals:  # that came during the last save
         stop(signals)
-    if team.is_first and (shares := [row["padding"] for row in metrics if "padding" in row]):
-        print(f"{task.name}: {fmean(shares):.0%} of the computed positions were padding")
+    if team.is_first and (padded := [row["padding"] for row in metrics if "padding" in row]):
+        print(f"{task.name}: {fmean(padded):.0%} of the computed positions were padding")
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()

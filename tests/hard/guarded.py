@@ -97,7 +97,7 @@ def _be_child(first: int, count: int, work: Callable[[int], str], send: int) -> 
     resource.setrlimit(resource.RLIMIT_AS, (size + LIMIT, size + LIMIT))
     for case in range(first, count):
         before, start, fault = _memory("VmRSS"), time.perf_counter(), ""
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         try:
             outcome = work(case)
         except BaseException as error:
