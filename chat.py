@@ -32,16 +32,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decoder", help="chat without a picture: a LLaMA folder, a .gguf file, or smollm2")
     parser.add_argument("--vision", help="CLIP folder, for a model in the layout of the LLaVA authors' code")
     parser.add_argument("--template", choices=TEMPLATES, help="chat template (default: the model's own)")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: the template's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--image", type=Path, help="picture to talk about (default: a new scene)")
     parser.add_argument("--no-image", action="store_true", help="talk without a picture")
     parser.add_argument("--prompt", help="ask this question, print the answer and exit")
     parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, help="seed of the scene and of sampling (default: random)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    check_options(arguments.max_new_tokens, arguments.temperature)
+    check_options(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    if arguments.top_p < 1 and not arguments.temperature:
+        parser.error("--top-p has no effect without --temperature: the most likely token is taken")
     if arguments.seed is not None and not 0 <= arguments.seed < 1 << 63:
         parser.error(f"--seed {arguments.seed}: must be from 0 to 2**63 - 1")
     if arguments.decoder and (arguments.image or arguments.no_image or arguments.vision or arguments.model):
@@ -102,6 +106,8 @@ def main() -> None:
         seen = model.encode_image(image)  # once per conversation
     if a.template:
         model.processor.template = TEMPLATES[a.template]
+    if a.system is not None:
+        model.processor.template = model.processor.template.with_system(a.system)
     if a.seed is not None:
         torch.manual_seed(a.seed)
     if a.prompt is not None:
@@ -133,7 +139,7 @@ def main() -> None:
 def say(model, seen: torch.Tensor | None, question: str, history: list[tuple[str, str]], a: argparse.Namespace) -> str:
     """Print the answer piece by piece, and return it. Control characters in it are shown as escapes."""
     pieces = []
-    for piece in stream(model, seen, question, history, a.max_new_tokens, a.temperature):
+    for piece in stream(model, seen, question, history, a.max_new_tokens, a.temperature, a.top_p):
         pieces.append(piece)
         print(printable(piece, keep="\n\t"), end="", flush=True)
     print()

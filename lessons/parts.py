@@ -202,7 +202,11 @@ PARTS: dict[str, dict[str, str]] = {
         "Llava.forward": "embed(), the language model; then lm_head, or next_token_loss() if there are labels.",
     },
     "generation": {
-        "sample": "Softmax in float32; torch.multinomial draws.",
+        "nucleus": (
+            "Sort each row, the likeliest first. A token is kept as long as the sum of those before it is below top_p. "
+            "Tensor.scatter puts the kept ones back in their places."
+        ),
+        "sample": "Softmax in float32; nucleus() if top_p is below 1; torch.multinomial draws.",
         "collect": (
             "done marks the rows that have drawn a stop. A row that was done before this step gets fill. Ask for no "
             "step after all rows are done. The stacked steps are (N, B): transpose them."

@@ -25,6 +25,7 @@ def stream(
     history: History | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> Iterator[str]:
     """Answer ``prompt`` about a picture (an image, a path, the result of encode_image(), or None), piece by piece.
 
@@ -32,7 +33,7 @@ def stream(
     question that contains <image>, for options that check_options() refuses, for logits that are not finite, and if the
     conversation with ``max_new_tokens`` more exceeds the model's context.
     """
-    check_options(max_new_tokens, temperature)
+    check_options(max_new_tokens, temperature, top_p)
     if model.processor is None:
         raise ValueError("a model without a processor cannot chat: load() a folder that holds a tokenizer")
     ids, _ = model.processor.encode(make_turns(prompt, history or [], image is not None))
@@ -46,7 +47,7 @@ def stream(
         image = model.encode_image(image)
     with torch.inference_mode():
         embeddings = model.embed(torch.tensor([ids], device=model.device), visual=image)  # (1, T, hidden)
-    steps = fast.generate_ids(model.language_model, embeddings, None, max_new_tokens, temperature)
+    steps = fast.generate_ids(model.language_model, embeddings, None, max_new_tokens, temperature, top_p)
     processor = model.processor
     pieces = generation.stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids)
     first = True
@@ -76,12 +77,14 @@ def finite_logits(decoder: Decoder) -> Iterator[None]:
         hook.remove()
 
 
-def check_options(max_new_tokens: int, temperature: float) -> None:
+def check_options(max_new_tokens: int, temperature: float, top_p: float = 1.0) -> None:
     """Raise UserError, naming it, for an option of stream() that has no meaning."""
     if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise UserError(f"max_new_tokens {max_new_tokens}: must be a whole number of at least 1")
     if not (temperature == 0 or COLDEST <= temperature < math.inf):
         raise UserError(f"temperature {temperature}: must be 0 (greedy) or a number of at least {COLDEST}")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p}: must be above 0 and at most 1")
 
 
 def make_turns(prompt: str, history: History, has_image: bool) -> list[dict]:

@@ -28,7 +28,7 @@ PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 # Tests that run in addition to tests/test_PART.py, or in its place if there is none.
 MORE_TESTS = {
     "llava": ("generation",),
-    "templates": ("conversation",),
+    "templates": ("conversation", "chat_template"),
     "chat_template": ("conversation",),
     "fast": ("talk",),
     "dataset": ("rejected", "pack"),

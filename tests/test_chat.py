@@ -41,6 +41,13 @@ def ask(monkeypatch, capsys):
         (["--temperature", "-1"], "temperature -1.0: must be 0"),
         (["--temperature", "1e-300"], "temperature 1e-300: must be 0"),
         (["--temperature", "inf"], "temperature inf: must be 0"),
+        (["--temperature", "1", "--top-p", "0"], "top_p 0.0: must be above 0"),
+        (["--temperature", "1", "--top-p", "1.01"], "top_p 1.01: must be above 0"),
+        (["--temperature", "1", "--top-p", "nan"], "top_p nan: must be above 0"),
+        (["--top-p", "0.9"], "--top-p has no effect without --temperature"),
+        (["--system", ""], "a system message must not be empty"),
+        (["--system", "Hi ### Human"], "a system message must not contain ###"),
+        (["--template", "brief", "--system", "Be kind."], "template has no system message"),
         (["--max-new-tokens", "0"], "max_new_tokens 0: must be"),
         (["--max-new-tokens", "1000000000"], "max_new_tokens 1,000,000,000: the model reads at most 1,024 tokens"),
         (["--seed", str(1 << 63)], "must be from 0 to"),
@@ -54,7 +61,7 @@ def test_an_option_without_a_meaning_is_refused_by_name(ask, arguments, line):
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": math.nan}, {"temperature": -0.5}, {"temperature": 1e-300}, {"max_new_tokens": -1}],
+    [{"temperature": math.nan}, {"temperature": -0.5}, {"temperature": 1e-300}, {"max_new_tokens": -1}, {"top_p": 0.0}],
 )
 def test_so_is_it_in_python(options):
     model = load(PRETRAINED / "llava")

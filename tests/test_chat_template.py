@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillava.formats.chat_template import recognise, to_jinja
 from minillava.inputs.conversation import encode_conversation
-from minillava.inputs.templates import TEMPLATES, Template
+from minillava.inputs.templates import SYSTEM as SYSTEM_V0
+from minillava.inputs.templates import TEMPLATES, VISION_SYSTEM, Template
 from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 # As the models' own files have them; "exact" is false where only the family is known.
@@ -90,6 +91,30 @@ def test_a_checkpoints_template_writes_what_jinja_renders(folder, model, spellin
             assert ours.count("</s>") == len(turns) // 2
             ours = ours.replace("</s>", " ")
         assert ours == render(other, text, turns, as_parts=llava)
+
+
+SYSTEM = "You are a pirate.\nArr! {{ x }}"
+
+
+@pytest.mark.parametrize("model", [name for name in BY_NAME if "Llama-3.2" not in name])  # which adds dates
+def test_a_system_message_is_written_as_jinja_writes_it(folder, model):
+    family, text = (BY_NAME[model][key] for key in ("family", "chat_template"))
+    llava = model.startswith("llava-hf")
+    content = [{"type": "text", "text": SYSTEM}] if llava else SYSTEM
+    template = Template(**recognise(text, STYLES).style).with_system(SYSTEM)
+    turns = conversations(picture=llava)[0]
+    said = [{"role": "system", "content": content}, *messages(turns, as_parts=llava)]
+    other = oracle(folder, family)
+    theirs = other.apply_chat_template(said, chat_template=text, add_generation_prompt=True, tokenize=False)
+    assert written(Tokenizer.from_pretrained(folder), turns, vars(template)) == theirs and SYSTEM in theirs
+
+
+def test_our_own_system_messages_are_written_in_the_same_place():
+    given = {"v0": SYSTEM_V0, "v1": SYSTEM_V0.replace("human", "user"), "llama-2": VISION_SYSTEM}
+    given |= {"llama-3": VISION_SYSTEM, "chatml": "You are a helpful assistant."}
+    for name, message in given.items():
+        assert TEMPLATES[name].with_system(message) == TEMPLATES[name]
+        assert TEMPLATES[name].with_system("Be kind.").with_system(message) == TEMPLATES[name]
 
 
 def test_the_system_message_is_the_templates_own():

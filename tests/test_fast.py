@@ -98,6 +98,21 @@ def test_a_decoder_with_other_layers_is_run_as_it_is(randomise, monkeypatch, on_
     assert torch.equal(collect(chosen, [], 0), expected)
 
 
+@pytest.mark.parametrize("way", [fast.generate_by_step, generate_by_graph])
+@torch.no_grad()
+def test_the_draws_are_those_of_the_plain_path(randomise, way):
+    decoder = randomise(Decoder(CONFIGS["GQA"]))
+    embeddings = decoder.embed_tokens(torch.randint(50, (1, 5)))
+    drawn = {}
+    for generate in (generation.generate_ids, way):
+        for top_p in (0.5, 1.0):
+            torch.manual_seed(0)
+            drawn[generate, top_p] = collect(generate(decoder, embeddings, None, 20, 3.0, top_p), [], 0).tolist()
+        assert drawn[generate, 0.5] == drawn[generation.generate_ids, 0.5]
+        assert drawn[generate, 1.0] == drawn[generation.generate_ids, 1.0]
+        assert drawn[generate, 0.5] != drawn[generate, 1.0]
+
+
 PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
 
 
@@ -110,7 +125,7 @@ def test_what_a_graph_would_replay_gives_the_plain_tokens(randomise, name, rows,
     for count in (20, 9):
         embeddings = decoder.embed_tokens(torch.randint(50, (rows, 5)))
         expected = collect(generation.generate_ids(decoder, embeddings, mask, count), [], 0)
-        assert torch.equal(collect(generate_by_graph(decoder, embeddings, mask, count, 0.0), [], 0), expected)
+        assert torch.equal(collect(generate_by_graph(decoder, embeddings, mask, count, 0.0, 1.0), [], 0), expected)
 
 
 def test_a_graph_is_kept_while_it_fits_and_the_weights_stay(randomise):
@@ -139,8 +154,8 @@ def test_two_answers_at_the_same_time_do_not_meet(randomise):
     decoder = randomise(Decoder(CONFIGS["GQA"]))
     prompts = [decoder.embed_tokens(torch.randint(50, (1, 5))) for _ in range(2)]
     expected = [collect(generation.generate_ids(decoder, prompt, None, 9), [], 0) for prompt in prompts]
-    collect(generate_by_graph(decoder, prompts[0], None, 9, 0.0), [], 0)  # its cache is kept for one of the two
-    both = zip(*(generate_by_graph(decoder, prompt, None, 9, 0.0) for prompt in prompts))
+    collect(generate_by_graph(decoder, prompts[0], None, 9, 0.0, 1.0), [], 0)  # its cache is kept for one of the two
+    both = zip(*(generate_by_graph(decoder, prompt, None, 9, 0.0, 1.0) for prompt in prompts))
     for found, plain in zip(zip(*both), expected):
         assert torch.equal(torch.stack(found, dim=1), plain)
 

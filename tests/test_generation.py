@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, TopPLogitsWarper
 
 from minillava import Llava, save
 from minillava.inputs.conversation import encode_conversation
-from minillava.model.generation import collect, generate_ids, sample, stream_text
+from minillava.model.generation import collect, generate_ids, nucleus, sample, stream_text
 from minillava.model.lora import add_lora, merge_lora
 
 PATCHES = 9
@@ -160,6 +160,51 @@ def test_samples_follow_the_softmax():
         expected = (logits / temperature).softmax(dim=0) * count
         drawn = torch.bincount(sample(logits.expand(count, 5), temperature), minlength=5)
         assert ((drawn - expected) ** 2 / expected).sum() < 23.5  # chi-square, 4 degrees of freedom: 1 in 10,000
+
+
+LOGITS = {
+    "random": lambda: torch.randn(64, 50) * 3,
+    "one sure": lambda: torch.randn(64, 50).index_fill(1, torch.tensor([7]), 30.0),
+    "all equal": lambda: torch.zeros(3, 47),  # no share of them is exactly one of the numbers below
+    "equal in pairs": lambda: torch.randn(64, 25).repeat_interleave(2, dim=1),
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.55, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(name, top_p):
+    logits = LOGITS[name]()
+    theirs = TopPLogitsWarper(top_p)(None, logits.clone()).softmax(dim=-1)
+    ours = nucleus(logits.softmax(dim=-1), top_p)
+    ours = ours / ours.sum(dim=-1, keepdim=True)
+    if "equal" in name:  # which of two equal tokens is kept is arbitrary
+        theirs, ours = theirs.sort(dim=-1).values, ours.sort(dim=-1).values
+    assert ((ours > 0) == (theirs > 0)).all()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_nucleus_is_the_smallest_set_with_enough_probability():
+    probabilities = torch.tensor([[0.125, 0.5, 0.0625, 0.25, 0.0625]])
+    for top_p, kept in ((0.01, [1]), (0.5, [1]), (0.51, [1, 3]), (0.75, [1, 3]), (0.8, [0, 1, 3])):
+        assert nucleus(probabilities, top_p).nonzero()[:, 1].tolist() == kept
+    assert nucleus(probabilities, 1.0).equal(probabilities)
+
+
+def test_samples_are_from_the_nucleus_after_the_temperature():
+    logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]), 20_000
+    for temperature, kept in ((0.5, 1), (1.0, 2), (4.0, 4)):  # 0.8 of the probability
+        expected = (logits[:kept] / temperature).softmax(dim=0) * count
+        drawn = torch.bincount(sample(logits.expand(count, 5), temperature, 0.8), minlength=5)
+        assert drawn[kept:].sum() == 0
+        assert ((drawn[:kept] - expected) ** 2 / expected).sum() < 21.1  # chi-square, 3 degrees: 1 in 10,000
+
+
+def test_top_p_reaches_the_sampling(model):
+    ids, pixel_values = prompt(model, "What is it?"), torch.randn(1, 3, 24, 24)
+    greedy = model.generate(ids, pixel_values, max_new_tokens=20, stop_ids=[])
+    options = {"max_new_tokens": 20, "stop_ids": [], "temperature": 5.0}
+    assert model.generate(ids, pixel_values, **options, top_p=1e-6).equal(greedy)
+    assert not model.generate(ids, pixel_values, **options).equal(greedy)
 
 
 def test_temperature_zero_takes_the_likeliest():

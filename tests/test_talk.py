@@ -119,6 +119,13 @@ def test_the_temperature_reaches_the_sampling(model, picture):
     assert cold != hot
 
 
+def test_top_p_reaches_the_sampling(model, picture):
+    greedy = model.chat(picture, "What is it?", max_new_tokens=40)
+    hot = {"max_new_tokens": 40, "temperature": 5.0}
+    assert model.chat(picture, "What is it?", **hot, top_p=1e-6) == greedy
+    assert model.chat(picture, "What is it?", **hot) != greedy
+
+
 def test_answers_are_those_of_the_model_with_lora(model, picture):
     before = model.chat(picture, "What is it?", max_new_tokens=20)
     add_lora(model.language_model, rank=2, alpha=4.0)

@@ -14,12 +14,8 @@ IMAGE = "<image>"
 BOS, EOS = "<s>", "</s>"  # what styles write where a template says bos_token and eos_token
 HOLE = "SYSTEM_MESSAGE"  # a placeholder that matches any system message
 LITERAL = r"((?:[^'{}<|\\]|\\[n'])+)"  # a text within '...' in jinja
-# How a system message is written: what comes before the first question of a conversation.
-SYSTEMS = {
-    "chatml": f"<|im_start|>system\n{HOLE}<|im_end|>\n",
-    "llama-3": f"<|start_header_id|>system<|end_header_id|>\n\n{HOLE}<|eot_id|>",
-}
-BEGINS = {"llama-3": "<|begin_of_text|>"}  # what comes before that
+# The families whose templates may have a system message of their own, and what a conversation then begins with.
+BEGINS = {"chatml": "", "llama-3": "<|begin_of_text|>"}
 # Strings that every chat template of a family contains. v0, brief and plain need none: only this package writes
 # them, and recognise() finds their exact text.
 SIGNS = {
@@ -144,7 +140,7 @@ def recognise(text: str, styles: dict[str, dict], bos: str | None = BOS, eos: st
     for family, signs in SIGNS.items():
         if all(sign in text for sign in signs):
             style = named[family] if "eos_token" in text else styles[family]
-            opening = _opening(family, style, _system(text, family)) if family in SYSTEMS else style["opening"]
+            opening = _opening(family, style, _system(text, family, style)) if family in BEGINS else style["opening"]
             return Found(family, {**style, "opening": opening}, exact=False)
     return None
 
@@ -174,14 +170,14 @@ def _read_opening(text: str, style: dict) -> str | None:
 def _opening(family: str, style: dict, system: str | None) -> str:
     """What comes before the first question: the system message, if any, as it is written in jinja's quotes."""
     message = (system or "").replace(r"\n", "\n").replace(r"\'", "'")
-    written = SYSTEMS[family].replace(HOLE, message) if message else ""
-    return BEGINS.get(family, "") + written + style["human"]
+    return style["frame"].replace(HOLE, message) if message else BEGINS.get(family, "") + style["human"]
 
 
-def _system(text: str, family: str) -> str | None:
+def _system(text: str, family: str, style: dict) -> str | None:
     """The system message that a template of ``family`` writes if none is given; None if it writes none."""
     dated = re.search(r'set date_string = "([\w ]+)"', text)
     if dated and "Cutting Knowledge Date: December 2023" in text:  # Llama 3.1 and 3.2
         return rf"Cutting Knowledge Date: December 2023\nToday Date: {dated[1]}\n\n"
-    found = set(re.findall(re.escape(_plain(SYSTEMS[family])).replace(HOLE, LITERAL), text))
+    written = style["frame"].removeprefix(BEGINS[family]).removesuffix(style["human"])
+    found = set(re.findall(re.escape(_plain(written)).replace(HOLE, LITERAL), text))
     return found.pop() if len(found) == 1 else None

@@ -26,7 +26,8 @@ from minillava.inputs.tokenizer import IMAGE, MARK, STOP, Tokenizer
 
 IGNORE = -100
 IMAGE_MARK = re.compile(f"({IMAGE})")  # the only special token in a row's own text; the others stay ordinary text there
-WORDS = (STOP, "<|user|>", "<|assistant|>")  # marks that are ordinary text if the tokenizer lacks them, as LLaMA's does
+# Marks that are ordinary text if the tokenizer lacks them, as LLaMA's does.
+WORDS = (STOP, "<|system|>", "<|user|>", "<|assistant|>")
 
 
 def image_goes_first(seed: int, epoch: int, row: int) -> bool:

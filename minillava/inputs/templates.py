@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from minillava.inputs.tokenizer import STOP
+from minillava.errors import UserError
+from minillava.formats.chat_template import HOLE
+from minillava.inputs.tokenizer import MARK, STOP
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -13,7 +15,7 @@ VISION_SYSTEM = (  # the LLaVA authors' system message for LLaMA 2 and 3
     "provides, and assist the user with a variety of tasks using natural language."
 )
 LLAMA_3_USER = "<|start_header_id|>user<|end_header_id|>\n\n"
-LLAMA_3_SYSTEM = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
+LLAMA_3_BEGIN = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Template:
     """
 
     opening: str = ""  # before the first question; includes the system message
+    frame: str = ""  # the opening around any system message, which takes HOLE's place; empty if there can be none
     human: str = ""  # before every later question
     after_question: str = ""
     assistant: str = ""  # a prompt that asks for an answer ends here
@@ -37,9 +40,20 @@ class Template:
     picture_only: bool = False  # the question's words are left out: only a picture and its caption
     for_captions: str = "plain"  # the name of the template that stage 1 uses
 
+    def with_system(self, message: str) -> "Template":
+        """The same template with another system message. Raises UserError if it can have none."""
+        if not self.frame:
+            raise UserError("the model's chat template has no system message")
+        if not message.strip():
+            raise UserError("a system message must not be empty")
+        if mark := MARK.search(message):
+            raise UserError(f"a system message must not contain {mark[0]}, a mark of chat templates")
+        return replace(self, opening=self.frame.replace(HOLE, message))
+
 
 V0 = Template(  # paper, table 2
     opening=f"{SYSTEM}###\nHuman: ",
+    frame=f"{HOLE}###\nHuman: ",
     human="Human: ",
     after_question="###\n",
     assistant="Assistant:",
@@ -50,9 +64,10 @@ V0 = Template(  # paper, table 2
 )
 TEMPLATES = {
     "v0": V0,
-    "brief": replace(V0, opening="", human=""),  # stage 1: X_q, X_v <STOP> \n Assistant: X_a <STOP> \n
+    "brief": replace(V0, opening="", frame="", human=""),  # stage 1: X_q, X_v <STOP> \n Assistant: X_a <STOP> \n
     "v1": Template(  # Vicuna 1.1 and later, LLaVA-1.5
         opening=f"{SYSTEM.replace('human', 'user')} USER: ",
+        frame=f"{HOLE} USER: ",
         human="USER: ",
         after_question=" ",
         assistant="ASSISTANT:",
@@ -61,6 +76,7 @@ TEMPLATES = {
     ),
     "llama-2": Template(
         opening=f"<s>[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
+        frame=f"<s>[INST] <<SYS>>\n{HOLE}\n<</SYS>>\n\n",
         human="<s>[INST] ",
         after_question=" ",
         assistant="[/INST]",
@@ -69,7 +85,8 @@ TEMPLATES = {
         stop="</s>",
     ),
     "llama-3": Template(
-        opening=LLAMA_3_SYSTEM + LLAMA_3_USER,
+        opening=f"{LLAMA_3_BEGIN}{VISION_SYSTEM}<|eot_id|>{LLAMA_3_USER}",
+        frame=f"{LLAMA_3_BEGIN}{HOLE}<|eot_id|>{LLAMA_3_USER}",
         human=LLAMA_3_USER,
         after_question="<|eot_id|>",
         assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -77,6 +94,7 @@ TEMPLATES = {
     ),
     "chatml": Template(  # Qwen
         opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        frame=f"<|im_start|>system\n{HOLE}<|im_end|>\n<|im_start|>user\n",
         human="<|im_start|>user\n",
         after_question="<|im_end|>\n",
         assistant="<|im_start|>assistant\n",
@@ -85,6 +103,7 @@ TEMPLATES = {
     ),
     "zephyr": Template(  # TinyLlama-1.1B-Chat
         opening="<|user|>\n",
+        frame=f"<|system|>\n{HOLE}</s>\n<|user|>\n",
         human="<|user|>\n",
         after_question="</s>\n",
         assistant="<|assistant|>\n",

@@ -33,6 +33,7 @@ def generate_ids(
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> Iterator[Tensor]:
     """The same as generation.generate_ids(), but the ids (B,) may be on the CPU."""
     if decoder._compiled_call_impl is not None or has_other_layers(decoder):  # compiled, or changed, by the caller
@@ -43,7 +44,7 @@ def generate_ids(
         generate = generate_by_step
     else:
         generate = generation.generate_ids
-    return generate(decoder, embeddings, attention_mask, max_new_tokens, temperature)
+    return generate(decoder, embeddings, attention_mask, max_new_tokens, temperature, top_p)
 
 
 def has_other_layers(decoder: Decoder) -> bool:
@@ -58,14 +59,19 @@ def is_plain(decoder: Decoder) -> bool:
 
 @torch.inference_mode()
 def generate_by_graph(
-    decoder: Decoder, embeddings: Tensor, attention_mask: Tensor | None, max_new_tokens: int, temperature: float
+    decoder: Decoder,
+    embeddings: Tensor,
+    attention_mask: Tensor | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
 ) -> Iterator[Tensor]:
     """The ids are yielded on the CPU. The next step is started before they are, so that the GPU never waits."""
     step = GraphStep.take(decoder, embeddings, embeddings.shape[1] + max_new_tokens)
     try:
         logits = step.start(decoder, embeddings, attention_mask)
         for left in reversed(range(max_new_tokens)):
-            ids = sample(logits, temperature)
+            ids = sample(logits, temperature, top_p)
             copy = ids.to("cpu", non_blocking=True)
             if copied := torch.cuda.Event() if ids.is_cuda else None:
                 copied.record()
@@ -166,7 +172,7 @@ class GraphStep:
 
 @torch.inference_mode()
 def generate_by_step(
-    decoder: Decoder, embeddings: Tensor, attention_mask: None, max_new_tokens: int, temperature: float
+    decoder: Decoder, embeddings: Tensor, attention_mask: None, max_new_tokens: int, temperature: float, top_p: float
 ) -> Iterator[Tensor]:
     """For one row (1, T, hidden) without padding."""
     capacity = embeddings.shape[1] + max_new_tokens
@@ -174,7 +180,7 @@ def generate_by_step(
     logits = decoder.lm_head(decoder(embeddings, cache=cache)[:, -1])  # (1, V)
     step = Step(decoder, cache)
     for left in reversed(range(max_new_tokens)):
-        ids = sample(logits, temperature)
+        ids = sample(logits, temperature, top_p)
         yield ids
         if left:
             logits = step(ids)

@@ -14,11 +14,26 @@ from minillava.inputs.tokenizer import Tokenizer
 from minillava.model.decoder import Decoder, KVCache
 
 
-def sample(logits: Tensor, temperature: float) -> Tensor:
-    """logits (B, V) -> ids (B,): the argmax at temperature 0, else a draw from softmax(logits / temperature)."""
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """probabilities (B, V) with 0 for what top-p sampling leaves out (Holtzman et al. 2020, arXiv 1904.09751).
+
+    It keeps the smallest set of most likely tokens whose probabilities sum to at least ``top_p``.
+    """
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # the probability of all likelier tokens
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0))
+
+
+def sample(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """logits (B, V) -> ids (B,): the argmax at temperature 0, else a draw from softmax(logits / temperature).
+
+    With ``top_p`` below 1 the draw is from the nucleus() of these probabilities.
+    """
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
+    if top_p < 1:
+        probabilities = nucleus(probabilities, top_p)  # their sum need not be 1 for multinomial()
     return torch.multinomial(probabilities, num_samples=1).squeeze(1)
 
 
@@ -29,6 +44,7 @@ def generate_ids(
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> Iterator[Tensor]:
     """Yield ids (B,), one new token per row and step, after a prompt given as embeddings (B, T, hidden).
 
@@ -39,7 +55,7 @@ def generate_ids(
     cache = KVCache(decoder.config, batch, length + max_new_tokens, embeddings.dtype, embeddings.device)
     for _ in range(max_new_tokens):
         hidden = decoder(embeddings, attention_mask, cache)  # (B, T, hidden), T = 1 from the second pass on
-        ids = sample(decoder.lm_head(hidden[:, -1]), temperature)  # (B,)
+        ids = sample(decoder.lm_head(hidden[:, -1]), temperature, top_p)  # (B,)
         yield ids
         embeddings = decoder.embed_tokens(ids[:, None])  # (B, 1, hidden)
         if attention_mask is not None:

@@ -120,6 +120,7 @@ class Llava(nn.Module):
         attention_mask: Tensor | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         stop_ids: list[int] | None = None,
     ) -> Tensor:
         """Continue input_ids (B, T): returns only the new tokens, (B, n) with n at most ``max_new_tokens``.
@@ -133,7 +134,7 @@ class Llava(nn.Module):
         if max_new_tokens == 0:
             return input_ids.new_empty(len(input_ids), 0)
         embeddings = self.embed(input_ids, pixel_values)  # (B, T, hidden)
-        steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature)
+        steps = generate_ids(self.language_model, embeddings, attention_mask, max_new_tokens, temperature, top_p)
         return collect(steps, stop_ids, fill)
 
     @torch.inference_mode()
