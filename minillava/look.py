@@ -37,7 +37,7 @@ from minillava.inputs.processor import Processor
 from minillava.model import decoder as decoder_module
 from minillava.model.attention import causal_mask
 from minillava.model.decoder import Attention, Decoder, rotate
-from minillava.model.llava import Llava
+from minillava.model.llava import History, Llava
 from minillava.talk import make_turns
 
 HERE = PRETRAINED.parent  # look.html, look.js and look.png
@@ -76,17 +76,31 @@ class Run:
             return self.model.embed(self.ids[None], self.pixels)
 
 
-def run_model(model: Llava, image: Image.Image, prompt: str, max_new_tokens: int = 64) -> Run:
-    """Answer ``prompt`` about ``image``, always with the most likely token. Raises UserError if it is too long."""
-    ids, _ = model.processor.encode(make_turns(prompt, [], has_image=True))
+def run_model(
+    model: Llava,
+    image: Image.Image,
+    prompt: str,
+    max_new_tokens: int = 64,
+    history: History | None = None,
+    answer: str | None = None,
+) -> Run:
+    """Answer ``prompt`` about ``image``, always with the most likely token, or take ``answer`` as the model's own.
+
+    ``history`` as for talk.stream(). Raises UserError if it is too long.
+    """
+    ids, _ = model.processor.encode(make_turns(prompt, history or [], has_image=True))
     limit = model.config.decoder.max_position_embeddings
     if len(ids) + max_new_tokens > limit:
         raise UserError(f"the question has {len(ids)} tokens; with the answer it may have at most {limit}")
     pixels = model.processor.image(image)[None].to(model.device)
     prompt_ids = torch.tensor(ids, device=model.device)
-    answer = model.generate(prompt_ids[None], pixels, max_new_tokens=max_new_tokens)[0].clone()  # a normal tensor
-    answer = answer[: stop_at(model.processor, answer.tolist())]
-    return Run(model, pixels, torch.cat([prompt_ids, answer]), len(ids))
+    if answer is None:
+        new = model.generate(prompt_ids[None], pixels, max_new_tokens=max_new_tokens)[0].clone()  # a normal tensor
+        new = new[: stop_at(model.processor, new.tolist())]
+    else:
+        text = model.processor.template.before_answer + answer
+        new = torch.tensor(model.processor.tokenizer.encode(text, special=False, after=ids), device=model.device)
+    return Run(model, pixels, torch.cat([prompt_ids, new]), len(ids))
 
 
 def stop_at(processor: Processor, ids: list[int]) -> int:

@@ -1,9 +1,10 @@
 """Picture files, decoded by Pillow."""
 
+import io
 import os
 import warnings
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minillava.errors import UserError
 from minillava.files import check_regular
@@ -13,13 +14,17 @@ MAX_BYTES = 1 << 30  # maximum size of a file: 16-bit TIFF without compression h
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def read_picture(path: str | os.PathLike, most: int) -> Image.Image:
-    """Decode a picture of at most ``most`` pixels. Raises UserError if it is missing, broken or too large."""
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such picture")
-    check_regular(path, MAX_BYTES)
+def read_picture(path: str | os.PathLike, most: int, content: bytes | None = None) -> Image.Image:
+    """Decode a picture of at most ``most`` pixels. Raises UserError if it is missing, broken or too large.
+
+    With ``content``, that is the picture's file, and ``path`` is only its name in errors.
+    """
+    if content is None:
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such picture")
+        check_regular(path, MAX_BYTES)
     try:
-        image = Image.open(path)
+        image = Image.open(path if content is None else io.BytesIO(content))
         if image.format == "EPS":
             raise ValueError("EPS, a program that Ghostscript would run")
         if image.width * image.height > most:
@@ -42,4 +47,5 @@ def upright(image: Image.Image) -> Image.Image:
 
 def broken(path: str | os.PathLike, error: Exception) -> UserError:
     """The UserError for a picture of which Pillow says ``error``."""
-    return UserError(f"{path}: not a readable picture ({' '.join(str(error).split())})")
+    reason = "no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    return UserError(f"{path}: not a readable picture ({reason})")

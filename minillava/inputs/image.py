@@ -25,9 +25,12 @@ MAX_GROWN = 100_000_000  # pixels of a picture that is padded or resized
 FITS = ("crop", "pad")  # how a picture that is no square becomes one: CLIP's way, LLaVA-1.5's way
 
 
-def open_image(path: AnyPath) -> Image.Image:
-    """Read a picture as RGB, rotated as its EXIF data says. Raises UserError if it is missing, broken or too large."""
-    image = read_picture(path, MAX_PIXELS)
+def open_image(path: AnyPath, content: bytes | None = None) -> Image.Image:
+    """Read a picture as RGB, rotated as its EXIF data says. Raises UserError if it is missing, broken or too large.
+
+    ``content`` is the file's content, if that was read before.
+    """
+    image = read_picture(path, MAX_PIXELS, content)
     try:
         return to_rgb(image)
     except Exception as error:  # for example for colours that a palette lacks
