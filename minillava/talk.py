@@ -18,6 +18,10 @@ from minillava.model.llava import History, Llava, Picture
 COLDEST = 0.001  # temperature; logits divided by much smaller numbers are no longer finite
 
 
+class TooLong(UserError):
+    """A conversation is longer than the model can read."""
+
+
 def stream(
     model: Llava | TextModel,
     image: Picture | None,
@@ -30,8 +34,8 @@ def stream(
     """Answer ``prompt`` about a picture (an image, a path, the result of encode_image(), or None), piece by piece.
 
     ``history`` holds the earlier (question, answer) pairs about the same picture, oldest first. Raises UserError for a
-    question that contains <image>, for options that check_options() refuses, for logits that are not finite, and if the
-    conversation with ``max_new_tokens`` more exceeds the model's context.
+    question that contains <image>, for options that check_options() refuses, and for logits that are not finite;
+    TooLong if the conversation with ``max_new_tokens`` more exceeds the model's context.
     """
     check_options(max_new_tokens, temperature, top_p)
     if model.processor is None:
@@ -42,7 +46,7 @@ def stream(
         raise UserError(f"max_new_tokens {max_new_tokens:,}: the model reads at most {limit:,} tokens")
     if len(ids) + max_new_tokens > limit:
         more = f"{len(ids):,} tokens and an answer of up to {max_new_tokens:,} (max_new_tokens)"
-        raise UserError(f"the conversation has {more}; the model reads at most {limit:,}")
+        raise TooLong(f"the conversation has {more}; the model reads at most {limit:,}")
     if image is not None and not isinstance(image, Tensor):
         image = model.encode_image(image)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""chat.py: what it refuses, and what reaches the terminal."""
+"""chat.py: what it refuses. What it shows is in test_terminal.py."""
 
 import io
 import json
@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 
 import chat
 from minillava.checkpoint import load
@@ -90,19 +89,6 @@ def test_weights_too_large_to_compute_with_are_named_as_the_reason(tmp_path):
         evaluate(model, tmp_path / "rows.json")
 
 
-def test_an_answer_cannot_command_the_terminal(ask, monkeypatch):
-    monkeypatch.setattr(chat, "stream", lambda *arguments: iter(["red\x1b[2J", "\nand \x00blue"]))
-    code, out, _ = ask("--no-image", "--prompt", "Hi")
-    assert code == 0 and out == "red\\x1b[2J\nand \\x00blue\n"
-
-
 def test_input_that_is_not_text_is_a_question_like_others(ask):
     code, out, err = ask("--no-image", stdin=b"what \xff\xfe \xed\xa0\x80 is this?\n\n")
     assert code == 0 and err == "" and "Assistant: " in out
-
-
-def test_a_picture_that_the_terminal_cannot_show_is_said():
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
-    chat.show(Image.new("RGB", (8, 8)), terminal)
-    terminal.flush()
-    assert terminal.buffer.getvalue() == b"(the picture is not shown: cp1252 has no half blocks)\n"

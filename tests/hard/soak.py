@@ -39,15 +39,18 @@ def look() -> Look:
 
 
 def chatting(turns: int) -> list[Look]:
-    """One chat; a new conversation begins by itself when the model can read no more."""
+    """One chat, with a new talk whenever the model can read no more."""
     looks = []
 
     class Asked(io.StringIO):
         lines = islice(cycle(QUESTIONS), turns)
 
         def readline(self, *_) -> str:
+            if said.getvalue().endswith("; /new begins a new talk)\nHuman: "):
+                return "/new\n"
             looks.append(look())
-            return next(self.lines, "") + "\n"
+            line = next(self.lines, None)
+            return f"{line}\n" if line else ""  # the end of the input
 
     before, sys.stdin = sys.stdin, Asked()
     try:
@@ -55,7 +58,7 @@ def chatting(turns: int) -> list[Look]:
             call(chat.main, "--seed", 1, "--max-new-tokens", 24)
     finally:
         sys.stdin = before
-    assert said.getvalue().count("Assistant: ") == turns and "a new conversation starts" in said.getvalue()
+    assert said.getvalue().count("Assistant: ") == turns and "(a new talk)" in said.getvalue()
     return looks
 
 
