@@ -1,7 +1,8 @@
 """Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
 
 Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output. With
---no-image or --decoder there is no picture: it is a chat with the model's decoder, or with a language model.
+--no-image or --decoder there is no picture: it is a chat with the model's decoder, or with a language model. With --web
+the chat is in a browser.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from minillava.language_model import load_text_model
 from minillava.talk import check_options
 from minillava.terminal import HIGHEST, Shown, Terminal, any_seed, read_stdin, show
 
+HOST, PORT = "127.0.0.1", 7860  # of --web
 FEW = 20_000_000  # weights: with fewer, threads wait longer for each other than they work
 
 
@@ -43,11 +45,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, help="seed of the scene and of sampling (default: random)")
+    parser.add_argument("--web", action="store_true", help="talk in a browser (needs: pip install gradio)")
+    parser.add_argument("--host", help=f"address that --web listens on (default: {HOST}, this machine only)")
+    parser.add_argument("--port", type=int, help=f"port that --web listens on (default: {PORT}; 0: any that is free)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     check_options(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     if arguments.top_p < 1 and not arguments.temperature:
         parser.error("--top-p has no effect without --temperature: the most likely token is taken")
+    for name in ("decoder", "image", "no-image", "prompt", "json", "seed") if arguments.web else ():
+        if getattr(arguments, (key := name.replace("-", "_"))) != parser.get_default(key):
+            parser.error(f"--web takes no --{name}: pictures and questions are given in the page")
+    if not arguments.web and (arguments.host is not None or arguments.port is not None):
+        parser.error("--host and --port have no effect without --web")
+    if arguments.port is not None and not 0 <= arguments.port < 1 << 16:
+        parser.error(f"--port {arguments.port}: must be from 0 to 65535")
     if arguments.seed is not None and not 0 <= arguments.seed <= HIGHEST:
         parser.error(f"--seed {arguments.seed}: must be from 0 to 2**63 - 1")
     if arguments.decoder and (arguments.image or arguments.no_image or arguments.vision or arguments.model):
@@ -74,10 +86,12 @@ def fresh_scene(seed: int) -> Image.Image:
 
 def main() -> None:
     a = parse()
+    if a.web:
+        from minillava.web.server import serve  # before the model is loaded: gradio may be missing
     picture = None
     if a.image:
         picture = Shown(read_stdin() if a.image == "-" else open_image(a.image), a.image)
-    elif not (a.decoder or a.no_image):
+    elif not (a.decoder or a.no_image or a.web):
         seed = any_seed() if a.seed is None else a.seed
         picture = Shown(fresh_scene(seed), seed)
     if a.decoder:
@@ -94,6 +108,9 @@ def main() -> None:
     if a.seed is not None:
         torch.manual_seed(a.seed)
     options = {"max_new_tokens": a.max_new_tokens, "temperature": a.temperature, "top_p": a.top_p}
+    if a.web:
+        serve(model, fresh_scene, a.host or HOST, PORT if a.port is None else a.port, **options)
+        return
     terminal = Terminal(model, fresh_scene, picture, **options)
     if a.prompt is None:
         terminal.run()

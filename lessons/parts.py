@@ -38,6 +38,8 @@ PATHS = {
     "own": "data/own.py",
     "chats": "data/chats.py",
     "look": "minillava/look.py",
+    "web": "minillava/web/visits.py",
+    "web_server": "minillava/web/server.py",
     "frozen": "lessons/roads/frozen.py",
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",

@@ -35,6 +35,7 @@ MORE_TESTS = {
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
+    "web_server": ("web",),
     "training": ("resume", "heldout"),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
 }

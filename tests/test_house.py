@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "minillava"
 # From the top down. A room is a package or a top-level module; it imports from itself and from the floors below.
 FLOORS = (
-    ("training", "merge", "terminal"),
+    ("training", "merge", "terminal", "web"),
     ("evaluate", "look"),
     ("talk",),
     ("checkpoint",),
