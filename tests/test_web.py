@@ -389,7 +389,7 @@ def test_the_server_answers_to_nothing_but_its_page(site):
     assert status(f"{site.url}gradio_api/upload", b"x") == 404
     assert status(f"{site.url}gradio_api/call/ask", json.dumps({"data": ["hi"]}).encode()) == 404
     assert status(f"{site.url}assets/../../../../etc/hostname") == 403
-    with socket.create_connection(("127.0.0.1", int(site.url.split(":")[2][:-1]))) as client:
+    with socket.create_connection(("127.0.0.1", int(site.url.split(":")[2][:-1])), timeout=5) as client:
         client.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         assert b" 413 " in client.recv(1000).split(b"\r\n")[0]
     assert not site.abroad

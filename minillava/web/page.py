@@ -1,9 +1,12 @@
 """The page: what is where, how it looks, and which method of Chat follows a click."""
 
+from pathlib import Path
+
 import gradio as gr
 
 from minillava.web.visits import MOST_BYTES, SAMPLES, Chat, Visit, data_url
 
+STYLE = Path(__file__).with_name("page.css")
 MOST_PAGES = 100  # whose visits are remembered, and whose questions may wait
 PICTURE = """<label class="drop"><input type="file" accept="image/*" aria-label="Picture"><img src="${value}"
 alt="The picture of this talk">Drop or paste a picture here, or click</label>"""

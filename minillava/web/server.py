@@ -4,7 +4,6 @@ import contextlib
 import re
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import gradio as gr
 import uvicorn
@@ -14,7 +13,7 @@ from starlette.responses import PlainTextResponse
 
 from minillava.errors import UserError
 from minillava.model.llava import Llava
-from minillava.web.page import build
+from minillava.web.page import STYLE, build
 from minillava.web.visits import MOST_BYTES, Chat
 
 # All paths that the page asks for. Gradio has many more, among them other servers' pages and files on this machine.
@@ -60,7 +59,7 @@ def make_server(chat: Chat, temperature: float, top_p: float) -> uvicorn.Server:
         run_history=False,
         show_error=False,
         theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # the default is downloaded
-        css_paths=Path(__file__).with_name("page.css"),
+        css_paths=STYLE,
     )
     # Open pages keep a connection; it is cut a second after Ctrl-C. uvicorn would log that as an error.
     return uvicorn.Server(uvicorn.Config(Gate(app), log_level="critical", timeout_graceful_shutdown=1))
