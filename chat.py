@@ -1,8 +1,7 @@
 """Talk with a LLaVA about a picture: ``python chat.py [--model DIR] [--image FILE] [--prompt TEXT]``.
 
-Without --image a new scene is drawn and shown. In the talk, /help lists commands. With --prompt only the answer is
-printed to standard output. With --no-image or --decoder there is no picture: it is a chat with the model's decoder, or
-with a language model.
+Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output. With
+--no-image or --decoder there is no picture: it is a chat with the model's decoder, or with a language model.
 """
 
 import argparse
