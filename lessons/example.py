@@ -3,15 +3,14 @@
 The screenshot needs ``pip install playwright`` and Chromium (on Debian: ``apt-get install chromium``).
 """
 
-import io
-import shutil
 from pathlib import Path
 
 from PIL import Image
 
+from lessons.browser import chromium, save_screenshot
 from minillava import load
 from minillava.config import PRETRAINED
-from minillava.errors import UserError, run_program
+from minillava.errors import run_program
 from minillava.look import HERE, collect, page, run_model
 
 PAGE = Path(__file__).parent / "look.html"
@@ -28,23 +27,14 @@ def example() -> str:
 
 def photograph() -> None:
     """Open the page, click WORD, and SPOT (shares of the picture's width and height), and keep what is seen."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise UserError("a screenshot needs playwright: pip install playwright") from None
-    if not (chromium := shutil.which("chromium")):
-        raise UserError("a screenshot needs Chromium; on Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         window = browser.new_page(viewport={"width": 1440, "height": 900})
         window.goto(PAGE.as_uri())
         window.locator("#answer button", has_text=WORD).click()
         picture = window.locator("#picture")
         box = picture.bounding_box()
         picture.click(position={"x": SPOT[0] * box["width"], "y": SPOT[1] * box["height"]})
-        seen = Image.open(io.BytesIO(window.locator("body").screenshot()))
-        seen.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2).save(PAGE.with_suffix(".png"))
-        browser.close()
+        save_screenshot(window.locator("body").screenshot(), PAGE.with_suffix(".png"))
 
 
 def main() -> None:

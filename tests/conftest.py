@@ -51,6 +51,19 @@ def smollm2():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. Without it, or playwright, the tests that need it are skipped, but fail in CI."""
+    from lessons.browser import chromium
+    from minillava.errors import UserError
+
+    try:
+        with chromium() as browser:
+            yield browser
+    except UserError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+
+
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
     """Give every parameter random values, norms and biases too: at ones and zeros, swapping two would go unnoticed."""
     with torch.no_grad():

@@ -525,6 +525,19 @@ def test_missing_picture_and_folder_are_named(tmp_path):
         open_image(tmp_path)
 
 
+def test_bytes_at_hand_are_read_as_a_file_is(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded("PNG"))
+    assert open_image("it.png", encoded("PNG")).tobytes() == open_image(path).tobytes()
+    path.write_text("no picture")
+    messages = []
+    for arguments in ((path,), (path, b"no picture")):
+        with pytest.raises(UserError) as error:
+            open_image(*arguments)
+        messages.append(str(error.value))
+    assert messages == [f"{path}: not a readable picture (no known format)"] * 2
+
+
 def test_too_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = tmp_path / "picture.png"
     path.write_bytes(encoded("PNG")[:60])  # cut off in the pixel data: decoding it would raise another error

@@ -12,6 +12,7 @@ from PIL import Image
 from programs import run as run_program
 
 from minillava import look, save
+from minillava.inputs.conversation import encode_conversation
 from minillava.model import decoder as decoder_module
 
 PROMPT = "What is <b>it</b>?"
@@ -52,6 +53,19 @@ def test_answers_end_at_their_stop(run, image, monkeypatch):
     monkeypatch.setattr(look, "stop_at", lambda processor, ids: 2)
     assert look.answers_without(run, run.pixels, 6) == [look.text_of(processor, run.answer[:2].tolist())]
     assert look.run_model(run.model, image, PROMPT, 6).answer.tolist() == run.answer[:2].tolist()
+
+
+def test_an_answer_that_was_given_is_explained_with_the_talk_before_it(lively_model, image):
+    history, answer = [("Is it red?", "It is blue.")], "A small fish."
+    given = look.run_model(lively_model, image, PROMPT, 6, history, answer)
+    turns = [("human", "<image>\nIs it red?"), ("gpt", "It is blue."), ("human", PROMPT), ("gpt", answer)]
+    rows = [{"from": speaker, "value": text} for speaker, text in turns]
+    tokenizer = lively_model.processor.tokenizer
+    whole, _ = encode_conversation(rows, tokenizer, num_image_tokens=9)
+    prompt, _ = encode_conversation(rows[:3], tokenizer, num_image_tokens=9)
+    assert given.start == len(prompt)
+    assert given.ids.tolist() == whole[: len(given.ids)]
+    assert tokenizer.decode(given.answer.tolist()).strip() == answer
 
 
 def test_attention_weights_are_transformers(tiny_model, tmp_path):

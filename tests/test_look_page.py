@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,21 +18,6 @@ MIDDLES = """(canvas, side) => { // the colour in the middle of each patch
     const context = canvas.getContext("2d"), at = place => Math.floor((place + 0.5) * canvas.width / side);
     return Array.from({length: side * side}, (_, patch) =>
         [...context.getImageData(at(patch % side), at(Math.floor(patch / side)), 1, 1).data].slice(0, 3)); }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if not program:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs playwright and Chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
