@@ -27,6 +27,7 @@ PATHS = {
     "lora": "minillava/model/lora.py",
     "fast": "minillava/model/fast.py",
     "talk": "minillava/talk.py",
+    "terminal": "minillava/terminal.py",
     "evaluate": "minillava/evaluate.py",
     "adapter": "minillava/formats/adapter_config.py",
     "training": "minillava/training/loop.py",

@@ -235,17 +235,15 @@ class Terminal:
         path = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
         *history, (question, answer) = self.history
         turns = make_turns(question, history, has_image=self.picture is not None)
-        row = {"id": path.stem, "conversations": [*turns, {"from": "gpt", "value": answer}]}
-        files = [path]
-        if self.picture:
-            files.append(path.with_suffix(".png"))
-            row["image"] = files[1].name
+        said = {"conversations": [*turns, {"from": "gpt", "value": answer}]}
+        files = [path, path.with_suffix(".png")] if self.picture else [path]
         for file in files:
             if os.path.lexists(file):
                 raise UserError(f"{file}: already exists")
-        if self.picture:
-            write_whole(files[1], lambda file: self.picture.image.save(file, "PNG"))
-        write_whole(path, lambda file: file.write(json.dumps([row], indent=2).encode() + b"\n"))
+        for file in files[1:]:
+            write_whole(file, lambda file: self.picture.image.save(file, "PNG"))
+            said = {"image": file.name, **said}
+        write_whole(path, lambda file: file.write(json.dumps([{"id": path.stem, **said}], indent=2).encode() + b"\n"))
         print(f"(saved: {' and '.join(printable(str(file)) for file in files)})")
 
     def help(self) -> None:

@@ -298,14 +298,17 @@ def test_questions_from_a_pipe_read_like_a_talk(piped, model):
 
 def test_new_forgets_the_talk_and_image_and_scene_change_the_picture(piped, model, tmp_path):
     chat.fresh_scene(5).save(tmp_path / "five.png")
-    lines = [*QUESTIONS, "/new", QUESTIONS[1], "/image five.png", *QUESTIONS, "/scene 9", *QUESTIONS]
+    lines = [*QUESTIONS, "/new", QUESTIONS[1], "/image five.png", *QUESTIONS, "/save two", "/scene 9", *QUESTIONS]
     _, out, _ = piped("--seed", "1", stdin="\n".join(lines))
     one, five, nine = (chat.fresh_scene(seed) for seed in (1, 5, 9))
     spoken = [f"Assistant: {answer}" for answer in answers(model, one, *QUESTIONS)]
     spoken += ["(a new talk)", f"Assistant: {answers(model, one, QUESTIONS[1])[0]}", ""]
     spoken += [f"Assistant: {answer}" for answer in answers(model, five, *QUESTIONS)]
-    spoken += ["(scene 9)"] + [f"Assistant: {answer}" for answer in answers(model, nine, *QUESTIONS)]
+    spoken += ["(saved: two.json and two.png)", "(scene 9)"] + [
+        f"Assistant: {answer}" for answer in answers(model, nine, *QUESTIONS)
+    ]
     assert said(out) == spoken and out.count("▀") == 3 * 64 * 32
+    assert len(json.loads(Path("two.json").read_text())[0]["conversations"]) == 4
 
 
 def test_a_scene_without_a_seed_is_a_new_one_whose_seed_draws_it_again(piped):
