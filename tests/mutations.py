@@ -35,7 +35,9 @@ MORE_TESTS = {
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
-    "training": ("resume", "heldout"),
+    "training": ("resume", "heldout", "report"),
+    "answers": ("heldout", "report"),
+    "page": ("look", "report"),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
 }
 

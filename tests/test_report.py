@@ -21,7 +21,8 @@ from minillava.inputs.conversations import ConversationDataset
 from minillava.training import answers, report
 from minillava.training.answers import Questions, choose
 from minillava.training.loop import Run, train
-from minillava.training.report import POINTS, Report, chart_of, end_of, thin
+from minillava.training.report import POINTS, TEMPLATE, Report, chart_of, end_of, thin
+from minillava.training.resume import is_finished
 from minillava.training.tasks import Task, llava_task
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>\u202e\ud83d &amp; {{DATA}}'
@@ -207,11 +208,12 @@ def test_a_training_that_fails_says_why(world, tmp_path, monkeypatch):  # noqa: 
     assert end_of(ZeroDivisionError()) == ("failed", "ZeroDivisionError")
 
 
-def test_an_error_before_the_first_step_is_in_the_page(world, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_error_before_the_first_step_is_in_the_page(world, tmp_path, compile):  # noqa: F811
     task = make(world, "stage1")
     task.collate = lambda examples: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        train(task, RECIPE, Run(tmp_path / "out", max_steps=9))
+        train(task, RECIPE, Run(tmp_path / "out", max_steps=9, compile=compile))
     page = page_of(tmp_path / "out")
     assert (page["state"], page["why"], page["step"], page["charts"]) == ("failed", "division by zero", 0, [])
 
@@ -253,6 +255,13 @@ def test_a_full_disk_loses_no_step(world, tmp_path, monkeypatch):  # noqa: F811
     assert [line["step"] for line in lines_of(tmp_path / "out", "metrics")] == list(range(1, 10))
 
 
+def test_a_disk_that_is_full_at_the_end_is_said(world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(report, "write_whole", full_disk(after=2))  # at the start and at the last save
+    with pytest.raises(OSError, match=r"No space left.*out\.report\.html"):
+        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
+    assert is_finished(tmp_path / "out")
+
+
 def test_a_full_disk_does_not_hide_another_error(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(report, "write_whole", full_disk(after=1))
     task = make(world, "stage1")
@@ -288,6 +297,7 @@ def test_text_of_rows_ends_no_script(rows, tmp_path):  # noqa: F811
     train(asking(path), RECIPE, Run(tmp_path / "out</script>", max_steps=1))
     html = (tmp_path / "out</script>.report.html").read_text()
     assert html.count("<script") == html.count("</script>") == 2 and "<img" not in html
+    assert TEMPLATE.with_name("report.js").read_text(encoding="utf-8") in html
     page = page_of(tmp_path / "out</script>")
     assert page["cards"][0]["question"] == page["cards"][0]["reference"] == HOSTILE
     assert [*page["scores"]["types"]] == [HOSTILE]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from minillava.config import PRETRAINED
 from minillava.files import append_jsonl, write_jsonl, write_whole
 from minillava.inputs.rejected import Rejected
 from minillava.page import fill
@@ -36,7 +37,7 @@ from minillava.training.tasks import Task
 if TYPE_CHECKING:
     from minillava.training.loop import Run
 
-TEMPLATE = Path(__file__).with_name("report")
+TEMPLATE = PRETRAINED.parent / "training" / "report"  # .html and .js
 PAUSE = 10  # seconds between two pages, at least; and PATIENCE times as long as writing one takes
 PATIENCE = 100
 POINTS = 2000  # of a curve in the page, about
