@@ -124,6 +124,7 @@ class Report:
     def data(self, state: str, why: str) -> dict:
         """All that the page shows."""
         times = spent(self.metrics)
+        chosen = {name: value for name, value in self.settings.items() if name not in ("data", "dtype")}
         rest = median(times[-100:]) * (self.total - self.done) if times and state == "running" else 0
         return {
             "name": self.task.name,
@@ -140,9 +141,9 @@ class Report:
                 "Time": self.times(times),
                 "What learns": parts_of(self.task.model),
                 "Rows": self.rows(),
-                "Recipe": in_rows(asdict(self.recipe) | {n: v for n, v in self.settings.items() if n != "data"}),
-                "Sizes": sizes_of(self.task.model),
                 "Machine": in_rows(self.machine()),
+                "Sizes": sizes_of(self.task.model),
+                "Recipe": in_rows(asdict(self.recipe) | chosen),
             },
         }
 
