@@ -319,10 +319,10 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         )
 
     dataset = rows(file, a.image_place, a.image_folder)
-    asked, kinds = a.heldout, ()
+    asked, folder, kinds = a.heldout, a.image_folder or a.folder, ()
     if not a.heldout and file.parent == a.out / "data":  # questions about pictures of the world that are in no training
-        asked, kinds = file.with_name("heldout.json"), ("caption",) if stage == 1 else ()
-    heldout = rows(asked, "first", a.image_folder or a.folder) if asked and asked.exists() else None
+        asked, folder, kinds = file.with_name("heldout.json"), None, ("caption",) if stage == 1 else ()
+    heldout = rows(asked, "first", folder) if asked and asked.exists() else None
     torch.manual_seed(a.seed)  # LoRA's A starts random
     return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout, kinds, measured=bool(a.heldout))
 
