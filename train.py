@@ -319,9 +319,12 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         )
 
     dataset = rows(file, a.image_place, a.image_folder)
-    heldout = a.heldout and rows(a.heldout, "first", a.image_folder or a.folder)
+    asked, folder, kinds = a.heldout, a.image_folder or a.folder, ()
+    if not a.heldout and file.parent == a.out / "data":  # questions about pictures of the world that are in no training
+        asked, folder, kinds = file.with_name("heldout.json"), None, ("caption",) if stage == 1 else ()
+    heldout = rows(asked, "first", folder) if asked and asked.exists() else None
     torch.manual_seed(a.seed)  # LoRA's A starts random
-    return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout)
+    return llava_task(model, dataset, stage, recipe.lora, base, a.pack, heldout, kinds, measured=bool(a.heldout))
 
 
 def rows_of_world(stage: int, a: argparse.Namespace) -> Path:

@@ -33,6 +33,7 @@ import argparse
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ from minillava.config import PRETRAINED
 from minillava.errors import UserError, printable, run_program
 from minillava.formats.pope import POPE
 from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
+from minillava.inputs.processor import Processor
 from minillava.inputs.tokenizer import IMAGE
 from minillava.model import fast
 from minillava.model.generation import collect
@@ -78,10 +80,11 @@ class Question:
     turn: int = 1
 
 
-def questions(dataset: ConversationDataset) -> list[Question]:
-    """The questions of all rows of ``dataset``, one for each answer."""
+def questions(dataset: ConversationDataset, rows: Iterable[int] | None = None) -> list[Question]:
+    """The questions of all rows of ``dataset``, or of those with the numbers ``rows``, one for each answer."""
     found = []
-    for index, row in enumerate(dataset.rows):
+    for index in range(len(dataset.rows)) if rows is None else rows:
+        row = dataset.rows[index]
         turns = row["conversations"]
         with naming_row(dataset.path, index):
             check_judgement(row)
@@ -160,14 +163,12 @@ def means(question: Question, answer: str, known: set[str]) -> bool:
     return told and set(said) <= known | question.asked
 
 
-@torch.inference_mode()
 def answer_all(
     model: Llava, dataset: ConversationDataset, asked: list[Question], shown: str, batch_size: int = 64
 ) -> list[str]:
     """The model's greedy answers. ``shown`` is "normal" (the row's picture), "blind" or "shuffled"."""
     names = sorted({row["image"] for row in dataset.rows if "image" in row})
     other = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2]))  # the picture half the list away
-    tokenizer, stop = model.processor.tokenizer, model.processor.template.stop
 
     def picture(question: Question) -> torch.Tensor:
         with naming_row(dataset.path, question.row):
@@ -179,18 +180,34 @@ def answer_all(
     for start in progress(range(0, len(order), batch_size), desc=shown, unit="answer", unit_scale=batch_size):
         chosen = order[start : start + batch_size]
         batch = [asked[i] for i in chosen]
-        # Padding on the left: all answers begin in the same column
-        ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
-        mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
         pictures = [picture(question) for question in batch if question.image is not None]
-        room = room_for(batch, model)
-        embeddings = model.embed(ids, torch.stack(pictures) if pictures else None)
-        steps = fast.generate_ids(model.language_model, embeddings, mask, room)
         with finite_logits(model.language_model):
-            found = collect(steps, model.processor.stop_ids, tokenizer.pad_id).tolist()
-        for i, row in zip(chosen, found):
-            answers[i] = tokenizer.decode([t for t in row if t != tokenizer.pad_id]).split(stop)[0].strip()
+            given = answer_batch(model, model.processor, batch, pictures, room_for(batch, model), fast.generate_ids)
+        for i, answer in zip(chosen, given):
+            answers[i] = answer
     return answers
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Llava,
+    processor: Processor,
+    batch: list[Question],
+    pictures: list[torch.Tensor],
+    room: int,
+    generate: Callable[..., Iterator[torch.Tensor]],
+) -> list[str]:
+    """The greedy answers, of at most ``room`` tokens, to questions that the model reads side by side. ``pictures`` are
+    the pixels of those that have a picture; ``generate`` is generate_ids() of model/generation.py or model/fast.py."""
+    tokenizer = processor.tokenizer
+    # Padding on the left: all answers begin in the same column
+    ids = pad_sequence([q.prompt for q in batch], True, tokenizer.pad_id, "left").to(model.device)
+    mask = pad_sequence([torch.ones_like(q.prompt) for q in batch], True, 0, "left").to(model.device)
+    embeddings = model.embed(ids, torch.stack(pictures) if pictures else None)
+    steps = generate(model.language_model, embeddings, mask, room)
+    found = collect(steps, processor.stop_ids, tokenizer.pad_id).tolist()
+    texts = [tokenizer.decode([t for t in row if t != tokenizer.pad_id]) for row in found]
+    return [text.split(processor.template.stop)[0].strip() for text in texts]
 
 
 def room_for(asked: list[Question], model: Llava) -> int:

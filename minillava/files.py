@@ -85,10 +85,11 @@ def read_jsonl(path: Path) -> list[dict]:
     return rows
 
 
-def read_steps(path: Path, done: int) -> list[dict]:
-    """The lines of a training's log up to step ``done``, in order, one for each step that has a whole line."""
-    rows = {row["step"]: row for row in read_jsonl(path) if type(row.get("step")) is int}
-    return [rows[step] for step in sorted(rows) if 0 <= step <= done and type(rows[step].get("loss")) is float]
+def read_steps(path: Path, done: int, whole: dict[str, type]) -> list[dict]:
+    """The lines of a training's log up to step ``done``, in order, one for each step that has a whole line: with values
+    of these types at the keys of ``whole``."""
+    rows = {row["step"]: row for row in read_jsonl(path) if type(row.get("step")) is int and 0 <= row["step"] <= done}
+    return [row for _, row in sorted(rows.items()) if all(type(row.get(key)) is kind for key, kind in whole.items())]
 
 
 def standing(folder: str | os.PathLike) -> Path:

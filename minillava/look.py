@@ -15,9 +15,7 @@ Letters as in ``model/__init__.py``; here T counts the whole row, prompt and ans
 
 import argparse
 import base64
-import io
 import itertools
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +36,7 @@ from minillava.model import decoder as decoder_module
 from minillava.model.attention import causal_mask
 from minillava.model.decoder import Attention, Decoder, rotate
 from minillava.model.llava import History, Llava
+from minillava.page import as_png, data_uri, fill
 from minillava.talk import make_turns
 
 HERE = PRETRAINED.parent  # look.html, look.js and look.png
@@ -339,7 +338,7 @@ def collect(run: Run, prompt: str, max_new_tokens: int = 64) -> dict:
         "prompt": prompt,
         "answer": text_of(processor, run.answer.tolist()),
         "cut": cut,
-        "picture": "data:image/png;base64," + base64.b64encode(as_png(seen(run))).decode(),
+        "picture": data_uri(seen(run)),
         "side": side,
         "firstPatch": int((run.ids == config.image_token_id).nonzero()[-1]) + 1 - len(features),
         "ids": run.ids.tolist(),
@@ -396,19 +395,9 @@ def seen(run: Run) -> Image.Image:
     return Image.fromarray((pixels / scale).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def as_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return file.getvalue()
-
-
 def page(data: dict) -> str:
-    """The HTML page. In the data, which holds text of users and models, "<" is written so that it ends no script."""
-    html = (HERE / "look.html").read_text(encoding="utf-8")
-    script = (HERE / "look.js").read_text(encoding="utf-8")
-    values = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # other than ASCII is \uXXXX already
-    head, middle, tail = html.replace("{{SCRIPT}}", "{{DATA}}").split("{{DATA}}")
-    return head + values + middle + script + tail
+    """The HTML page that shows what collect() has found."""
+    return fill(HERE / "look", data)
 
 
 def still(run: Run) -> Image.Image:

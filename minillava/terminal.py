@@ -23,6 +23,7 @@ from minillava.formats.picture_file import MAX_BYTES
 from minillava.inputs.image import open_image
 from minillava.language_model import TextModel
 from minillava.model.llava import Llava
+from minillava.page import as_png
 from minillava.talk import TooLong, make_turns, stream
 
 LARGEST = 64  # columns of a picture, and lines if the terminal does not say how many it has
@@ -222,7 +223,7 @@ class Terminal:
             raise UserError("/look is about an answer, and a picture; there is none yet")
         *history, (question, answer) = self.history
         run = look.run_model(self.model, self.picture.image, question, 0, history, answer)
-        png = look.as_png(look.still(run))
+        png = as_png(look.still(run))
         names = ("look.png", *(f"look-{number}.png" for number in range(2, 1_000_000)))
         path = next(name for name in names if not os.path.lexists(name))
         write_whole(path, lambda file: file.write(png))

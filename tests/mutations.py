@@ -36,7 +36,9 @@ MORE_TESTS = {
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
     "web_server": ("web",),
-    "training": ("resume", "heldout"),
+    "training": ("resume", "heldout", "report"),
+    "answers": ("heldout", "report"),
+    "page": ("look", "report"),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
 }
 

@@ -41,6 +41,24 @@ def trained(tmp_path_factory, draw_world) -> Path:
     return out
 
 
+def test_a_run_shows_answers_about_pictures_that_are_in_no_training(trained):
+    """Stage 1, which learns from captions, is asked for captions."""
+    stored = json.loads((trained / "data" / "heldout.json").read_text())
+    for name in ("vision", "notes", "decoder", "stage1", "stage2"):
+        html = (trained / f"{name}.report.html").read_text(encoding="utf-8")
+        page = json.loads(html.split('id="data">')[1].split("</script>")[0])
+        assert (page["name"], page["state"]) == (name, "finished") and not (trained / f"{name}.best").exists()
+        types = {stored[card["row"]]["type"] for card in page["cards"]}
+        answered = [[step for step, _ in card["answers"]] for card in page["cards"]]
+        if name == "stage1":
+            assert types == {"caption"} and answered == [[0, 1, 2, 4]] * 6 and page["scores"]["descriptions"] == 10
+        elif name == "stage2":
+            assert len(types) == 6 and answered == [[0, 1, 3, 6]] * 6
+            assert sum(page["scores"]["types"].values()) > 100 and len(page["scores"]["types"]) == 9
+        else:
+            assert not page["cards"] and not page["scores"]
+
+
 def test_sizes_of_ones_own_tower_reach_every_part(trained, tmp_path):
     for name, vision in ("vision", read_vision(trained / "vision")), ("stage2", read_llava(trained / "stage2").vision):
         assert (vision.image_size, vision.patch_size) == (60, 10)

@@ -166,7 +166,12 @@ def test_held_out_rows_are_shared_and_the_best_model_is_kept_whole(folder, kind)
     )
     assert [line["step"] for line in one] == [line["step"] for line in other] == [0, 4, 8, 10]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], abs=1e-4)
-    assert [len(line["answers"]) for line in one] == [0 if kind == "sharded" else 3] * 4
+    assert [len(line["answers"]) for line in one] == [0 if kind == "sharded" else 5] * 4
+    html = (folder / f"{kind}-measured.report.html").read_text(encoding="utf-8")
+    page = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert (page["state"], page["step"], len(page["cards"])) == ("finished", 10, 0 if kind == "sharded" else 5)
+    parameters = sum(p.numel() for p in load(folder / "single-measured").parameters())
+    assert page["tables"]["What learns"][-1][1].endswith(f"of {parameters:,} parameters")
     best = load_file(folder / f"{kind}-measured.best" / WEIGHTS)
     assert min(one, key=lambda line: line["loss"])["step"] == 10
     for name, tensor in load_file(folder / f"{kind}-measured" / WEIGHTS).items():

@@ -15,8 +15,9 @@ from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is 
 from minillava import load
 from minillava.errors import UserError
 from minillava.inputs.conversations import ConversationDataset
-from minillava.training import heldout
-from minillava.training.heldout import Heldout, spread_out
+from minillava.training import answers, heldout
+from minillava.training.answers import spread_out
+from minillava.training.heldout import Heldout
 from minillava.training.loop import Run, train
 from minillava.training.resume import describe_data
 from minillava.training.tasks import Task, llava_task
@@ -36,7 +37,8 @@ def rows(world) -> Path:  # noqa: F811
 @pytest.fixture(autouse=True)
 def no_answers(monkeypatch):
     """Most tests are not about answers, which take most of the time."""
-    monkeypatch.setattr(heldout, "SHOWN", 0)
+    monkeypatch.setattr(answers, "SHOWN", 0)
+    monkeypatch.setattr(answers, "SCORED", 0)
 
 
 def make_with(rows: Path, pack: bool = False, max_rejected: int = 0) -> Task:
@@ -77,15 +79,17 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_rows(rows, tmp_path, pack):
 
 
 def test_the_answers_are_those_of_a_chat(rows, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(heldout, "SHOWN", 3)
+    monkeypatch.setattr(answers, "SHOWN", 3)
     train(make_with(rows), EVERY_2, Run(tmp_path / "out", max_steps=2, dtype=torch.float32))
     model, stored = load(tmp_path / "out"), json.loads(rows.read_text())
     shown = lines_of(tmp_path / "out")[-1]["answers"]
     assert len(shown) == 3
-    for index, answer in zip((0, 3, 6), shown):
+    assert len({answer["row"] for answer in shown}) == 3
+    for answer in shown:
+        index = answer.pop("row")
         human, gpt = (turn["value"] for turn in stored[index]["conversations"][:2])
         question, image = human.replace("<image>", "").strip(), rows.parent / stored[index]["image"]
-        said = model.chat(image, question, max_new_tokens=48)
+        said = model.chat(image, question, max_new_tokens=64)
         assert answer == {"question": question, "answer": said, "reference": gpt}
     printed = capsys.readouterr().out
     assert f"stage2: held-out loss {lines_of(tmp_path / 'out')[-1]['loss']:.3f} after 2 steps" in printed
@@ -93,7 +97,7 @@ def test_the_answers_are_those_of_a_chat(rows, tmp_path, capsys, monkeypatch):
 
 
 def test_measuring_changes_nothing_in_what_is_learnt(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(heldout, "SHOWN", 1)
+    monkeypatch.setattr(answers, "SHOWN", 1)
     train(make_with(rows), EVERY_2, Run(tmp_path / "measured", max_steps=4))
     train(make(rows.parent, "stage2"), RECIPE, Run(tmp_path / "plain", max_steps=4))
     assert bytes_of(tmp_path / "measured") == bytes_of(tmp_path / "plain")
@@ -159,7 +163,7 @@ def test_a_bad_row_is_named_before_anything_is_trained(rows, tmp_path):
 
 
 def test_held_out_rows_whose_picture_cannot_be_read_are_left_out_and_listed(rows, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(heldout, "SHOWN", 10)
+    monkeypatch.setattr(answers, "SHOWN", 10)
     stored = json.loads(rows.read_text())
     (rows.parent / "broken.png").write_bytes(b"\x89PNG")
     stored[4]["image"] = "broken.png"
@@ -191,7 +195,7 @@ def test_of_many_rows_some_are_measured_at_equal_distances(rows, tmp_path, monke
 
 
 def test_in_bfloat16_with_checkpointing_and_in_micro_batches(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(heldout, "SHOWN", 2)
+    monkeypatch.setattr(answers, "SHOWN", 2)
     recipe = replace(EVERY_2, compact=True, checkpointing=True, accumulation=2)
     train(make_with(rows), recipe, Run(tmp_path / "out", max_steps=2))
     line = lines_of(tmp_path / "out")[-1]

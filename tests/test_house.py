@@ -19,7 +19,7 @@ FLOORS = (
     ("inputs",),
     ("config",),
     ("formats",),
-    ("files", "progress", "lock"),
+    ("files", "page", "progress", "lock"),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

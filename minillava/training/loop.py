@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from minillava.errors import UserError
-from minillava.files import append_jsonl, write_jsonl
 from minillava.inputs.rejected import Rejected
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
@@ -30,9 +28,9 @@ from minillava.training.heldout import Heldout
 from minillava.training.machine import compile_blocks, compiling_pays, fastest_dtype, keep_memory
 from minillava.training.optimizers import build_optimizers, schedule
 from minillava.training.order import Order
-from minillava.training.plot import draw_loss
 from minillava.training.progress import Progress
 from minillava.training.recipes import Recipe
+from minillava.training.report import Report
 from minillava.training.resume import restore, save, settings_of
 from minillava.training.signals import held_signals, ignore_signals, stop
 from minillava.training.tasks import Task
@@ -45,12 +43,11 @@ SMALLER = "a smaller --learning-rate may help"
 class Run:
     """Where a training is written and on what it runs.
 
-    ``out`` is the checkpoint folder; ``out``.metrics.jsonl and ``out``.loss.png are written next to it. ``dtype`` is
-    that of the matrix products; None: the fastest, or bfloat16 if the recipe is compact. ``compile``: whether to
-    compile the blocks; None: if that saves time. ``workers`` are processes that prepare batches; the result does not
-    depend on their number. ``resume`` continues from the last checkpoint, and ends with the same weights as a run
-    without a break. ``team`` is the ranks that share the work; up to rounding, the result does not depend on their
-    number.
+    ``out`` is the checkpoint folder; report.py says what is written next to it. ``dtype`` is that of the matrix
+    products; None: the fastest, or bfloat16 if the recipe is compact. ``compile``: whether to compile the blocks; None:
+    if that saves time. ``workers`` are processes that prepare batches; the result does not depend on their number.
+    ``resume`` continues from the last checkpoint, and ends with the same weights as a run without a break. ``team`` is
+    the ranks that share the work; up to rounding, the result does not depend on their number.
     """
 
     out: Path
@@ -90,18 +87,17 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         done, metrics = restore(task, optimizers, scaler, run, settings)
     elif out.exists():
         raise UserError(f"{out} already exists: continue with --resume, or choose another folder with --out")
-    log = out.with_name(f"{out.name}.metrics.jsonl")
-    if team.is_first:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(log, metrics)
+    team.on_first(lambda: out.parent.mkdir(parents=True, exist_ok=True))
     rejected = [list_rejected(task.dataset, out.with_name(f"{out.name}.rejected.jsonl"), run)]
     if task.heldout:
         rejected.append(list_rejected(task.heldout, out.with_name(f"{out.name}.heldout.rejected.jsonl"), run))
     rows = -(-recipe.batch_size // recipe.accumulation)
-    heldout = Heldout(task, rows, out, team, device, autocast, done) if task.heldout else None
+    heldout = Heldout(task, run, rows, autocast, done, total, recipe.eval_every) if task.heldout else None
+    report = Report(task, recipe, run, total, settings, dtype, metrics, heldout, [one for one, _ in rejected])
 
     if compiled:
-        compile_now(task, order, run, autocast, scaler)
+        with report:
+            compile_now(task, order, run, autocast, scaler)
     order.steps, start = range(done, total), time.perf_counter()
     loader = DataLoader(
         task.dataset,
@@ -122,20 +118,18 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
         busy = True
         save(task, optimizers, scaler, run, done, settings)
         saved, saved_at, busy = done, time.perf_counter(), False
-        if team.is_first:
-            losses = {row["step"]: row["loss"] for row in metrics}
-            title = f"{task.name}: loss (nats)"
-            draw_loss(out.with_name(f"{out.name}.loss.png"), title, losses, heldout.losses if heldout else None)
+        report.draw()
         return True
 
     with (
         Progress(task.name, done, total, team.is_first) as progress,
         held_signals() as signals,
+        report,
     ):
         batches = iter(loader)
         try:
-            if heldout and not done:
-                progress.say(heldout.measure(0))
+            if heldout and not done and heldout.is_due(0):
+                heldout.measure(0, progress.say)
             for step in order.steps:
                 rate = recipe.learning_rate * schedule(step, total, recipe)
                 for optimizer in optimizers:
@@ -158,15 +152,14 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                     scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
                 scaler.update()
                 task.after_step()
-                numbers = {"loss": loss, "gradient_norm": gradient, "learning_rate": rate}
-                metrics.append({"step": step + 1, **numbers, **padding(micro, shares, team)})
-                times = {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # for data
                 done, busy = step + 1, False
-                if team.is_first:
-                    append_jsonl(log, metrics[-1] | times)
+                line = {"step": done, "loss": loss, "gradient_norm": gradient, "learning_rate": rate}
+                line |= padding(micro, shares, team)
+                line |= {"seconds": round(time.perf_counter() - start, 2), "waited": round(waited, 4)}  # for data
+                report.add(line)
                 progress.update(done, loss)
-                if heldout and (done % recipe.eval_every == 0 or done == total):
-                    progress.say(heldout.measure(done))
+                if heldout and heldout.is_due(done):
+                    heldout.measure(done, progress.say)
                 minutes = (time.perf_counter() - saved_at) / 60
                 due = team.total(team.is_first and minutes >= recipe.save_minutes)
                 stopped = team.total(len(signals))
@@ -190,8 +183,8 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
             end_workers(batches)
     if signals:  # that came during the last save
         stop(signals)
-    if team.is_first and (padded := [row["padding"] for row in metrics if "padding" in row]):
-        print(f"{task.name}: {fmean(padded):.0%} of the computed positions were padding")
+    if team.is_first and (share := report.padding()) is not None:
+        print(f"{task.name}: {share:.0%} of the computed positions were padding")
     for one, known in rejected:
         say(run, one.report(since=known))
     task.model.eval()

@@ -31,9 +31,14 @@ def draw_loss(
     lines.append(("running mean", BLUE, list(losses), mean))
     if heldout:
         lines.append(("held-out rows", RED, list(heldout), list(heldout.values())))
-    positive = min(*losses.values(), *(heldout or losses).values()) > 0
-    image = chart(title, "step", lines, logarithmic="y" if positive and max(mean) >= 10 * min(mean) else "")
+    logarithmic = "y" if falls_far(mean, [*losses.values(), *(heldout or {}).values()]) else ""
+    image = chart(title, "step", lines, logarithmic=logarithmic)
     write_whole(path, lambda file: image.save(file, "PNG"))
+
+
+def falls_far(mean: list[float], values: list[float]) -> bool:
+    """Whether ``values`` belong on a logarithmic axis: their running mean changes tenfold, and all are above zero."""
+    return min(values) > 0 and max(mean) >= 10 * min(mean)
 
 
 def running_mean(values: list[float], reach: int = 10) -> list[float]:
@@ -63,7 +68,7 @@ def chart(
     scale_x, scale_y = (math.log10 if log else float for log in (log_x, log_y))
     paths = [[(scale_x(x), scale_y(y)) for x, y in zip(xs, ys)] for _, _, xs, ys in lines]
     xs, ys = zip(*(point for path in paths for point in path))
-    x_ticks, y_ticks = _ticks(xs, log_x), _ticks(ys, log_y)
+    x_ticks, y_ticks = ticks(xs, log_x), ticks(ys, log_y)
     x_low, x_high, y_low, y_high = x_ticks[0], max(xs), y_ticks[0], y_ticks[-1]
     right, top, bottom = size[0] - RIGHT, TOP + ROW * len(lines), size[1] - BOTTOM
     image = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), "white")
@@ -79,15 +84,12 @@ def chart(
     def write(x: float, y: float, text: str, height: int, anchor: str) -> None:
         pen.text((x * SCALE, y * SCALE), text, INK, ImageFont.load_default(height * SCALE), anchor)
 
-    def number(tick: float, log: bool) -> str:
-        return f"{10**tick if log else tick:,.10g}"
-
     for tick in y_ticks:
         draw([at(x_low, tick), at(x_high, tick)], FAINT)
-        write(LEFT - 8, at(x_low, tick)[1], number(tick, log_y), 11, "rm")
+        write(LEFT - 8, at(x_low, tick)[1], in_figures(tick, log_y), 11, "rm")
     for tick in x_ticks:
         if tick <= x_high:
-            write(at(tick, y_low)[0], bottom + 12, number(tick, log_x), 11, "mm")
+            write(at(tick, y_low)[0], bottom + 12, in_figures(tick, log_x), 11, "mm")
     draw([(LEFT, top), (LEFT, bottom), (right, bottom)], GREY)
     write((LEFT + right) / 2, bottom + 32, across, 12, "mm")
     write(LEFT, 16, title, 14, "lm")
@@ -99,7 +101,11 @@ def chart(
     return image
 
 
-def _ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
+def in_figures(tick: float, logarithmic: bool = False) -> str:
+    return f"{10**tick if logarithmic else tick:,.10g}"
+
+
+def ticks(values: Sequence[float], logarithmic: bool = False) -> list[float]:
     """About five ticks at multiples of 1, 2 or 5 times a power of ten that enclose the values and zero; for logarithms,
     the powers of ten that enclose the values, and among few of them also 2 and 5 times them."""
     low, high = min(values), max(values)
@@ -107,10 +113,10 @@ def _ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
         powers = range(math.floor(low), math.ceil(high) + 1)
         if len(powers) > 4:
             return [float(power) for power in powers]
-        ticks = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
-        first = max(index for index, tick in enumerate(ticks) if tick <= low)
-        last = min(index for index, tick in enumerate(ticks) if tick >= high)
-        return ticks[first : last + 1]
+        fine = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
+        first = max(index for index, tick in enumerate(fine) if tick <= low)
+        last = min(index for index, tick in enumerate(fine) if tick >= high)
+        return fine[first : last + 1]
     low, high = min(low, 0.0), max(high, 0.0)
     rough = (high - low) / 5 or 1.0
     power = 10.0 ** math.floor(math.log10(rough))

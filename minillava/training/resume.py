@@ -125,13 +125,13 @@ def restore(
 
 
 def read_metrics(run, done: int) -> list[dict]:
-    """The lines of the first ``done`` steps in the run's metrics. Steps that are missing there are counted and said:
-    the checkpoint does not need them."""
+    """The lines of the first ``done`` steps in the run's metrics, which hold only numbers. Steps that are missing there
+    are counted and said: the checkpoint does not need them."""
     log = run.out.with_name(f"{run.out.name}.metrics.jsonl")
-    found = read_steps(log, done)
+    found = read_steps(log, done, {"loss": float})
     if run.team.is_first and len(found) < done:
         print(f"{run.out.name}: {log}: {done - len(found):,} of {done:,} steps are missing; it goes on without them")
-    return found
+    return [{name: value for name, value in line.items() if type(value) in (int, float)} for line in found]
 
 
 def differences(saved: dict[str, str], ours: dict[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ Each defines what learns and what is frozen, the data, the loss, and how the res
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,14 @@ from torch.utils.data import Dataset
 
 from minillava.formats.adapter_config import Towers
 from minillava.inputs.conversation import IGNORE
-from minillava.inputs.conversations import ConversationDataset, encode_row, naming_row
+from minillava.inputs.conversations import ConversationDataset
 from minillava.inputs.regions import RegionDataset
-from minillava.inputs.tokenizer import IMAGE
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
-from minillava.model.generation import generate_ids, stream_text
 from minillava.model.llava import Llava, next_token_loss, splice
 from minillava.model.lora import ALPHA_PER_RANK, add_lora
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
+from minillava.training.answers import Questions
 
 LARGE = 20_000_000  # frozen parameters (40 to 80 MB) above which stage 1 saves an adapter
 
@@ -50,7 +49,8 @@ class Task:
     options: dict[str, object] = field(default_factory=dict)  # further choices on which the result depends, by name
     towers: dict[str, str] = field(default_factory=dict)  # where stage 1's vision tower and decoder came from
     heldout: Dataset | None = None  # rows like those of ``dataset``, which are not learnt
-    answer: Callable[[list[int]], list[dict[str, str]]] = lambda rows: []  # of held-out rows: Heldout prints them
+    questions: Questions | None = None  # about held-out rows
+    measured: bool = True  # whether the loss of held-out rows is computed, and the best model kept
 
 
 def contrastive_task(clip: Clip, dataset: RegionDataset) -> Task:
@@ -111,11 +111,14 @@ def llava_task(
     base: str | os.PathLike | Towers = "",
     pack: bool = False,
     heldout: ConversationDataset | None = None,
+    kinds: Collection[str] = (),
+    measured: bool = True,
 ) -> Task:
     """Stage 1 or 2 on ``model``. With ``pack``, several conversations share a row.
 
     ``base`` is the folder, the hub id or the towers that the model was loaded from. What is saved is an adapter for it,
-    with ``lora`` and for stage 1 of a large model; otherwise, and without ``base``, the whole model.
+    with ``lora`` and for stage 1 of a large model; otherwise, and without ``base``, the whole model. ``kinds``: types
+    of the rows of ``heldout`` about which questions are asked, if not of all. ``measured`` is as in Task.
     """
     choose_what_learns(model, stage, lora)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
@@ -139,31 +142,9 @@ def llava_task(
     # Packed rows have no ``size``: short ones fill the space that long ones leave.
     packed = {"collate": dataset.collate_packed} if pack else {"collate": dataset.collate, "size": dataset.size}
     towers = {"vision": base.vision, "decoder": base.decoder} if isinstance(base, Towers) else {}
-    answer = partial(answer_first, model, heldout)
+    questions = Questions(model, heldout, kinds) if heldout else None
     return Task(f"stage{stage}", model, dataset, loss=loss, write=write, options=options, towers=towers,
-                heldout=heldout, answer=answer, **packed)  # fmt: skip
-
-
-def answer_first(model: Llava, dataset: ConversationDataset, rows: list[int]) -> list[dict[str, str]]:
-    """The model's greedy answers to the first questions of ``rows``, of at most 48 tokens, next to the file's own.
-
-    Rows whose picture cannot be read are left out."""
-    processor, answers = dataset.processor, []
-    for index in rows:
-        number = dataset.kept[index]
-        row = dataset.rows[number]
-        pixels = dataset.picture(number, row) if "image" in row else None
-        if "image" in row and pixels is None:
-            continue
-        with naming_row(dataset.path, number):
-            ids, _ = encode_row(row, processor, dataset.image_place != "last", turns=1)
-        pictures = None if pixels is None else pixels[None]
-        embeddings = model.embed(torch.tensor([ids], device=model.device), pictures)  # (1, T, hidden)
-        steps = generate_ids(model.language_model, embeddings, max_new_tokens=48)
-        text = "".join(stream_text(steps, processor.tokenizer, processor.template.stop, processor.stop_ids))
-        question, reference = (turn["value"].replace(IMAGE, "").strip() for turn in row["conversations"][:2])
-        answers.append({"question": question, "answer": text.strip(), "reference": reference})
-    return answers
+                heldout=heldout, questions=questions, measured=measured, **packed)  # fmt: skip
 
 
 def initialise(module: nn.Module) -> None:

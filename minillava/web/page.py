@@ -4,7 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from minillava.web.visits import MOST_BYTES, SAMPLES, Chat, Visit, data_url
+from minillava.page import data_uri
+from minillava.web.visits import MOST_BYTES, SAMPLES, Chat, Visit
 
 STYLE = Path(__file__).with_name("page.css")
 MOST_PAGES = 100  # whose visits are remembered, and whose questions may wait
@@ -35,7 +36,7 @@ PICK = """element.addEventListener("click", event => {
 def build(chat: Chat, temperature: float, top_p: float) -> gr.Blocks:
     """The page: what is where, and what follows a click. ``temperature`` and ``top_p`` are where the sliders begin."""
     samples = "".join(
-        f'<button value="{index}" title="Sample {index + 1}"><img src="{data_url(chat.draw(seed))}" alt=""></button>'
+        f'<button value="{index}" title="Sample {index + 1}"><img src="{data_uri(chat.draw(seed))}" alt=""></button>'
         for index, seed in enumerate(SAMPLES)
     )
     with gr.Blocks(title="minillava", analytics_enabled=False, fill_width=True) as page:

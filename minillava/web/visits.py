@@ -16,6 +16,7 @@ from minillava import look
 from minillava.errors import UserError, printable
 from minillava.inputs.image import open_image
 from minillava.model.llava import History, Llava
+from minillava.page import data_uri
 from minillava.talk import stream
 
 MOST_BYTES, MOST_CHARACTERS, MOST_TURNS = 20_000_000, 1_000, 30  # of a picture's file, of a question, of a talk
@@ -69,7 +70,7 @@ class Chat:
         """``picture`` is kept as small as the model sees it, and a new talk begins."""
         visit.picture, visit.visual = self.model.processor.image.view(picture), None
         way = Image.Resampling.NEAREST if max(picture.size) < SHOWN else Image.Resampling.BICUBIC
-        return visit, data_url(ImageOps.contain(picture, (SHOWN, SHOWN), way)), self.forget(visit)
+        return visit, data_uri(ImageOps.contain(picture, (SHOWN, SHOWN), way)), self.forget(visit)
 
     def forget(self, visit: Visit) -> str:
         visit.turns, visit.asked = [], None
@@ -166,7 +167,3 @@ def written(visit: Visit) -> str:
             if text := printable(getattr(turn, kind), keep="\n\t"):
                 lines.append(f'<p class="{kind}">{html.escape(text)}</p>')
     return "".join(lines)
-
-
-def data_url(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(look.as_png(picture)).decode()
