@@ -1,7 +1,8 @@
-"""``python -m lessons.screenshots``: take the README's pictures of the chats, ``lessons/terminal.png`` and ``web.png``.
+"""``python -m lessons.screenshots``: take the README's pictures of the chats and of a training's page.
 
-Needs ``pip install gradio playwright``, Chromium (on Debian: ``apt-get install chromium``) and a system with
-pseudo-terminals. ``python -m lessons.example`` takes the picture of the explainer.
+They are ``lessons/terminal.png``, ``web.png`` and ``report.png``. For the last one, stage 1 is trained, which takes a
+few minutes. This needs ``pip install gradio playwright``, Chromium (on Debian: ``apt-get install chromium``) and a
+system with pseudo-terminals. ``python -m lessons.example`` takes the picture of the explainer.
 """
 
 import html
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from PIL import Image
 
 from lessons.browser import chromium, save_screenshot
 from minillava.errors import run_program
+from minillava.page import as_png
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -84,13 +87,16 @@ def web(browser: "Browser") -> bytes:
             phone = talk_at(address, browser, (390, 844), "dark")
         finally:
             program.kill()
+    return side_by_side(wide, phone)
+
+
+def side_by_side(wide: Image.Image, phone: Image.Image) -> bytes:
+    """A window and a phone's, as high as it, as a PNG."""
     phone = phone.resize((phone.width * wide.height // phone.height, wide.height), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (wide.width + 20 + phone.width, wide.height), "white")
     both.paste(wide, (0, 0))
     both.paste(phone, (wide.width + 20, 0))
-    file = io.BytesIO()
-    both.save(file, "PNG")
-    return file.getvalue()
+    return as_png(both)
 
 
 def talk_at(address: str, browser: "Browser", size: tuple[int, int], scheme: str) -> Image.Image:
@@ -108,7 +114,23 @@ def talk_at(address: str, browser: "Browser", size: tuple[int, int], scheme: str
     return Image.open(io.BytesIO(page.screenshot(full_page=True)))
 
 
-TAKEN: tuple[Callable[["Browser"], bytes], ...] = (terminal, web)
+def report(browser: "Browser") -> bytes:
+    """The page of a training of stage 1: its top in a wide window, light, and its answers on a phone, dark."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "--stage", "1", "--out", folder]
+        subprocess.run(command, cwd=HERE.parent, check=True)
+        shown = []
+        for width, height, scheme in ((1180, 1240, "light"), (390, 1100, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto((Path(folder) / "stage1.report.html").as_uri())
+            page.wait_for_selector("svg")
+            if scheme == "dark":
+                page.locator("#cards").evaluate("cards => cards.scrollIntoView()")
+            shown.append(Image.open(io.BytesIO(page.screenshot())))
+    return side_by_side(*shown)
+
+
+TAKEN: tuple[Callable[["Browser"], bytes], ...] = (terminal, web, report)
 
 
 def main() -> None:
