@@ -36,6 +36,7 @@ MORE_TESTS = {
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
     "training": ("resume", "heldout", "report"),
+    "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
