@@ -37,6 +37,7 @@ MORE_TESTS = {
     "adapter": ("lora",),
     "web_server": ("web",),
     "training": ("resume", "heldout", "report"),
+    "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),

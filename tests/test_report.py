@@ -1,5 +1,7 @@
 """The page about a training: its numbers are those of the logs, and it says how the training ended."""
 
+import base64
+import io
 import json
 import math
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PowerCut
+from PIL import Image
 from test_heldout import make_with, rows  # noqa: F401  a fixture
 from test_resume import interrupt
 from test_training import RECIPE, bytes_of, make, world  # noqa: F401  a fixture
@@ -20,6 +23,7 @@ from minillava.files import write_whole
 from minillava.inputs.conversations import ConversationDataset
 from minillava.training import answers, report
 from minillava.training.answers import Questions, choose
+from minillava.training.heldout import Heldout
 from minillava.training.loop import Run, train
 from minillava.training.report import POINTS, TEMPLATE, Report, chart_of, end_of, thin
 from minillava.training.resume import is_finished
@@ -127,7 +131,9 @@ def test_types_are_equally_many_and_spread_over_the_file():
     chosen = choose(by_type, 12)
     assert [sum(row in group for row in chosen) for group in by_type.values()] == [4, 4, 2]
     assert max(chosen) > 200 and len(set(chosen)) == len(chosen)
-    assert {row % 3 for row in choose(by_type, 3)} == {0, 1, 2} and choose(by_type, 2) != []
+    assert {row % 3 for row in choose(by_type, 3)} == {0, 1, 2}
+    first, second = choose({"a": [0, 2, 4, 6], "b": [1, 3, 5, 7]}, 2)
+    assert first // 2 != second // 2  # as rows 2n and 2n + 1 may show the same picture
     assert choose({}, 5) == [] and choose({"a": [4, 7, 9]}, 10) == [4, 7, 9]
 
 
@@ -147,6 +153,42 @@ def test_the_scores_are_those_of_evaluate(rows, tmp_path, monkeypatch):  # noqa:
     assert got["types"] == expected["types"] and got["descriptions"] == expected["descriptions"]
     assert got["exact"] == expected["by_type"] and got["meaning"] == expected["meaning_by_type"]
     assert (got["precision"], got["recall"]) == (expected["precision"], expected["recall"])
+
+
+def test_of_each_row_the_first_question_is_asked(rows):  # noqa: F811
+    stored = json.loads(rows.read_text())[:2]
+    for row in stored:
+        row["conversations"] *= 2
+        row["conversations"][2] = {"from": "human", "value": "And?"}
+    path = rows.with_name("longer.json")
+    path.write_text(json.dumps(stored))
+    questions = make_with(path).questions
+    assert [(one.row, one.turn) for one in questions.shown] == [(0, 1), (1, 1)] and len(questions.scored) == 2
+
+
+def test_an_answer_to_pope_counts_as_yes_or_no(rows):  # noqa: F811
+    path = rows.parent / "pope_random.json"
+    task = make_with(path)
+    few = rows.with_name("few_pope.json")
+    stored = json.loads(path.read_text())
+    few.write_text(json.dumps([stored[one.row] for one in task.questions.scored]))
+    accuracy = evaluate(task.model, few)["pope"]["normal"]["accuracy"]
+    assert task.questions.scores(3)["exact"] == {"pope": accuracy} and accuracy > 0
+
+
+def test_a_picture_in_the_page_is_small(rows, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(answers, "SIDE", 20)
+    card = make_with(rows).questions.cards()[0]
+    with Image.open(io.BytesIO(base64.b64decode(card["picture"].split(",")[1]))) as picture:
+        assert picture.size == (20, 20)
+
+
+def test_questions_are_asked_more_often_at_first(rows, tmp_path):  # noqa: F811
+    held = Heldout(asking(rows), Run(tmp_path / "out"), 4, None, 0, 312, 100)
+    assert [step for step in range(313) if held.is_due(step)] == [0, 2, 4, 9, 19, 39, 78, 156, 312]
+    sharded = replace(Run(tmp_path).team, shard=True)
+    held = Heldout(asking(rows), Run(tmp_path / "out", team=sharded), 4, None, 0, 312, 100)
+    assert not any(map(held.is_due, range(313)))
 
 
 def test_rows_without_types_have_no_scores(rows):  # noqa: F811

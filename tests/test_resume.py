@@ -25,7 +25,7 @@ from minillava.training import signals
 from minillava.training.distributed import SINGLE
 from minillava.training.loop import Run, train
 from minillava.training.order import Order
-from minillava.training.resume import STATE, is_finished
+from minillava.training.resume import STATE, is_finished, read_metrics
 from minillava.training.tasks import Task, llava_task
 
 
@@ -439,3 +439,9 @@ def test_a_state_with_a_tensor_left_over_is_refused(world, tmp_path):
     torch.save(state, path)
     with pytest.raises(UserError, match=r"vision_tower\.pre_layrnorm\.weight is missing, left over"):
         train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2, resume=True))
+
+
+def test_only_numbers_are_read_from_metrics(tmp_path):
+    line = {"step": 1, "loss": 0.5, "padding": 0.25, "seconds": "3", "waited": None, "more": [1]}
+    (tmp_path / "out.metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_metrics(Run(tmp_path / "out"), 1) == [{"step": 1, "loss": 0.5, "padding": 0.25}]
