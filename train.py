@@ -24,11 +24,11 @@ import torch
 from data.chats import CHATS, mix
 from data.own import write_own
 from data.picturebook.write import write_world
-from minillava.checkpoint import join, load
+from minillava.checkpoint import join, load, load_unmerged
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
 from minillava.errors import UserError, run_program
 from minillava.files import naming
-from minillava.formats.adapter_config import Towers, is_adapter
+from minillava.formats.adapter_config import AdapterConfig, Towers, is_adapter
 from minillava.formats.llava_json import scan
 from minillava.formats.tensors import STORED
 from minillava.hub import find_shipped
@@ -280,7 +280,7 @@ def check_sizes(a: argparse.Namespace) -> None:
 def stage_task(stage: int, a: argparse.Namespace) -> Task:
     """Stage 1 or 2, on the rows of --data or else of the picture-book."""
     recipe, start = recipe_of(f"stage{stage}", a), a.model or a.out / "stage1"
-    dtype, base = STORED if recipe.compact else None, start
+    dtype = STORED if recipe.compact else None
     if stage == 1 and not a.model:
         vision, decoder = (towers_folder(a) / name for name in ("vision", "decoder"))
         base = Towers(str(a.vision or vision), str(a.decoder or decoder), a.projector, a.vision_feature_layer)
@@ -295,12 +295,14 @@ def stage_task(stage: int, a: argparse.Namespace) -> Task:
         if not (a.image_fit or model.processor.image.do_pad):
             print(f"pictures: padded to a square, unlike {base.vision} itself (--image-fit crop cuts them)")
     else:
-        if is_adapter(start):
-            adapter = read_adapter(Path(start))
-            base = "" if adapter.rank else adapter.base  # what is saved is for the same base, unless LoRA changed it
-            if recipe.lora and adapter.rank:
-                raise UserError(f"{start}: --lora cannot start from LoRA; merge it first (python -m minillava.merge)")
-        model, fit = load(start, dtype=dtype), a.image_fit
+        adapter = read_adapter(Path(start)) if is_adapter(start) else AdapterConfig(start)
+        more = recipe.lora and adapter.rank  # its LoRA learns more
+        if more and recipe.lora != adapter.rank:
+            other = "or merge it first (python -m minillava.merge)"
+            raise UserError(f"{start}: --lora {recipe.lora}, but its LoRA has rank {adapter.rank}; take that, {other}")
+        base = adapter.base if more or not adapter.rank else ""  # a decoder that LoRA has changed is in no folder
+        model = load_unmerged(Path(start), dtype=dtype) if more else load(start, dtype=dtype)
+        fit = a.image_fit
     if fit:
         model.processor.image = model.processor.image.fitting(fit, model.config.vision.image_size)
     if a.template:

@@ -118,6 +118,14 @@ def _fold(two: MLPProjector) -> LinearProjector:
 def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None) -> Llava:
     """The base that the adapter names, with the adapter's projection and with its LoRA, if any, merged into the
     decoder."""
+    model = load_unmerged(folder, device, dtype, vision)
+    lora.merge_lora(model.language_model)
+    return model
+
+
+def load_unmerged(folder: Path, device: str = "cpu", dtype: Dtype = None, vision: Folder | None = None) -> Llava:
+    """The base that the adapter in ``folder`` names, with the adapter's projection and with its LoRA in layers of their
+    own, which can learn more. Raises UserError."""
     config = read_adapter(folder)
     try:
         if isinstance(config.base, adapter_config.Towers):
@@ -131,7 +139,6 @@ def _load_adapter(folder: Path, device: str, dtype: Dtype, vision: Folder | None
         with torch.device("meta"):
             lora.add_lora(model.language_model, config.rank, config.alpha)
     _fill_hf(model, folder, ADAPTER_NAMES, device, dtype)
-    lora.merge_lora(model.language_model)
     adapt(model.processor, folder, model.config.vision)
     return model.eval()
 

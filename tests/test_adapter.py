@@ -80,11 +80,30 @@ def test_stage_2_goes_on_from_it(trained, rows, tmp_path, monkeypatch):  # noqa:
     assert stored["base_towers"]["decoder"] == "../../vicuna" and stored["base_model_name_or_path"] is None
     assert json.loads((other / CONFIG).read_text())["base_model_name_or_path"] == "../../b/stage1"
     assert_same(load(small), load(other))
-    with pytest.raises(UserError, match="--lora cannot start from LoRA; merge it first"):
-        run(monkeypatch, train, "--stage", 2, "--model", small, "--lora", 2, *common(tmp_path / "c", rows))
+    with pytest.raises(UserError, match="--lora 3, but its LoRA has rank 2; take that, or merge it first"):
+        run(monkeypatch, train, "--stage", 2, "--model", small, "--lora", 3, *common(tmp_path / "c", rows))
     # A decoder that LoRA has changed is in no folder, so stage 1 on top of it is saved whole.
     run(monkeypatch, train, "--stage", 1, "--model", small, *common(tmp_path / "d", rows))
     assert (tmp_path / "d" / "stage1" / WEIGHTS).exists()
+
+
+def test_lora_that_has_learnt_can_learn_more_for_the_same_towers(trained, rows, tmp_path, monkeypatch):  # noqa: F811
+    trained("a", True)
+    run(monkeypatch, train, "--stage", 2, "--lora", 2, *common(tmp_path / "a", rows))
+    first = tmp_path / "a" / "stage2"
+    more = ["--stage", 2, "--model", first, "--lora", 2, *common(tmp_path / "more", rows)]
+    run(monkeypatch, train, *more, "--learning-rate", 1e-6)
+    second = tmp_path / "more" / "stage2"
+    assert json.loads((second / CONFIG).read_text())["base_towers"]["decoder"] == "../../vicuna"
+    old, new = load_file(first / ADAPTER), load_file(second / ADAPTER)
+    assert old.keys() == new.keys()
+    for name, tensor in old.items():  # two steps at this rate change a little; random matrices would differ by far more
+        assert ((new[name] - tensor).abs().max() > 0) == ("linear_2" not in name), name  # the identity, for a linear W
+        assert torch.allclose(new[name], tensor, atol=1e-4), name
+    before, after = load(first), load(second)
+    for name, tensor in before.state_dict().items():  # nothing else has changed
+        learnt = "projector" in name or (name.endswith("_proj.weight") and name.startswith("language_model"))
+        assert torch.equal(tensor, after.state_dict()[name]) != learnt, name
 
 
 def test_stage_1_on_a_large_llava_is_an_adapter_of_that(trained, rows, tmp_path, monkeypatch):  # noqa: F811

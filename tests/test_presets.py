@@ -265,7 +265,7 @@ def test_training_and_merging_know_smol_for_an_adapter(run, tmp_path, smollm2):
     write_rows(tmp_path / "rows.json", rows)
     given = ("--stage", 2, "--model", "smol", "--data", tmp_path / "rows.json", "--out", tmp_path / "out")
     code, _, errors = run(*given, "--lora", 2, "--device", "cpu")
-    assert code == 2 and "smol: --lora cannot start from LoRA; merge it first" in errors
+    assert code == 2 and "smol: --lora 2, but its LoRA has rank 32; take that, or merge it first" in errors
     (tmp_path / "there").mkdir()
     code, _, errors = run("smol", tmp_path / "there", program=merge)
     assert code == 2 and errors == f"error: {tmp_path / 'there'} already exists\n"

@@ -21,7 +21,7 @@ from minillava.model import generation
 from minillava.model.attention import CLOSED, attend
 from minillava.model.decoder import Block, Decoder, KVCache, rope_frequencies, rope_tables
 from minillava.model.generation import sample
-from minillava.model.lora import LoraLinear
+from minillava.model.lora import has_lora
 
 BUCKET = 256  # a graph's cache has room for a multiple of so many tokens, so that the next answer can use it again
 LARGE = 2**18  # numbers in a matrix that is worth dividing over the CPU's threads
@@ -54,7 +54,7 @@ def has_other_layers(decoder: Decoder) -> bool:
 
 def is_plain(decoder: Decoder) -> bool:
     """Whether Step computes what ``decoder`` computes. Not with LoRA, which Step ignores."""
-    return not any(isinstance(part, LoraLinear) for part in decoder.modules())
+    return not has_lora(decoder)
 
 
 @torch.inference_mode()

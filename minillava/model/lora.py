@@ -60,6 +60,10 @@ def merge_lora(decoder: Decoder) -> None:
                 setattr(part, name, linear.merged())
 
 
+def has_lora(decoder: Decoder) -> bool:
+    return any(isinstance(part, LoraLinear) for part in decoder.modules())
+
+
 def is_learnt(name: str) -> bool:
     """Whether a tensor of this name is one of LoRA's A and B."""
     return ".lora_A." in name or ".lora_B." in name

@@ -21,7 +21,7 @@ from minillava.inputs.regions import RegionDataset
 from minillava.model.contrastive import Clip, clip_loss
 from minillava.model.decoder import Decoder
 from minillava.model.llava import Llava, next_token_loss, splice
-from minillava.model.lora import ALPHA_PER_RANK, add_lora
+from minillava.model.lora import ALPHA_PER_RANK, add_lora, has_lora, is_learnt
 from minillava.saving import write_adapter, write_clip, write_decoder, write_llava
 from minillava.training.answers import Questions
 
@@ -94,11 +94,14 @@ def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
 
 def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
     """Stage 1 trains only W. Stage 2 trains W and the decoder or, with ``lora`` as their rank, W and low-rank matrices
-    added to the decoder's. The vision tower is frozen in both (paper, section 4.2)."""
+    added to the decoder's, unless it has them already. The vision tower is frozen in both (paper, section 4.2)."""
     model.requires_grad_(False)
     model.multi_modal_projector.requires_grad_(True)
-    if stage == 2 and lora:
+    if stage == 2 and lora and not has_lora(model.language_model):
         add_lora(model.language_model, lora, ALPHA_PER_RANK * lora)
+    elif stage == 2 and lora:
+        for name, parameter in model.language_model.named_parameters():
+            parameter.requires_grad_(is_learnt(name))
     elif stage == 2:
         model.language_model.requires_grad_(True)
 
