@@ -120,7 +120,7 @@ def report(browser: "Browser") -> bytes:
         command = [sys.executable, "train.py", "--stage", "1", "--out", folder]
         subprocess.run(command, cwd=HERE.parent, check=True)
         shown = []
-        for width, height, scheme in ((1180, 1240, "light"), (390, 1100, "dark")):
+        for width, height, scheme in ((1180, 1000, "light"), (390, 900, "dark")):
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto((Path(folder) / "stage1.report.html").as_uri())
             page.wait_for_selector("svg")

@@ -64,6 +64,32 @@ def browser():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 
 
+@pytest.fixture
+def open_page(browser):
+    """``open_page(selector, path)`` opens a page from its file, in a window of its own without a network, and waits for
+    ``selector``. The page must load nothing and report no error."""
+    windows, wrong = [], []
+
+    def show(selector: str, path, width: int = 1440, scheme: str = "light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, has_touch=width < 700
+        )
+        window = context.new_page()
+        window.on("pageerror", lambda error: wrong.append(str(error)))
+        window.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        window.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        window.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or wrong.append(asked.url))
+        window.goto(path.as_uri())
+        window.wait_for_selector(selector)
+        windows.append(context)
+        return window
+
+    yield show
+    for context in windows:
+        context.close()
+    assert not wrong
+
+
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
     """Give every parameter random values, norms and biases too: at ones and zeros, swapping two would go unnoticed."""
     with torch.no_grad():

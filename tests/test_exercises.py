@@ -196,11 +196,11 @@ def test_solution_shows_every_body_as_it_is_in_the_source(tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_every_part_has_ten_faults_that_fit_the_source():
+def test_an_exercise_has_ten_faults_another_part_a_few_and_all_fit_the_source():
     assert PARTS.keys() <= set(mutations.PARTS)
     for part in mutations.PARTS:
         faults, ours = list(mutations.mutants(part)), ast.dump(ast.parse(source(part)))
-        assert len(dict(faults)) == len(faults) >= 10  # no name twice
+        assert len(dict(faults)) == len(faults) >= (10 if part in PARTS else 3)  # no name twice
         assert all(ast.dump(ast.parse(text)) != ours for _, text in faults)
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,34 +21,14 @@ MIDDLES = """(canvas, side) => { // the colour in the middle of each patch
 
 
 @pytest.fixture
-def opened(browser, tmp_path) -> Iterator[Callable]:
-    """``opened(html)``: the page from a file, in a window of its own. It must load nothing and report no error."""
-    windows, wrong = [], []
+def opened(open_page, tmp_path) -> Callable:
+    """``opened(html)``: the page from a file, in a window of its own."""
 
-    def asked(request) -> None:
-        if not request.url.startswith(("file:", "data:")):
-            wrong.append(request.url)
+    def show(html: str, width: int = 1440, scheme: str = "light"):
+        (tmp_path / "page.html").write_text(html, encoding="utf-8")
+        return open_page("#answer button", tmp_path / "page.html", width, scheme)
 
-    def show(html: str, width: int = 1440, height: int = 900, scheme: str = "light"):
-        path = tmp_path / f"page{len(windows)}.html"
-        path.write_text(html, encoding="utf-8")
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, has_touch=width < 700
-        )
-        window = context.new_page()
-        window.on("pageerror", lambda error: wrong.append(str(error)))
-        window.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-        window.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        window.on("request", asked)
-        window.goto(path.as_uri())
-        window.wait_for_selector("#answer button")
-        windows.append(context)
-        return window
-
-    yield show
-    for context in windows:
-        context.close()
-    assert not wrong
+    return show
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,44 +18,10 @@ from minillava.training.loop import Run, train
 from minillava.training.report import Report
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if not program:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs playwright and Chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser) -> Iterator[Callable]:
-    """``opened(path)``: a page in a window of its own. It must load nothing and report no error."""
-    windows, wrong = [], []
-
-    def show(path: Path, width: int = 1440, scheme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, has_touch=width < 700
-        )
-        window = context.new_page()
-        window.on("pageerror", lambda error: wrong.append(str(error)))
-        window.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-        window.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        window.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or wrong.append(asked.url))
-        window.goto(path.as_uri())
-        window.wait_for_selector("#tables section")
-        windows.append(context)
-        return window
-
-    yield show
-    for context in windows:
-        context.close()
-    assert not wrong
+def opened(open_page) -> Callable:
+    """``opened(path)``: the page of a training in a window of its own."""
+    return partial(open_page, "#tables section")
 
 
 @pytest.fixture(scope="module")
