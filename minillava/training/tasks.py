@@ -94,16 +94,21 @@ def mean_of_words(embedding: nn.Embedding, word_ids: Tensor) -> Tensor:
 
 def choose_what_learns(model: Llava, stage: int, lora: int = 0) -> None:
     """Stage 1 trains only W. Stage 2 trains W and the decoder or, with ``lora`` as their rank, W and low-rank matrices
-    added to the decoder's, unless it has them already. The vision tower is frozen in both (paper, section 4.2)."""
+    added to the decoder's. The vision tower is frozen in both (paper, section 4.2)."""
     model.requires_grad_(False)
     model.multi_modal_projector.requires_grad_(True)
-    if stage == 2 and lora and not has_lora(model.language_model):
-        add_lora(model.language_model, lora, ALPHA_PER_RANK * lora)
-    elif stage == 2 and lora:
-        for name, parameter in model.language_model.named_parameters():
-            parameter.requires_grad_(is_learnt(name))
+    if stage == 2 and lora:
+        learn_updates(model.language_model, lora)
     elif stage == 2:
         model.language_model.requires_grad_(True)
+
+
+def learn_updates(decoder: Decoder, rank: int) -> None:
+    """Train low-rank updates of the decoder's matrices: those that it has or, if it has none, new ones of ``rank``."""
+    if not has_lora(decoder):
+        add_lora(decoder, rank, ALPHA_PER_RANK * rank)
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_(is_learnt(name))
 
 
 def llava_task(
