@@ -66,6 +66,12 @@ class Typed:
         before, self.seen = self.shown[self.seen : at], at + len(text)
         return before
 
+    def interrupt(self) -> None:
+        """Type Ctrl-C at a prompt, not sooner than a person could: after it shows the prompt, and before it waits for
+        keys, readline would not notice it until the next key."""
+        time.sleep(0.2)
+        self.type(CTRL_C)
+
     def ask(self, line: str) -> str:
         """Type a line and wait for the next prompt. Returns what was shown for it."""
         self.type(line + "\n")
@@ -235,14 +241,14 @@ def test_ctrl_c_clears_the_line_and_a_second_one_ends(typing, model):
         for text in ("Where", "Where"):  # a line that is not empty is cleared, however often
             talk.type(text)
             talk.wait(text)
-            talk.type(CTRL_C)
+            talk.interrupt()
             talk.wait("(Ctrl-C again, or Ctrl-D, ends)")
             talk.wait(PROMPT)
         assert talk.ask(QUESTIONS[0]) == f"Assistant: {answer}"
-        talk.type(CTRL_C)
+        talk.interrupt()
         talk.wait("(Ctrl-C again, or Ctrl-D, ends)")
         talk.wait(PROMPT)
-        talk.type(CTRL_C)
+        talk.interrupt()
 
 
 def test_lines_are_edited_recalled_and_completed(typing, tmp_path, model):
