@@ -551,3 +551,13 @@ def test_a_picture_that_the_terminal_cannot_show_is_said():
         stream.flush()
         expected = f"(the picture is not shown: {encoding} has no half blocks)\n(scene 7)\n"
         assert stream.buffer.getvalue() == expected.encode()
+
+
+@pytest.mark.parametrize(("few", "set_to"), [(10_000_000, [1]), (1_000_000, [])])
+def test_a_small_model_takes_one_thread(piped, monkeypatch, few, set_to):
+    """The shipped model has 2.4 million weights."""
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(chat, "FEW", few)
+    code, _, _ = piped("--seed", "1", "--prompt", QUESTIONS[0])
+    assert code == 0 and counts == set_to
