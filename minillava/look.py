@@ -85,11 +85,11 @@ def run_model(
 ) -> Run:
     """Answer ``prompt`` about ``image``, always with the most likely token, or take ``answer`` as the model's own.
 
-    ``history`` as for talk.stream(). Raises UserError if it is too long.
+    ``history`` as for talk.stream(). Raises UserError if the question with an answer of ``max_new_tokens`` is too long.
     """
     ids, _ = model.processor.encode(make_turns(prompt, history or [], has_image=True))
     limit = model.config.decoder.max_position_embeddings
-    if len(ids) + max_new_tokens > limit:
+    if answer is None and len(ids) + max_new_tokens > limit:
         raise UserError(f"the question has {len(ids)} tokens; with the answer it may have at most {limit}")
     pixels = model.processor.image(image)[None].to(model.device)
     prompt_ids = torch.tensor(ids, device=model.device)

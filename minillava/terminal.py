@@ -222,7 +222,7 @@ class Terminal:
         if not (self.picture and self.history):
             raise UserError("/look is about an answer, and a picture; there is none yet")
         *history, (question, answer) = self.history
-        run = look.run_model(self.model, self.picture.image, question, 0, history, answer)
+        run = look.run_model(self.model, self.picture.image, question, history=history, answer=answer)
         png = as_png(look.still(run))
         names = ("look.png", *(f"look-{number}.png" for number in range(2, 1_000_000)))
         path = next(name for name in names if not os.path.lexists(name))

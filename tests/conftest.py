@@ -1,7 +1,9 @@
 """Shared fixtures: transformers quiet and offline, one small tokenizer, and tiny models with random weights."""
 
+import io
 import os
 import random
+import sys
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -88,6 +90,37 @@ def open_page(browser):
     for context in windows:
         context.close()
     assert not wrong
+
+
+@pytest.fixture
+def piped(monkeypatch, capsys):
+    """``piped(*arguments, stdin=bytes)`` runs chat.py with pipes: exit code, stdout, stderr."""
+
+    import chat
+    from minillava.errors import run_program
+
+    def run(*arguments: str, stdin: bytes | str = b"") -> tuple[int, str, str]:
+        content = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "argv", ["chat.py", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        code = 0
+        try:
+            run_program(chat.main)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_no_overlap(window) -> None:
+    """No two sections of a page overlap."""
+    boxes = [box.bounding_box() for box in window.locator("section").all()]
+    for index, one in enumerate(boxes):
+        for other in boxes[index + 1 :]:
+            apart = [one[at] + one[size] <= other[at] + 1 or other[at] + other[size] <= one[at] + 1
+                     for at, size in (("x", "width"), ("y", "height"))]  # fmt: skip
+            assert any(apart)
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:

@@ -1,36 +1,16 @@
 """chat.py: what it refuses. What it shows is in test_terminal.py."""
 
-import io
 import json
 import math
-import sys
 
 import pytest
 import torch
 
-import chat
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
-from minillava.errors import UserError, run_program
+from minillava.errors import UserError
 from minillava.evaluate import evaluate
 from minillava.training.recipes import TOY, Recipe
-
-
-@pytest.fixture
-def ask(monkeypatch, capsys):
-    """``ask(*arguments)`` runs chat.py: exit code, stdout, stderr."""
-
-    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["chat.py", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        code = 0
-        try:
-            run_program(chat.main)
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -53,8 +33,8 @@ def ask(monkeypatch, capsys):
         (["--seed", "-1"], "must be from 0 to"),
     ],
 )
-def test_an_option_without_a_meaning_is_refused_by_name(ask, arguments, line):
-    code, out, err = ask("--prompt", "Hi", *arguments)
+def test_an_option_without_a_meaning_is_refused_by_name(piped, arguments, line):
+    code, out, err = piped("--prompt", "Hi", *arguments)
     assert code == 2 and out == "" and line in err and "Traceback" not in err
 
 
@@ -89,6 +69,6 @@ def test_weights_too_large_to_compute_with_are_named_as_the_reason(tmp_path):
         evaluate(model, tmp_path / "rows.json")
 
 
-def test_input_that_is_not_text_is_a_question_like_others(ask):
-    code, out, err = ask("--no-image", stdin=b"what \xff\xfe \xed\xa0\x80 is this?\n\n")
+def test_input_that_is_not_text_is_a_question_like_others(piped):
+    code, out, err = piped("--no-image", stdin=b"what \xff\xfe \xed\xa0\x80 is this?\n\n")
     assert code == 0 and err == "" and "Assistant: " in out

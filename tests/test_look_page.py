@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from conftest import assert_no_overlap
 from PIL import Image
 
 from lessons import example
@@ -76,12 +77,7 @@ def test_the_page_opens_from_a_file_without_a_network_and_fits_the_window(run, o
         for name in ("color", "backgroundColor")
     )
     assert (paper - ink > 150) if scheme == "light" else (ink - paper > 150)
-    boxes = [box.bounding_box() for box in window.locator("section").all()]
-    for index, one in enumerate(boxes):
-        for other in boxes[index + 1 :]:  # no two overlap
-            apart = [one[at] + one[size] <= other[at] + 1 or other[at] + other[size] <= one[at] + 1
-                     for at, size in (("x", "width"), ("y", "height"))]  # fmt: skip
-            assert any(apart)
+    assert_no_overlap(window)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import assert_no_overlap
 from test_heldout import make_with, rows  # noqa: F401  a fixture
 from test_report import HOSTILE, asking, lines_of
 from test_training import RECIPE, make, world  # noqa: F401  a fixture
@@ -106,12 +107,7 @@ def test_the_page_fits_the_window_and_shows_pictures_with_their_answers(run, ope
     percents = {kind: f"{100 * share:.0f} %" for kind, share in scores["exact"].items()}
     expected = [[kind, str(count), percents[kind]] for kind, count in scores["types"].items()]
     assert table == [["type", "questions", "exact"], *expected] and len(expected) >= 8
-    boxes = [box.bounding_box() for box in window.locator("section").all()]
-    for index, one in enumerate(boxes):
-        for other in boxes[index + 1 :]:  # no two overlap
-            apart = [one[at] + one[size] <= other[at] + 1 or other[at] + other[size] <= one[at] + 1
-                     for at, size in (("x", "width"), ("y", "height"))]  # fmt: skip
-            assert any(apart)
+    assert_no_overlap(window)
 
 
 def test_text_of_rows_is_shown_as_text(rows, tmp_path, opened, monkeypatch):  # noqa: F811

@@ -133,24 +133,6 @@ def typing():
     return run
 
 
-@pytest.fixture
-def piped(monkeypatch, capsys):
-    """``piped(*arguments, stdin=bytes)`` runs chat.py with pipes: exit code, stdout, stderr."""
-
-    def run(*arguments: str, stdin: bytes | str = b"") -> tuple[int, str, str]:
-        content = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr(sys, "argv", ["chat.py", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
-        code = 0
-        try:
-            run_program(chat.main)
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def said(out: str) -> list[str]:
     """What is printed after each prompt but the last one, without the picture's lines."""
     return [part.split("\n", 1)[1].strip() for part in re.sub(r".*▀.*\n", "", out).split(PROMPT)[1:-1]]

@@ -1,4 +1,4 @@
-"""What a training leaves next to its checkpoint, written anew while it goes on:
+"""What a training leaves next to its checkpoint, and updates while it goes on:
 
 ``out``.metrics.jsonl   a line for each step
 ``out``.loss.png        a chart of the loss, at each save
@@ -66,17 +66,17 @@ class Report:
         self.writes, self.due = self.run.team.is_first, 0.0  # time of the next page
         self.cards = self.task.questions.cards() if self.writes and self.heldout and not self.run.team.shard else []
         if self.writes:
-            write_jsonl(self.beside("metrics.jsonl"), self.metrics)
-            print(f"{self.run.out.name}: watch it in {self.beside('report.html')}", flush=True)
+            write_jsonl(self.path_of("metrics.jsonl"), self.metrics)
+            print(f"{self.run.out.name}: watch it in {self.path_of('report.html')}", flush=True)
 
-    def beside(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
         return self.run.out.with_name(f"{self.run.out.name}.{name}")
 
     def add(self, line: dict) -> None:
         """A step has ended."""
         self.metrics.append(line)
         if self.writes:
-            append_jsonl(self.beside("metrics.jsonl"), line)
+            append_jsonl(self.path_of("metrics.jsonl"), line)
             if time.monotonic() >= self.due:
                 self.write("running")
 
@@ -84,7 +84,7 @@ class Report:
         """The training is saved."""
         if self.writes:
             title = f"{self.task.name}: loss (nats)"
-            draw_loss(self.beside("loss.png"), title, self.losses(), self.heldout.losses if self.heldout else None)
+            draw_loss(self.path_of("loss.png"), title, self.losses(), self.heldout.losses if self.heldout else None)
             self.write("running")
 
     def __enter__(self) -> "Report":
@@ -105,7 +105,7 @@ class Report:
         """Write the page. ``state``: "running", "finished", "stopped" or "failed"."""
         start = time.monotonic()
         page = fill(TEMPLATE, self.data(state, why)).encode()
-        write_whole(self.beside("report.html"), lambda file: file.write(page))
+        write_whole(self.path_of("report.html"), lambda file: file.write(page))
         end = time.monotonic()
         self.due = end + max(PAUSE, PATIENCE * (end - start))
 
