@@ -1,4 +1,4 @@
-"""The figures of lessons 2, 12, 13 and 14: a context, parameters, memory, and what each layer of the tower tells."""
+"""The figures of lessons 9, 14, 15 and 16: a context, parameters, memory, and what each layer of the tower tells."""
 
 import random
 import textwrap

@@ -1,4 +1,4 @@
-"""The figures of lessons 1, 3, 4, 5 and 7: from a picture and a text to the vectors that the decoder reads."""
+"""The figures of lessons 1, 2, 4, 5 and 7: from a picture and a text to the vectors that the decoder reads."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The figures of lesson 15: words near visual tokens, stage 1 from two starts, what LoRA moved. Two need SmolLM2."""
+"""The figures of lesson 17: words near visual tokens, stage 1 from two starts, what LoRA moved. Two need SmolLM2."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figures of lessons 6 and 8 to 11: RoPE, the KV cache, loss and causal mask, the stages' losses, attention."""
+"""The figures of lessons 6 and 8 to 13: RoPE, the KV cache, loss and causal mask, the stages' losses, attention."""
 
 import random
 import time

