@@ -1,0 +1,26 @@
+"""Comparisons whose failure is a sentence for the one who writes the body, with numbers and without dumps of tensors."""
+
+import torch
+from torch import Tensor
+
+
+def same(got: Tensor, want: Tensor, sentence: str, rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    """Raise AssertionError with ``sentence`` and how ``got`` differs from ``want``: kind, shape, dtype or largest number.
+
+    ``sentence`` says what is right ("the class token is first"), so it reads well as the reason of a failure. A NaN
+    differs from everything.
+    """
+    __tracebackhide__ = True
+    if not isinstance(got, Tensor):
+        raise AssertionError(f"{sentence} (yours is a {type(got).__name__}, not a tensor)")
+    if got.shape != want.shape:
+        raise AssertionError(f"{sentence} (your shape is {tuple(got.shape)}, it should be {tuple(want.shape)})")
+    if got.dtype != want.dtype:
+        raise AssertionError(f"{sentence} (yours is {got.dtype}, it should be {want.dtype})")
+    difference = (got.double() - want.double()).abs()
+    wrong = ~(difference <= atol + rtol * want.double().abs())
+    if wrong.any():
+        worst = torch.where(wrong, difference.nan_to_num(torch.inf), -1).argmax()
+        place = tuple(index.item() for index in torch.unravel_index(worst, got.shape))
+        numbers = f"at {list(place)} yours is {got[place].item():.4g}, it should be {want[place].item():.4g}"
+        raise AssertionError(f"{sentence} ({wrong.sum()} of {wrong.numel()} numbers differ; {numbers})")
