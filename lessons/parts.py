@@ -186,12 +186,18 @@ PARTS: dict[str, dict[str, str]] = {
         "image_goes_first": (
             "hashlib.sha256 of the three numbers with spaces between them; True if the first byte is even."
         ),
-        "place_image": "The mark may be anywhere in the question. Put a new line between it and the words.",
+        "place_image": (
+            "The mark may be anywhere in the question. Put a new line between it and the words, which have no spaces "
+            "around them."
+        ),
         "encode_conversation": (
-            "The Template's docstring has the order. For each turn, pass parts (text, pattern of its marks) to "
-            "_runs(): a mark is one id, IMAGE is num_image_tokens ids, and text goes to tokenizer.encode(text, "
-            "special=False, after=input_ids). Extend input_ids and labels together; labels are the ids where there is "
-            "loss and IGNORE elsewhere. check_turns() refuses bad turns. Last, put the bos first if add_bos says so."
+            "check_turns() refuses bad turns. The Template's docstring has the order of the texts. Three stretches are "
+            "encoded separately: a question with all texts around it, no loss; before_answer to stop, loss; "
+            "after_stop, no loss. _runs() cuts the parts of a stretch, each (text, pattern of its marks: MARK in the "
+            "template's texts, IMAGE_MARK in what somebody says), at their marks. A mark is one id, IMAGE is "
+            "num_image_tokens ids, and a text between marks goes to tokenizer.encode(text, special=False, "
+            "after=input_ids) as a whole. Extend labels in the same step. Last, put the bos first, without loss, if "
+            "tokenizer.add_bos says so and the template has not begun with it."
         ),
     },
     "llava": {
