@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class AdamW:
-    """Each number w of a parameter, with the gradient g, in each step:
+    """Each number w of a parameter, with the gradient g and the learning rate ``lr``, in step t = 1, 2, ...:
 
         w  = w - lr * weight_decay * w
         m1 = beta1 * m1 + (1 - beta1) * g            the first moment: a running mean of g
         m2 = beta2 * m2 + (1 - beta2) * g^2          the second moment: a running mean of g^2
         w  = w - lr * m1' / (sqrt(m2') + eps)
 
-    The moments start at 0, so the first means are too small. m1' = m1 / (1 - beta1^t) in step t = 1, 2, ..., and m2'
-    with beta2, are as large as if there had been gradients before. A number moves by about lr, whether its gradient is
-    large or small. Weight decay does not pass through g: m2 would divide it too.
+    The moments start at 0, so they are too small at first. The bias correction makes up for that: m1' is
+    m1 / (1 - beta1^t), and m2' is m2 / (1 - beta2^t). A number moves by about lr, whether its gradients are large or
+    small. The weight decay is not a part of g, where m2 would divide it too: it is decoupled.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ):
-        """``lr`` is the learning rate; it may be set to another value between two steps."""
+        """``lr`` may be changed between two steps, as a schedule does."""
         self.parameters = list(parameters)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.steps = 0  # taken so far
@@ -52,5 +52,6 @@ class AdamW:
             parameter -= self.lr * self.weight_decay * parameter
             m1 += (1 - beta1) * (g - m1)  # = beta1 * m1 + (1 - beta1) * g
             m2 += (1 - beta2) * (g * g - m2)
-            mean, square = m1 / (1 - beta1**self.steps), m2 / (1 - beta2**self.steps)
+            mean = m1 / (1 - beta1**self.steps)
+            square = m2 / (1 - beta2**self.steps)
             parameter -= self.lr * mean / (square.sqrt() + self.eps)

@@ -36,7 +36,7 @@ MORE_TESTS = {
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
     "web_server": ("web",),
-    "training": ("resume", "heldout", "report"),
+    "loop": ("resume", "heldout", "report"),
     "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),
