@@ -115,8 +115,8 @@ def quote(page: Path, file: str, name: str, phrases: dict[str, str]) -> str:
     bodies = [body for body in PARTS.get(part, ()) if f"{body}.".startswith(f"{name}.")]
     if bodies:
         asked = phrases["write"].format(bodies=", ".join(f"`{body}`" for body in bodies), part=part)
-        title = phrases["theirs"].format(name=name)
-        shown = f"{asked}\n\n<details><summary>{title}</summary>\n\n{shown}\n</details>\n"
+        summary = phrases["theirs"].format(name=name)
+        shown = f"{asked}\n\n<details><summary>{summary}</summary>\n\n{shown}\n</details>\n"
     return f"<!-- quote {file} {name} -->\n{shown}"
 
 
