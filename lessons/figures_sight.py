@@ -95,7 +95,7 @@ def _stage(
         sheet.arrow((435, come), (x, come), (x, y + half), (526, y + half), colour=line)
         y += 2 * half
     answer = y - height - half
-    _flow(sheet, 552, 600, middle, "", "T x 128")
+    _flow(sheet, 552, 600, middle, "", "T x 160")
     _flow(sheet, 730, 778, middle, "", "T x V")
     _flow(sheet, 804, 850, answer)
     sheet.text(855, answer - 9, "-log p(answer),", 13, anchor="lm")
