@@ -25,8 +25,8 @@ def diagram_clip() -> Image.Image:
     sheet.text(125, 680, "n pictures")
     sheet.text(870, 680, "m captions")
     entering = shape(vision_sizes(vision), "n", "3", "H", "W")
-    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_image", vision)
-    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_text", text)
+    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_u", vision)
+    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_w", text)
 
     x, y, cell, count = 360, 90, 56, 4
     middle = cell * count / 2
@@ -103,7 +103,7 @@ def diagram_lora() -> Image.Image:
     sheet.label(middle, bottom - 19, x, "r")
     sheet.line((left, bottom - 42), (right, bottom - 42), width=1.5)
     matrix = f"{sizes['out']} x {sizes['in']}"
-    *_, top = sheet.stack(left, bottom - 42, (), Part("W_frozen", "frozen", matrix))
+    *_, top = sheet.stack(left, bottom - 42, (), Part("W_0", "frozen", matrix))
     *_, last = sheet.stack(
         right,
         bottom - 42,
@@ -122,7 +122,7 @@ def diagram_lora() -> Image.Image:
     sheet.text(560, 24, "after training, merged", 16, anchor="lm")
     sheet.text(700, bottom + 12, "x", 16)
     sheet.flow((700, bottom), (700, 278), shape=x)
-    sheet.block(700, 255, "W_frozen + (alpha / r) B_lora A_lora", "trained", matrix, 290, 46)
+    sheet.block(700, 255, "W_0 + (alpha / r) B_lora A_lora", "trained", matrix, 240, 46)
     sheet.flow((700, 232), (700, plus - RADIUS - GAP), shape=y)
     sheet.legend(560, 496, "trained", "frozen", "plain")
     return sheet.finished()

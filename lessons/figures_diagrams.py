@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lessons.diagram import GAP, RADIUS, Diagram, Part, Shape, shape
-from lessons.figures_sight import READ, drawn
-from lessons.sheet import GREY, RED, Colour, text_width
+from lessons.figures_sight import drawn
+from lessons.sheet import GREY, READ, RED, Colour, text_width
 from minillava.config import DecoderConfig, LlavaConfig, VisionConfig
 from minillava.model.decoder import rope_frequencies, rope_tables, rotate
 from minillava.training.recipes import SMOLLM2
@@ -18,33 +18,35 @@ def diagram_vit() -> Image.Image:
     blocks = config.num_hidden_layers + 1 + layer  # that are run
     sizes = vision_sizes(config)
     patches, tokens = shape(sizes, "B", "patches", "hidden"), shape(sizes, "B", "1 + patches", "hidden")
-    sheet = Diagram(1000, 712)
-    sheet.picture(110, 597, drawn(3)[1], 80, 80)
-    sheet.formula(90, 637, "X_v", anchor="rm")
-    side = f"{config.patch_size} x {config.patch_size}"
+    sheet = Diagram(1000, 784)
+    sheet.picture(110, 669, drawn(3)[1], 80, 80)
+    sheet.formula(90, 709, "X_v", anchor="rm")
+    pixels = f"{config.patch_size} * {config.patch_size}"
+    sizes[f"3 * {pixels}"] = 3 * config.patch_size**2
     *middles, top = sheet.stack(
         150,
-        597,
+        669,
         shape(sizes, "B", "3", "H", "W"),
-        Part("W_patch", "trained", f"each {side} patch", patches),
+        Part("cut into patches", shape=shape(sizes, "B", "patches", f"3 * {pixels}")),
+        Part("W_patch", "trained", shape=patches),
         Part("class token", "trained", "goes first", tokens),
         Part("+", shape=tokens),
         Part("pre-LayerNorm", "norm", shape=tokens),
         Part(f"blocks 1 to {blocks}", "trained", f"of {config.num_hidden_layers}", tokens),
         Part("drop class token"),
     )
-    sheet.block(60, middles[2], "positions", "trained", width=84, height=34)
-    sheet.arrow((102, middles[2]), (150 - RADIUS, middles[2]))
+    sheet.block(60, middles[3], "W_pos", "trained", width=84, height=34)
+    sheet.arrow((102, middles[3]), (150 - RADIUS, middles[3]))
     sheet.flow((150, top), (150, top - GAP), shape=patches)
     sheet.formula(150, top - GAP - 14, "Z_v")
 
     one = tokens[1:]
-    sheet.frame(350, 70, 570, 655, "one block")
+    sheet.frame(350, 106, 570, 691, "one block")
     mlp = Part("MLP", "trained", f"quick_gelu, {config.intermediate_size} inside", one)
-    _block(sheet, 475, 645, one, "LayerNorm", mlp)
-    sheet.frame(595, 70, 990, 655, "its attention, T = 1 + patches")
-    _attention(sheet, (655, 770, 885), 645, sizes)
-    sheet.legend(595, 690, "trained", "norm", "plain")
+    _block(sheet, 475, 681, one, "LayerNorm", mlp)
+    sheet.frame(595, 106, 990, 691, "its attention, T = 1 + patches")
+    _attention(sheet, (655, 770, 885), 681, sizes)
+    sheet.legend(595, 740, "trained", "norm", "plain")
     return sheet.finished()
 
 
@@ -73,7 +75,7 @@ def diagram_decoder() -> Image.Image:
     _attention(sheet, (490, 650, 820), 820, sizes, decoder=True)
     _groups(sheet, SMOLLM2.num_attention_heads, SMOLLM2.num_key_value_heads)
     sheet.text(
-        20, 226, f"The shipped decoder: {config.num_attention_heads} and {config.num_key_value_heads}.", anchor="lm"
+        20, 226, f"The shipped decoder: {config.num_attention_heads} and {config.num_key_value_heads}", anchor="lm"
     )
     sheet.legend(425, 858, "trained", "norm", "plain")
     return sheet.finished()
@@ -176,7 +178,7 @@ def diagram_swiglu() -> Image.Image:
     """SwiGLU: W_down(silu(W_gate x) * W_up x), and the curve of silu."""
     sizes = decoder_sizes(DecoderConfig())
     inside, row = shape(sizes, "B", "T", "intermediate"), shape(sizes, "B", "T", "hidden")
-    sheet, gate, up, y = Diagram(800, 500), 190, 370, 448
+    sheet, gate, up, y = Diagram(800, 440), 190, 370, 396
     middle = (gate + up) / 2
     sheet.formula(middle, y + 12, "x")
     sheet.line((middle, y), (middle, y - 42), width=1.5)
@@ -194,16 +196,16 @@ def diagram_swiglu() -> Image.Image:
     *_, top = sheet.stack(middle, y - 240 - RADIUS, inside, Part("W_down", "trained"), width=100)
     sheet.flow((middle, top), (middle, top - GAP), shape=row)
 
-    left, base, unit = 660, 300, 24.0  # where silu's curve has 0, and how long 1 is
+    left, base, unit = 660, 250, 24.0  # where silu's curve has 0, and how long 1 is
     sheet.line((left - 5 * unit, base), (left + 5 * unit, base), colour=GREY)
     sheet.line((left, base + 1.5 * unit), (left, base - 5 * unit), colour=GREY)
-    curve = [(z / 10, F.silu(torch.tensor(z / 10)).item()) for z in range(-50, 51)]
+    curve = [(z / 4, F.silu(torch.tensor(z / 4)).item()) for z in range(-20, 21)]
     sheet.line(*((left + unit * z, base - unit * value) for z, value in curve), width=2.5, colour=RED)
     for z in (-4, 4):
         sheet.text(left + unit * z, base + 14, str(z), 13, GREY)
     sheet.text(left - 8, base - 4 * unit, "4", 13, GREY, "rm")
-    sheet.text(left, 150, "silu(z) = z * sigmoid(z)", 15)
-    sheet.legend(520, 480, "trained", "plain")
+    sheet.text(left, 100, "silu(z) = z * sigmoid(z)", 15)
+    sheet.legend(560, 408, "trained", "plain")
     return sheet.finished()
 
 

@@ -115,7 +115,9 @@ def _draw(road: Road) -> Image.Image:
     *middles, top = sheet.stack(EYE, GROUND, shape(VISION, "images", "3", "H", "W"), *road.parts, width=170)
     sheet.box(TEXT - 110, GROUND + 20, TEXT + 110, GROUND + 60, None)
     sheet.text(TEXT, GROUND + 40, road.text)
-    *_, table = sheet.stack(TEXT, GROUND + 20, shape(DECODER, "B", "T"), Part("E", trained, trained), width=170)
+    stages = road.parts[-1].name == "W"
+    embeddings = Part("E", trained, "trained in stage 2" if stages else trained)
+    *_, table = sheet.stack(TEXT, GROUND + 20, shape(DECODER, "B", "T"), embeddings, width=170)
     sheet.label(TEXT, (table + ROW + 64) / 2, inputs, "r")
     for x in _groups(road.row, "words", "loss"):
         sheet.arrow((TEXT, table), (TEXT, ROW + 64), (x, ROW + 64), (x, ROW + 17), colour=READ)
@@ -137,7 +139,7 @@ def _draw(road: Road) -> Image.Image:
         sheet.block(middle, MODEL - 25, "block of the language model", "frozen", width=end - FIRST, height=40)
         sheet.text(end + 14, MODEL, f"{CONFIG.decoder.num_hidden_layers} times", anchor="lm")
     else:
-        note = "trained in stage 2, frozen in stage 1" if road.parts[-1].name == "W" else trained
+        note = "trained in stage 2, frozen in stage 1" if stages else trained
         sheet.block(middle, MODEL, "language model", trained, note, end - FIRST, 90)
     sheet.flow((middle, MODEL - 45), (middle, LOSS + 22), shape=shape(DECODER, "B", "T", "V"))
     sheet.block(middle, LOSS, "L = mean of -log p", "plain", "of the tokens with a loss", 220, 44)

@@ -53,7 +53,7 @@ class Sheet:
                 x, y = x1 + dx * start, y1 + dy * start
                 self.line((x, y), (x + 0.6 * dx, y + 0.6 * dy), colour=colour, width=width)
         if not dashed:
-            self.pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE))
+            self.pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), "curve")
 
     def arrow(
         self, *points: tuple[float, float], colour: Colour = INK, width: float = 1.5, dashed: bool = False

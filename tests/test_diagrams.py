@@ -113,8 +113,11 @@ def test_the_vision_towers_shapes():
     config = VisionConfig()
     tower = VisionTower(config)
     block = tower.encoder.layers[0]
+    pixels = torch.zeros(B, 3, config.image_size, config.image_size)
+    cut = nn.Unfold(config.patch_size, stride=config.patch_size)(pixels).mT  # (B, patches, 3 * patch size ** 2)
     with shapes_of({B: "B"}, tower, tower.embeddings, tower.pre_layrnorm, block.self_attn, block.mlp, block) as found:
-        tower(torch.zeros(B, 3, config.image_size, config.image_size))
+        tower(pixels)
+    found.add(f"(B, {cut.shape[1]}, {cut.shape[2]})")
     assert drawing(figures_diagrams.diagram_vit).shapes() == found
 
 
