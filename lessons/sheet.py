@@ -76,10 +76,13 @@ class Sheet:
         image.putdata([shade(value / top) for row in values for value in row])
         self.picture(x, y, image, width, height)
 
+    def reduced(self) -> Image.Image:
+        """The page in its own size."""
+        return self.image.resize(self.size, Image.Resampling.LANCZOS)
+
     def finished(self) -> Image.Image:
         """The page with a palette of 256 colours, which makes its file a third as large."""
-        page = self.image.resize(self.size, Image.Resampling.LANCZOS)
-        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # keeps rare colours
+        return self.reduced().quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # keeps rare colours
 
 
 def shade(value: float) -> Colour:
