@@ -1,59 +1,118 @@
-"""``python -m lessons.build``: bring the quotes and outputs in the lessons up to date.
+"""``python -m lessons.build [PAGE ...]``: bring quotes, outputs, links and notebooks of the lessons up to date.
 
-A lesson is a Markdown page:
+A lesson is a Markdown page. Its author writes the text and the code; the rest is made from these marks:
 
-- ``<!-- quote minillava/model/decoder.py RMSNorm.forward -->`` above a ```python block: the block is the source of that
-  name.
-- All other ```python blocks are run in order, in one namespace, from the repository's folder.
-- The ```output block after a ```python block holds what the block printed. A block that prints nothing has none.
+- ``<!-- quote minillava/model/decoder.py RMSNorm.forward -->`` above a ```python block: the block becomes the source of
+  that name, with a line above it that says where it is from. Where an exercise asks for a body of it, the quote is
+  folded, below a line that asks the reader to write it first.
+- All other ```python blocks are run in order, in one namespace, from the repository's folder. The ```output block below
+  one holds what it printed. A block that prints nothing has none.
+- ``<!-- navigation -->``: the line below it leads to the lessons before and after.
+- ``<!-- time -->``: the line below it says how long the lesson takes to read.
+
+Each lesson is also written as a notebook (``notebook.py``). ``--begin zh`` makes the pages of a translation
+(``translation.py``), which this program then keeps up to date too.
 """
 
+import argparse
 import ast
 import contextlib
 import io
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from lessons import notebook, translation
+from lessons.markdown import BLOCK, FENCED, MARK, title
+from lessons.parts import PARTS, PATHS
 from lessons.source import definitions, text_of
 from minillava.errors import UserError, run_program
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(
-    r"(?P<marker>^<!-- quote (?P<file>\S+) (?P<name>\S+) -->\n)?^```python\n(?P<code>.*?)^```\n"
-    r"(\n```output\n.*?^```\n)?",
-    re.MULTILINE | re.DOTALL,
-)
-FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!\w+:)(?P<file>[^()#\s]*)(#(?P<heading>[^()\s]*))?\)")
+NAVIGATION = re.compile(r"^<!-- navigation -->\n(\[.*\n)?", re.MULTILINE)
+TIME = re.compile(r"^<!-- time -->\n(\*\*.*\n)?", re.MULTILINE)
+WORDS_A_MINUTE, LINES_A_MINUTE = 120, 20  # of text, and of code and what it prints
+
+# What the builder writes. A translation has its own in phrases.json.
+PHRASES = {
+    "source": "From [{file}]({link}), `{name}`:",
+    "write": "**Stop here and write it:** {bodies} in `exercises/{part}.py` ([how](README.md#rebuild-it)).",
+    "theirs": "The project's <code>{name}</code>",
+    "all": "All lessons",
+    "time": "**Time:** about {minutes} minutes to read ({words:,} words and {lines} lines of code); "
+    "the exercises take longer ([hours](teaching.md)).",
+}
 
 
-def lessons() -> list[Path]:
+def pages() -> list[Path]:
+    """The lessons, the list of them and the other pages next to them."""
     return sorted((ROOT / "lessons").glob("*.md"))
 
 
-def built(lesson: Path) -> str:
-    """The lesson's text with current quotes and outputs; the file is not changed.
+def lessons() -> list[Path]:
+    return [page for page in pages() if re.match(r"\d\d-", page.name)]
 
-    Raises UserError, which names the lesson and the line, for a quoted name or file that does not exist and for a block
-    that fails.
+
+def in_process(page: Path) -> Callable[[str, int], str]:
+    """A function that runs one block after another, in one namespace, and returns what a block printed."""
+    namespace = {"__name__": "__main__"}
+
+    def run(code: str, line: int) -> str:
+        # Empty lines before the code make the line numbers in a traceback those of the lesson.
+        compiled = compile("\n" * line + code, str(page), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compiled, namespace)
+        return printed.getvalue()
+
+    return run
+
+
+def built(page: Path, run: Callable[[str, int], str] | None = None) -> str:
+    """A page's text with all that is made brought up to date; the file is not changed.
+
+    ``run(code, line)`` returns what a block prints. Raises UserError, which names the page and the line, for a quoted
+    name or file that does not exist and for a block that fails.
     """
-    text, namespace = lesson.read_text(encoding="utf-8"), {"__name__": "__main__"}
+    return made(page, page.read_text(encoding="utf-8"), run or in_process(page), PHRASES)
 
+
+def translated(english: Path, page: Path) -> str:
+    """A translated page's text with the code, the outputs and the quotes of the English page, which is up to date."""
+    text = translation.with_blocks_of(english, page)
+    outputs = (found["output"] or "" for found in BLOCK.finditer(text) if found["code"] is not None)
+    return made(page, text, lambda code, line: next(outputs), translation.phrases_of(page, PHRASES))
+
+
+def made(page: Path, text: str, run: Callable[[str, int], str], phrases: dict[str, str]) -> str:
     def block(found: re.Match) -> str:
-        line = text.count("\n", 0, found.start("code"))
+        line = text.count("\n", 0, found.start("theirs" if found["code"] is None else "code"))
         try:
-            if found["marker"]:
-                return f"{found['marker']}```python\n{quoted(found['file'], found['name'])}\n```\n"
-            # Empty lines before the code make the line numbers in a traceback those of the lesson.
-            code = compile("\n" * line + found["code"], str(lesson), "exec")
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, namespace)
+            if found["code"] is None:
+                end = found["end"] or ""
+                return quote(page, found["file"], found["name"], phrases) + end * ("<details>" not in found["above"])
+            output = run(found["code"], line)
         except Exception as error:
-            raise UserError(f"{lesson}, block at line {line}: {type(error).__name__}: {error}") from error
-        output = printed.getvalue()
+            raise UserError(f"{page}, block at line {line}: {type(error).__name__}: {error}") from error
         return f"```python\n{found['code']}```\n" + (f"\n```output\n{output.rstrip()}\n```\n" if output else "")
 
-    return BLOCK.sub(block, text)
+    text = BLOCK.sub(block, text)
+    new = NAVIGATION.sub(lambda _: f"<!-- navigation -->\n{navigation(page, phrases)}\n", text)
+    return TIME.sub(lambda _: f"<!-- time -->\n{time(new, phrases)}\n", new)
+
+
+def quote(page: Path, file: str, name: str, phrases: dict[str, str]) -> str:
+    """A quote with its mark, the line that says where it is from, and the fold if a reader is to write it first."""
+    link = "../" * len(page.relative_to(ROOT).parent.parts) if page.is_relative_to(ROOT) else ""
+    source = phrases["source"].format(file=file, link=link + file, name=name)
+    shown = f"{source}\n\n```python\n{quoted(file, name)}\n```\n"
+    part = next((part for part in PARTS if PATHS[part] == file), None)
+    bodies = [body for body in PARTS.get(part, ()) if f"{body}.".startswith(f"{name}.")]
+    if bodies:
+        asked = phrases["write"].format(bodies=", ".join(f"`{body}`" for body in bodies), part=part)
+        title = phrases["theirs"].format(name=name)
+        shown = f"{asked}\n\n<details><summary>{title}</summary>\n\n{shown}\n</details>\n"
+    return f"<!-- quote {file} {name} -->\n{shown}"
 
 
 def quoted(file: str, name: str) -> str:
@@ -66,28 +125,49 @@ def quoted(file: str, name: str) -> str:
     return text_of(source, found[name])
 
 
-def dead_links(page: Path) -> list[str]:
-    """The relative links and pictures of a Markdown file whose target, or heading in the target, does not exist."""
-    dead = []
-    for link in LINK.finditer(FENCED.sub("", page.read_text(encoding="utf-8"))):
-        target = page.parent / link["file"] if link["file"] else page
-        if not target.exists() or (link["heading"] and link["heading"] not in headings(target)):
-            dead.append(link[0][2:-1])
-    return dead
+def navigation(page: Path, phrases: dict[str, str]) -> str:
+    """Links to the lesson before, to the list of all, and to the lesson after."""
+    row = sorted(page.parent.glob("[0-9][0-9]-*.md"))
+    place = row.index(page)
+    before, after = row[max(place - 1, 0) : place], row[place + 1 : place + 2]
+    links = [f"[← {title(one)}]({one.name})" for one in before]
+    links += [f"[{phrases['all']}](README.md)", *(f"[{title(one)} →]({one.name})" for one in after)]
+    return " · ".join(links)
 
 
-def headings(page: Path) -> set[str]:
-    """The anchors of a page's headings, made as GitHub does: lower case, hyphens for spaces, no punctuation."""
-    found = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+def time(text: str, phrases: dict[str, str]) -> str:
+    """How long a page takes to read, by its words and its lines of code, in steps of five minutes."""
+    text = MARK.sub("", NAVIGATION.sub("", TIME.sub("", text)))
+    lines = sum(block.count("\n") - 1 for block in FENCED.findall(text))
+    words = len(FENCED.sub("", text).split())
+    minutes = 5 * math.ceil((words / WORDS_A_MINUTE + lines / LINES_A_MINUTE) / 5)
+    return phrases["time"].format(minutes=minutes, words=words, lines=lines)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a page or a notebook, and say so, if its text is another one now."""
+    if not file.exists() or text != file.read_text(encoding="utf-8"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        print(f"{file}: brought up to date")
 
 
 def main() -> None:
-    for lesson in lessons():
-        text = built(lesson)
-        if text != lesson.read_text(encoding="utf-8"):
-            lesson.write_text(text, encoding="utf-8")
-            print(f"{lesson}: brought up to date")
+    parser = argparse.ArgumentParser(prog="python -m lessons.build", description=__doc__.split("\n")[0])
+    parser.add_argument("pages", nargs="*", type=Path, metavar="PAGE", help="lessons (default: all)")
+    parser.add_argument("--begin", metavar="LANGUAGE", help="make the pages of a translation, as lessons/LANGUAGE/*.md")
+    arguments = parser.parse_args()
+    asked = [page.resolve() for page in arguments.pages]
+    if unknown := [page for page in asked if page not in pages()]:
+        raise UserError(f"{unknown[0]} is no page of the lessons")
+    if arguments.begin:
+        translation.begin(arguments.begin, pages(), PHRASES)
+    for page in asked or pages():
+        write(page, built(page))
+        if page in lessons():
+            write(notebook.path_of(page), notebook.notebook(page))
+        for other in translation.of(page):
+            write(other, translated(page, other))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Comparisons whose failure is a sentence for the one who writes the body, with numbers and without dumps of tensors."""
+"""Comparisons whose failure is a sentence for the one who writes the body, without dumps of tensors."""
 
 import torch
 from torch import Tensor
 
 
 def same(got: Tensor, want: Tensor, sentence: str, rtol: float = 1e-5, atol: float = 1e-5) -> None:
-    """Raise AssertionError with ``sentence`` and how ``got`` differs from ``want``: kind, shape, dtype or largest number.
+    """Raise AssertionError with ``sentence`` and how ``got`` differs from ``want``: in kind, shape, dtype or numbers.
 
     ``sentence`` says what is right ("the class token is first"), so it reads well as the reason of a failure. A NaN
     differs from everything.
