@@ -13,7 +13,7 @@ from data.picturebook.scene import sample_scene
 from data.requests import DETAIL_REQUESTS
 from data.teachers import Request
 from data.teachers.scripted import Scripted
-from lessons.sheet import BLUE, FAINT, GREEN, GREY, INK, ORANGE, RED, SCALE, VIOLET, Sheet, text_width
+from lessons.sheet import BLUE, FAINT, GREEN, GREY, ORANGE, RED, VIOLET, Sheet, text_width
 from lessons.small_world import drawn_scenes, features_and_words, fitted_projection
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig, LlavaConfig, VisionConfig
@@ -119,7 +119,7 @@ def memory() -> Image.Image:
         sheet.text(20, y + 28, f"{found['peak'] / GIB:.1f} GiB", 13, GREY, "lm")
         for use, (colour, _) in uses.items():
             width = wide * found[use] / GIB
-            sheet.pen.rectangle([value * SCALE for value in (x, y, x + width, y + 36)], colour, INK, SCALE)
+            sheet.bar(x, y, x + width, y + 36, colour)
             x += width
     return sheet.finished()
 
@@ -135,7 +135,7 @@ def layers() -> Image.Image:
         with torch.no_grad():
             missing = (projection(features) - words).square().sum()
         shares.append(1 - (missing / (words - words.mean(dim=0)).square().sum()).item())
-    sheet, ground, tall = Sheet(1000, 370), 310, 400
+    sheet, ground, tall = Sheet(1000, 370), 310, 390
     sheet.formula(
         20, 24, "How much of the words' embeddings the best W explains (R^2 on new pictures)", 16, anchor="lm"
     )
@@ -144,7 +144,7 @@ def layers() -> Image.Image:
         sheet.text(60, ground - tall * tick, f"{tick:.0%}", 13, anchor="rm")
     for layer, share in enumerate(shares):
         x, top, is_read = 95 + 150 * layer, ground - tall * share, layer == len(shares) - 2
-        sheet.pen.rectangle([v * SCALE for v in (x, top, x + 90, ground)], BLUE if is_read else FAINT, INK, SCALE)
+        sheet.bar(x, top, x + 90, ground, BLUE if is_read else FAINT)
         sheet.text(x + 45, top + 16, f"{share:.0%}", 15)
         sheet.text(x + 45, ground + 18, f"after block {layer}" if layer else "embeddings")
         if is_read:

@@ -238,6 +238,32 @@ PARTS: dict[str, dict[str, str]] = {
             "end yield the rest."
         ),
     },
+    "image": {
+        "to_rgb": (
+            "upright() first. _to_8_bits() makes grey of 16 bits or in floats (modes I, F, I;16...) fit for "
+            "convert(). If has_transparency_data, put the picture in RGBA on a white one: Image.alpha_composite."
+        ),
+        "ImageProcessor._resized": (
+            "With shortest_edge, the longer side is shortest_edge * longer // shorter. _allowed(old, new) refuses what "
+            "is too large; for a size with height and width give it (new width, the larger height): Pillow resizes "
+            "rows first."
+        ),
+        "ImageProcessor.view": (
+            "to_rgb(); then each step that its do_ field asks for: pad, resize, crop. The square has the size "
+            "_padded() and the colour int(mean * 255); the picture's left edge in it is at (square width - width) // "
+            "2, its top alike. The crop's left edge is at (width - crop width) // 2, which is negative in a smaller "
+            "picture: Image.crop gives black there."
+        ),
+        "ImageProcessor.window": (
+            "Per axis, as view() does it: own pixels, padded, resized, cropped. A pixel of the resized picture is "
+            "padded / resized of its own pixels. The result begins (resized - cropped) // 2 resized pixels, less "
+            "(padded - own) // 2 own pixels, from the picture's edge. Divide by own."
+        ),
+        "ImageProcessor.__call__": (
+            "view(), as an array (H, W, 3); times rescale_factor; minus mean, divided by std; channels first, float32. "
+            "Two of these steps have do_ fields."
+        ),
+    },
     "training": {
         "accumulate": (
             "First set the gradients of the step before to None. Each micro-batch's part of the loss is its mean times "

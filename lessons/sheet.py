@@ -27,7 +27,7 @@ class Sheet:
 
     def text(self, x: float, y: float, text: str, size: int = 14, colour: Colour = INK, anchor: str = "mm") -> None:
         """Write at (x, y). ``anchor`` is Pillow's: "mm" for the text's centre, "lm" for its left end, half-way up."""
-        self.pen.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
+        self.pen.text(self._at(x, y), text, colour, _font(size), anchor)
 
     def formula(self, x: float, y: float, text: str, size: int = 16, colour: Colour = INK, anchor: str = "mm") -> None:
         """Write text in which "_name" is a subscript and "^name" a superscript, as in "W_q x^T"."""
@@ -45,15 +45,19 @@ class Sheet:
         corners = [value * SCALE for value in (x1, y1, x2, y2)]
         self.pen.rounded_rectangle(corners, 4 * SCALE, fill, outline, SCALE)
 
+    def bar(self, x1: float, y1: float, x2: float, y2: float, fill: Colour) -> None:
+        """A box with square corners, for a chart."""
+        self.pen.rectangle([round(value * SCALE) for value in (x1, y1, x2, y2)], fill, INK, SCALE)
+
     def line(self, *points: tuple[float, float], colour: Colour = INK, width: float = 1, dashed: bool = False) -> None:
-        for (x1, y1), (x2, y2) in pairwise(points) if dashed else ():
-            count = max(1, round(math.dist((x1, y1), (x2, y2)) / 10))  # dashes of about 6 pixels, gaps of 4
-            dx, dy = (x2 - x1) / count, (y2 - y1) / count
-            for start in range(count):
-                x, y = x1 + dx * start, y1 + dy * start
-                self.line((x, y), (x + 0.6 * dx, y + 0.6 * dy), colour=colour, width=width)
-        if not dashed:
-            self.pen.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), "curve")
+        if dashed:
+            for (x1, y1), (x2, y2) in pairwise(points):
+                count = max(1, round(math.dist((x1, y1), (x2, y2)) / 10))  # dashes of about 6 pixels, gaps of 4
+                dx, dy = (x2 - x1) / count, (y2 - y1) / count
+                for x, y in ((x1 + dx * start, y1 + dy * start) for start in range(count)):
+                    self.line((x, y), (x + 0.6 * dx, y + 0.6 * dy), colour=colour, width=width)
+        else:
+            self.pen.line([self._at(x, y) for x, y in points], colour, round(width * SCALE), "curve")
 
     def arrow(
         self, *points: tuple[float, float], colour: Colour = INK, width: float = 1.5, dashed: bool = False
@@ -76,10 +80,17 @@ class Sheet:
         image.putdata([shade(value / top) for row in values for value in row])
         self.picture(x, y, image, width, height)
 
+    def _at(self, x: float, y: float) -> tuple[int, int]:
+        """Whole pixels: versions of Pillow round fractions differently."""
+        return round(x * SCALE), round(y * SCALE)
+
+    def reduced(self) -> Image.Image:
+        """The page in its own size."""
+        return self.image.resize(self.size, Image.Resampling.LANCZOS)
+
     def finished(self) -> Image.Image:
         """The page with a palette of 256 colours, which makes its file a third as large."""
-        page = self.image.resize(self.size, Image.Resampling.LANCZOS)
-        return page.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # keeps rare colours
+        return self.reduced().quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2)  # keeps rare colours
 
 
 def shade(value: float) -> Colour:

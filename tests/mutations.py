@@ -36,6 +36,7 @@ MORE_TESTS = {
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
     "web_server": ("web",),
+    "image": ("pictures",),
     "loop": ("resume", "heldout", "report"),
     "heldout": ("report",),
     "answers": ("heldout", "report"),

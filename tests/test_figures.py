@@ -44,6 +44,7 @@ def test_every_figure_is_stored_and_shown():
 def test_a_figure_is_stored_as_it_is_drawn_now(figure, monkeypatch, request):
     if figure.__name__ in NEED_SMOLLM2:
         request.getfixturevalue("smollm2")
+    monkeypatch.setattr(Sheet, "finished", Sheet.reduced)  # the search for 256 colours takes longer than to draw
     monkeypatch.setattr(figures_words, "short_training", lambda model, parts, batches, recipe, steps: [1.0] * steps)
     monkeypatch.setattr(figures_words, "fitted_projection", lambda model, *scenes: model.multi_modal_projector)
     monkeypatch.setattr(figures_words, "captions", lambda model, count, seed: seed)
