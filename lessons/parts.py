@@ -296,6 +296,20 @@ PARTS: dict[str, dict[str, str]] = {
             "have. Leave the gradients as they are."
         ),
     },
+    "tensors": {
+        "rename": (
+            "Leave out names in which CONSTANTS is found. re.search finds a rule's pattern, re.sub applies the rule; "
+            "only the first rule that is found. No rule: the name stays. Two tensors with one new name are an error "
+            "that names both."
+        ),
+        "split": "Begin a new shard when the next tensor does not fit into what is left of the one before.",
+        "write_tensors": (
+            "The bytes of a tensor: its numbers times the itemsize of the dtype that it is written in. Write each of "
+            "split()'s shards with write_file(): tensors on the CPU, detached, contiguous. If there are several files, "
+            'write the index, model.safetensors.index.json: {"metadata": {"total_size": bytes of all}, "weight_map": '
+            "{name: file}}."
+        ),
+    },
     "lora": {
         "LoraLinear.forward": "The plain layer's output plus self.scale times lora_B(lora_A(x)).",
         "LoraLinear.merged": (

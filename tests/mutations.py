@@ -37,6 +37,7 @@ MORE_TESTS = {
     "adapter": ("lora",),
     "web_server": ("web",),
     "image": ("pictures",),
+    "tensors": ("weights",),
     "loop": ("resume", "heldout", "report"),
     "heldout": ("report",),
     "answers": ("heldout", "report"),
