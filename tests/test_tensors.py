@@ -106,6 +106,7 @@ def parts(sizes: list[int], limit: int) -> list[list[int]]:
         ([30, 40], 10, [[30], [40]], "no shard is empty"),
         ([8, 1, 5, 4, 7], 10, [[8, 1], [5, 4], [7]], "a shard is filled before the next one begins"),
         ([8, 5, 2], 10, [[8], [5, 2]], "a tensor goes into the newest shard: the order stays"),
+        ([2, 9, 3], 10, [[2], [9], [3]], "a new shard has room for limit bytes, whatever was left of the one before"),
         ([0, 0], 10, [[0, 0]], "a tensor without numbers needs no room"),
     ],
 )
