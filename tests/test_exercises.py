@@ -193,6 +193,39 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
     assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
 
 
+def test_status_counts_what_passes_for_the_file_as_it_is_now(judged, untouched, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bodies = {"RMSNorm.forward": NORM, "rotate": "return x"}
+    folder = written(untouched, tmp_path / "exercises", "decoder", **bodies)
+
+    def rows() -> dict[str, str]:
+        run_exercise(monkeypatch, "--status")
+        head, _, *lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == list(PARTS)
+        return {"": head} | {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+    total, test_it = sum(map(len, PARTS.values())), "pytest tests/test_decoder.py --exercise"
+    assert rows()["decoder"] == f"0 2 8 {test_it}"  # not tested yet
+    judged(folder, "decoder")
+    told = rows()
+    assert told["decoder"] == f"1 1 8 {test_it}"
+    assert told[""] == f"1 of {total} bodies stand: they are written and pass."
+    assert told["vision"] == f"0 0 {len(PARTS['vision'])} python -m lessons.exercise vision"
+    with (folder / "decoder.py").open("a") as file:
+        file.write("\n")
+    assert rows()["decoder"] == f"0 2 8 {test_it}"  # what was tested is another file
+    (folder / "decoder.py").write_text("def (")
+    assert rows()["decoder"] == "exercises/decoder.py, line 1: invalid syntax"
+
+
+def test_status_takes_no_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in ((("--status", "lora"), "takes no part"), ((), "name a part to write, one of attention")):
+        with pytest.raises(SystemExit) as end:
+            run_exercise(monkeypatch, *arguments)
+        assert end.value.code == 2 and words in capsys.readouterr().err
+
+
 def test_an_unknown_part_and_a_folder_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("exercises").write_text("a file")
