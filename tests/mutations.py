@@ -41,7 +41,7 @@ MORE_TESTS = {
     "dataset": ("rejected", "pack"),
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
-    "adapter": ("lora",),
+    "adapter": ("lora_training",),
     "web_server": ("web",),
     "training": ("resume", "heldout", "report"),
     "heldout": ("report",),

@@ -22,7 +22,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import forks, judge
-from mutations import caught_by
+from mutations import caught_by, judged as judged_mistake
 
 def judged(part, folder, seconds):
     def prepare():
@@ -254,6 +254,11 @@ def test_an_exercise_has_ten_faults_another_part_a_few_and_all_fit_the_source():
         assert all(ast.dump(ast.parse(text)) != ours for _, text in faults)
 
 
+@pytest.mark.parametrize("part", ["attention", "vision", "decoder", "contrastive", "llava", "generation", "lora"])
+def test_twenty_faults_are_mistakes_in_bodies_that_a_reader_writes(part):
+    assert sum(mutations.body_of(part, text) is not None for _, text in mutations.mutants(part)) >= 20
+
+
 def test_a_fault_that_does_not_fit_the_source_is_stale(tmp_path, monkeypatch):
     (tmp_path / "minillava" / "model").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
@@ -270,7 +275,7 @@ def test_mutations_fails_where_no_test_catches_a_fault(work, monkeypatch, capsys
     ours = source("projector")
     assert work("caught_by", "projector", ours) is None
     wrong = ours.replace("F.gelu", "F.relu")
-    assert work("caught_by", "projector", wrong) == "test_mlp_projector_is_transformers_projector"
+    assert work("caught_by", "projector", wrong) == "test_mlp_projector_is_two_layers_with_a_gelu_between"
 
     monkeypatch.setattr(sys, "argv", ["mutations.py", "projector"])
     for test, code in ((None, 1), ("test_x", 0)):
@@ -279,3 +284,26 @@ def test_mutations_fails_where_no_test_catches_a_fault(work, monkeypatch, capsys
             mutations.main()
         assert end.value.code == code
         assert f"| projector | ReLU for GELU | {test or '**nothing**'} |" in capsys.readouterr().out
+
+
+def test_a_mistake_is_named_with_its_body(work, monkeypatch, capsys):
+    ours = source("lora")
+    assert work("judged_mistake", "lora", ours) == [None, ""]
+    wrong = ours.replace("self.scale * self.lora_B(", "self.lora_B(")
+    assert mutations.body_of("lora", ours) is None and mutations.body_of("lora", wrong) == "LoraLinear.forward"
+    body, why = work("judged_mistake", "lora", wrong)
+    assert body == "LoraLinear.forward" and why.startswith("the result is W x + bias + (alpha / r) B A x (")
+
+    monkeypatch.setattr(sys, "argv", ["mutations.py", "--exercise", "lora", "page"])
+    right = {text: mutations.body_of("lora", text) for _, text in mutations.mutants("lora")}
+    bodies = [body for body in right.values() if body]
+    for named, code, totals in (
+        (right.get, 0, f"{len(bodies)} caught, {len(bodies)} named right first"),
+        (lambda text: "add_lora", 1, f"{len(bodies)} caught, {bodies.count('add_lora')} named right first"),
+        (lambda text: None, 1, "0 caught, 0 named right first"),
+    ):
+        monkeypatch.setattr(mutations, "judged", lambda part, text, named=named: (named(text), "a sentence"))
+        with pytest.raises(SystemExit) as end:
+            mutations.main()
+        assert end.value.code == code
+        assert capsys.readouterr().out.endswith(f"\n\nlora: {len(bodies)} mistakes, {totals}\n")
