@@ -179,10 +179,10 @@ PARTS: dict[str, dict[str, str]] = {
             "target is a distribution: each text's weight divided evenly among its pictures. Return the mean of the "
             "two."
         ),
-        "Clip.text_features": "Tower, projection, F.normalize. Compute in float32 from the projection on.",
+        "Clip.text_features": "Tower, projection, then F.normalize in float32.",
         "Clip.image_features": (
             "hidden_state() is (B, 1 + patches, hidden), with the class token at 0. Class token and patches both go "
-            "through post_layernorm, the projection and F.normalize."
+            "through post_layernorm, the projection and F.normalize, the last in float32."
         ),
         "clip_loss": "The sum of two losses: of pictures and captions, and of regions and phrases.",
     },
@@ -205,12 +205,18 @@ PARTS: dict[str, dict[str, str]] = {
         ),
     },
     "llava": {
-        "splice": "Tensor.masked_scatter fills the positions where a mask is True, in order. Compare the counts first.",
+        "splice": (
+            "Tensor.masked_scatter fills the positions where a mask is True, in order. Compare the counts first. "
+            "Visual tokens take the embeddings' dtype."
+        ),
         "next_token_loss": (
             "Position i predicts the label at i + 1. Take the states before a label that is not IGNORE, (N, hidden); "
-            "apply lm_head, then cross-entropy in float32."
+            "apply lm_head, convert the logits to float32, then cross-entropy."
         ),
-        "Llava.encode_images": "Call the tower with the configuration's layer and strategy. Then apply W.",
+        "Llava.encode_images": (
+            "Pixels take the device and dtype of the tower's weights. Call the tower with the configuration's layer "
+            "and strategy. Then apply W."
+        ),
         "Llava.embed": (
             "embed_tokens has a row for each word, but may have none for the placeholder's id: look up another id "
             "there. Then splice(). Without pictures all ids are words."
@@ -222,7 +228,7 @@ PARTS: dict[str, dict[str, str]] = {
             "Sort each row, the likeliest first. A token is kept as long as the sum of those before it is below top_p. "
             "Tensor.scatter puts the kept ones back in their places."
         ),
-        "sample": "Softmax in float32; nucleus() if top_p is below 1; torch.multinomial draws.",
+        "sample": "Convert the logits to float32 first. nucleus() if top_p is below 1; torch.multinomial draws.",
         "collect": (
             "done marks the rows that have drawn a stop. A row that was done before this step gets fill. Ask for no "
             "step after all rows are done. The stacked steps are (N, B): transpose them."
