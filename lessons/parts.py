@@ -164,8 +164,9 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "SentencePieceBPE.encode": (
             "With a scheme (not None), spaces become SPACE. One is put before a text that does not begin with it: at "
-            "START unless the scheme is never, AFTER_TOKEN if it is always. With self._splits each SPACE begins a new "
-            "word. A word in self._whole is one token."
+            "START unless the scheme is never, AFTER_TOKEN if it is always; at FRESH, unless it is never, even if the "
+            "text begins with SPACE. With self._splits each SPACE begins a new word. A word in self._whole is one "
+            "token; of others merge the _characters(). A token without an id becomes its bytes: self._byte_ids."
         ),
     },
     "contrastive": {

@@ -45,6 +45,7 @@ MORE_TESTS = {
     "web_server": ("web",),
     "image": ("pictures",),
     "tensors": ("weights",),
+    "sentencepiece_bpe": ("sentencepiece_files",),
     "loop": ("resume", "heldout", "report"),
     "heldout": ("report",),
     "answers": ("heldout", "report"),
