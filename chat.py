@@ -2,7 +2,7 @@
 
 Without --image a new scene is drawn and shown. With --prompt only the answer is printed to standard output. With
 --no-image or --decoder there is no picture: it is a chat with the model's decoder, or with a language model. With --web
-the chat is in a browser.
+the chat is in a browser. With --exercise the model runs on your own files, exercises/PART.py.
 """
 
 import argparse
@@ -12,6 +12,10 @@ import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly while modules are imported, see run_program()
+if __name__ == "__main__" and "--exercise" in sys.argv:
+    from lessons.your_model import install
+
+    install()  # before minillava is imported: its imports find the reader's files
 
 import torch
 from PIL import Image
@@ -48,8 +52,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--web", action="store_true", help="talk in a browser (needs: pip install gradio)")
     parser.add_argument("--host", help=f"address that --web listens on (default: {HOST}, this machine only)")
     parser.add_argument("--port", type=int, help=f"port that --web listens on (default: {PORT}; 0: any that is free)")
+    parser.add_argument("--exercise", action="store_true", help="run the model on your files, exercises/PART.py")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.exercise and "--exercise" not in sys.argv:
+        parser.error("--exercise must be written in full")
     check_options(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     if arguments.top_p < 1 and not arguments.temperature:
         parser.error("--top-p has no effect without --temperature: the most likely token is taken")

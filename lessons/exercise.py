@@ -1,7 +1,7 @@
 """``python -m lessons.exercise decoder``: write ``exercises/decoder.py``, the decoder's source without some bodies.
 
 Write these bodies in the order given at the top of the file and test them: ``pytest tests/test_decoder.py --exercise``.
-``--solution`` prints the project's bodies.
+``--solution`` prints the project's bodies, ``--status`` what you have written and what of it passes.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import ast
 import textwrap
 from pathlib import Path
 
+from lessons.board import board
 from lessons.parts import FOLDER, PARTS, PATHS, TO_WRITE
 from lessons.source import definitions, first_line, text_of
 from minillava.errors import UserError, run_program
@@ -56,10 +57,18 @@ def solution(part: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("part", nargs="?", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--solution", action="store_true", help="print the project's bodies and write no file")
     parser.add_argument("--force", action="store_true", help="overwrite the file and what you wrote in it")
+    parser.add_argument("--status", action="store_true", help="print which bodies of all parts stand")
     arguments = parser.parse_args()
+    if arguments.status:
+        if arguments.part or arguments.solution or arguments.force:
+            parser.error("--status takes no part and no other option")
+        print(*board(), sep="\n")
+        return
+    if arguments.part is None:
+        parser.error(f"name a part to write, one of {', '.join(PARTS)}; --status shows what stands")
     if arguments.part not in PARTS:
         raise UserError(f"no part {arguments.part!r}; the parts are {', '.join(PARTS)}")
     if arguments.solution:

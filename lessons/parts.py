@@ -164,8 +164,9 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "SentencePieceBPE.encode": (
             "With a scheme (not None), spaces become SPACE. One is put before a text that does not begin with it: at "
-            "START unless the scheme is never, AFTER_TOKEN if it is always. With self._splits each SPACE begins a new "
-            "word. A word in self._whole is one token."
+            "START unless the scheme is never, AFTER_TOKEN if it is always; at FRESH, unless it is never, even if the "
+            "text begins with SPACE. With self._splits each SPACE begins a new word. A word in self._whole is one "
+            "token; of others merge the _characters(). A token without an id becomes its bytes: self._byte_ids."
         ),
     },
     "contrastive": {
@@ -179,10 +180,10 @@ PARTS: dict[str, dict[str, str]] = {
             "target is a distribution: each text's weight divided evenly among its pictures. Return the mean of the "
             "two."
         ),
-        "Clip.text_features": "Tower, projection, F.normalize. Compute in float32 from the projection on.",
+        "Clip.text_features": "Tower, projection, then F.normalize in float32.",
         "Clip.image_features": (
             "hidden_state() is (B, 1 + patches, hidden), with the class token at 0. Class token and patches both go "
-            "through post_layernorm, the projection and F.normalize."
+            "through post_layernorm, the projection and F.normalize, the last in float32."
         ),
         "clip_loss": "The sum of two losses: of pictures and captions, and of regions and phrases.",
     },
@@ -205,12 +206,18 @@ PARTS: dict[str, dict[str, str]] = {
         ),
     },
     "llava": {
-        "splice": "Tensor.masked_scatter fills the positions where a mask is True, in order. Compare the counts first.",
+        "splice": (
+            "Tensor.masked_scatter fills the positions where a mask is True, in order. Compare the counts first. "
+            "Visual tokens take the embeddings' dtype."
+        ),
         "next_token_loss": (
             "Position i predicts the label at i + 1. Take the states before a label that is not IGNORE, (N, hidden); "
-            "apply lm_head, then cross-entropy in float32."
+            "apply lm_head, convert the logits to float32, then cross-entropy."
         ),
-        "Llava.encode_images": "Call the tower with the configuration's layer and strategy. Then apply W.",
+        "Llava.encode_images": (
+            "Pixels take the device and dtype of the tower's weights. Call the tower with the configuration's layer "
+            "and strategy. Then apply W."
+        ),
         "Llava.embed": (
             "embed_tokens has a row for each word, but may have none for the placeholder's id: look up another id "
             "there. Then splice(). Without pictures all ids are words."
@@ -222,7 +229,7 @@ PARTS: dict[str, dict[str, str]] = {
             "Sort each row, the likeliest first. A token is kept as long as the sum of those before it is below top_p. "
             "Tensor.scatter puts the kept ones back in their places."
         ),
-        "sample": "Softmax in float32; nucleus() if top_p is below 1; torch.multinomial draws.",
+        "sample": "Convert the logits to float32 first. nucleus() if top_p is below 1; torch.multinomial draws.",
         "collect": (
             "done marks the rows that have drawn a stop. A row that was done before this step gets fill. Ask for no "
             "step after all rows are done. The stacked steps are (N, B): transpose them."
@@ -294,6 +301,20 @@ PARTS: dict[str, dict[str, str]] = {
             "The class docstring has the formulas, in the right order. Count the step first: t is 1 in the first. All "
             "in place (-=, or mul_, add_, lerp_): parameter = ... would make another tensor, which the model does not "
             "have. Leave the gradients as they are."
+        ),
+    },
+    "tensors": {
+        "rename": (
+            "Leave out names in which CONSTANTS is found. re.search finds a rule's pattern, re.sub applies the rule; "
+            "only the first rule that is found. No rule: the name stays. Two tensors with one new name are an error "
+            "that names both."
+        ),
+        "split": "Begin a new shard when the next tensor does not fit into what is left of the one before.",
+        "write_tensors": (
+            "The bytes of a tensor: its numbers times the itemsize of the dtype that it is written in. Write each of "
+            "split()'s shards with write_file(): tensors on the CPU, detached, contiguous. If there are several files, "
+            'write the index, model.safetensors.index.json: {"metadata": {"total_size": bytes of all}, "weight_map": '
+            "{name: file}}."
         ),
     },
     "lora": {

@@ -1,5 +1,8 @@
 """Comparisons whose failure is a sentence for the one who writes the body, without dumps of tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -24,3 +27,16 @@ def same(got: Tensor, want: Tensor, sentence: str, rtol: float = 1e-5, atol: flo
         place = tuple(index.item() for index in torch.unravel_index(worst, got.shape))
         numbers = f"at {list(place)} yours is {got[place].item():.4g}, it should be {want[place].item():.4g}"
         raise AssertionError(f"{sentence} ({wrong.sum()} of {wrong.numel()} numbers differ; {numbers})")
+
+
+@contextmanager
+def refused(error: type[Exception], sentence: str, *words: str) -> Iterator[None]:
+    """Raise AssertionError with ``sentence`` unless the block raises ``error``, with all ``words`` in its message."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except error as raised:
+        if missing := [word for word in words if word not in str(raised)]:
+            raise AssertionError(f"{sentence} (your message lacks {missing[0]!r}: {raised})") from None
+    else:
+        raise AssertionError(f"{sentence} (yours raises nothing)")

@@ -10,8 +10,8 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
+from minillava.formats.byte_characters import to_characters
 from minillava.inputs.tokenizer import SPECIAL_TOKENS
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "that", "others", "then", "it's", "we'll", "they've", "42", "1999"]
@@ -65,7 +65,11 @@ def training_texts() -> list[str]:
     return [re.sub(r"\0|###|<(/?s|unk|image|pad|0x..|\|.*?\|)>", " ", text) for text in texts]
 
 
-LLAMA3_PATTERN = TikTokenConverter().pattern
+# As in Meta's llama3/tokenizer.py; test_byte_bpe.py compares it with transformers'.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 BYTE_LEVEL = {
     "GPT-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "Llama-3": pre_tokenizers.Sequence(
@@ -101,7 +105,7 @@ def train_byte_level(family: str) -> dict:
 def tiktoken_file() -> bytes:
     """A tokenizer.model like Llama-3's: per token a line of base64 and rank, the 256 single bytes first."""
     model = train_byte_level("Llama-3")["model"]
-    to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    to_byte = {to_characters(bytes([byte])): byte for byte in range(256)}
     merged = [bytes(to_byte[character] for character in left + right) for left, right in model["merges"]]
     tokens = [bytes([byte]) for byte in range(256)] + merged
     return b"".join(b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))

@@ -18,8 +18,9 @@ import numpy, PIL.Image, regex, safetensors.torch, tiktoken, torch, tqdm
 import torch.distributed.checkpoint.state_dict, torch.distributed.fsdp, torch.utils.data
 
 for line in sys.stdin:
-    arguments, folder, seconds = json.loads(line)
+    arguments, folder, seconds, cwd = json.loads(line)
     if not os.fork():
+        os.chdir(cwd)
         signal.alarm(seconds)
         for number, (name, flags) in enumerate((("in", os.O_RDONLY), ("out", 577), ("err", 577))):
             os.dup2(os.open(os.path.join(folder, name), flags, 0o600), number)
@@ -43,11 +44,15 @@ def _server() -> subprocess.Popen:
     return server
 
 
-def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
+def run(*arguments: str | Path, stdin: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Output and exit code of ``python ARGUMENTS``; ``arguments`` begin with a file, or with "-m" and a module."""
     with TemporaryDirectory() as folder:
         Path(folder, "in").write_text(stdin, encoding="utf-8")
-        print(json.dumps([list(map(os.fspath, arguments)), folder, SECONDS]), file=_server().stdin, flush=True)
+        print(
+            json.dumps([list(map(os.fspath, arguments)), folder, SECONDS, os.fspath(cwd)]),
+            file=_server().stdin,
+            flush=True,
+        )
         code = int(_server().stdout.readline())
         out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out", "err"))
     return subprocess.CompletedProcess(arguments, code, out, err)

@@ -9,6 +9,7 @@ import tiktoken
 import tokenizers
 from make_tokenizers import BYTE_LEVEL, LLAMA3_PATTERN, family_texts, tiktoken_file, train_byte_level, write
 from tiktoken.load import load_tiktoken_bpe
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from minillava.errors import UserError
 from minillava.inputs.byte_bpe import rank_tokens
@@ -32,6 +33,10 @@ def test_ids_equal_those_of_tokenizers(stored, tmp_path):
             assert mine.decode(ids) == text
             used.update(ids)
     assert len(used) > 0.6 * mine.vocab_size == 0.6 * theirs.get_vocab_size()
+
+
+def test_the_pattern_of_llama_3_is_that_of_transformers():
+    assert TikTokenConverter().pattern == LLAMA3_PATTERN
 
 
 @pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, r"\p{L}+|\p{N}"])

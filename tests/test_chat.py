@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
+from programs import ROOT, run
 
+from lessons import exercise
+from lessons.parts import PATHS
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED
 from minillava.errors import UserError
@@ -72,3 +76,61 @@ def test_weights_too_large_to_compute_with_are_named_as_the_reason(tmp_path):
 def test_input_that_is_not_text_is_a_question_like_others(piped):
     code, out, err = piped("--no-image", stdin=b"what \xff\xfe \xed\xa0\x80 is this?\n\n")
     assert code == 0 and err == "" and "Assistant: " in out
+
+
+@pytest.fixture
+def write_exercise(tmp_path):
+    """``write_exercise(part, **bodies)`` writes exercises/PART.py with these bodies, and returns the file's lines."""
+
+    def write(part: str, **bodies: str) -> list[str]:
+        text = exercise.skeleton(part)
+        for name, body in bodies.items():
+            text = text.replace(f'raise NotImplementedError("{name} is yet to be written")', body)
+        (tmp_path / "exercises").mkdir(exist_ok=True)
+        (tmp_path / "exercises" / f"{part}.py").write_text(text)
+        return text.splitlines()
+
+    return write
+
+
+def ask(folder) -> tuple[int, str, str]:
+    done = run(ROOT / "chat.py", "--exercise", "--no-image", "--prompt", "Hello!", cwd=folder)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_with_exercise_the_model_runs_on_the_readers_bodies(tmp_path, write_exercise):
+    right = run(ROOT / "chat.py", "--no-image", "--prompt", "Hello!").stdout
+    for part in ("attention", "decoder", "generation", "lora"):
+        write_exercise(part)
+    code, out, err = ask(tmp_path)  # nothing is written: all bodies are the project's
+    assert code == 0 and out == right and re.match(r"0 of \d\d bodies stand", err)
+    write_exercise("decoder", **{"MLP.forward": "return x"})
+    code, out, err = ask(tmp_path)
+    assert code == 0 and out != right and re.search(r"^decoder +0 +1 +9 ", err, re.MULTILINE)
+    write_exercise("decoder")
+    write_exercise("generation", sample="return logits[:, :30].argmax(dim=-1)")  # the fast pass is not used
+    assert ask(tmp_path)[1] != right
+
+
+def test_with_exercise_a_body_that_raises_is_named_with_its_file_and_line(tmp_path, write_exercise):
+    write_exercise("generation")  # its bodies are filled in, and call those of the decoder
+    line = write_exercise("decoder", visible="return {}[past]", rotate="return x[0].no_such_thing").index(
+        "    return x[0].no_such_thing"
+    )
+    code, out, err = ask(tmp_path)
+    assert (code, out) == (2, "")
+    words = f"error: exercises/decoder.py:{line + 1} (rotate): AttributeError: 'Tensor' object has no"
+    assert err.splitlines()[-1].startswith(words) and "Traceback" not in err
+
+
+def test_with_exercise_and_without_a_file_a_line_says_what_to_run(tmp_path, write_exercise):
+    words = "error: exercises/ has no exercise yet: python -m lessons.exercise attention writes one\n"
+    assert ask(tmp_path) == (2, "", words)
+    write_exercise("lora")
+    (tmp_path / "exercises" / "vision.py").write_text((ROOT / PATHS["vision"]).read_text() + "nothing\n")
+    code, out, err = ask(tmp_path)
+    assert (code, out) == (2, "") and re.fullmatch(
+        r"error: exercises/vision\.py:\d+: NameError: name 'nothing' is not defined\n", err
+    )
+    (tmp_path / "exercises" / "vision.py").write_text("def (")
+    assert ask(tmp_path) == (2, "", "error: exercises/vision.py, line 1: invalid syntax\n")

@@ -1,14 +1,26 @@
-"""The decoder computes what transformers' LlamaForCausalLM computes, with and without padding and cache."""
+"""The decoder, part by part, compared with its formulas; test_parts_transformers.py compares it with LLaMA's."""
 
 import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import torch.nn.functional as F
+from expect import same
 
 from minillava.config import DecoderConfig
 from minillava.model.attention import CLOSED
-from minillava.model.decoder import Decoder, KVCache, RMSNorm, rope_frequencies, rope_tables, rotate, visible
+from minillava.model.decoder import (
+    MLP,
+    Attention,
+    Block,
+    Decoder,
+    KVCache,
+    RMSNorm,
+    rope_frequencies,
+    rope_tables,
+    rotate,
+    visible,
+)
 
 SMALL = {
     "vocab_size": 50,
@@ -31,22 +43,14 @@ CONFIGS = {
     "linear": DecoderConfig(**SMALL, rope_scaling={"rope_type": "linear", "factor": 3.0}),
     "llama3": DecoderConfig(**SMALL, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3}),
 }
+CONFIG = CONFIGS["GQA"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def as_llama(decoder: Decoder) -> LlamaForCausalLM:
-    config = decoder.config.to_dict()
-    scaling = config.pop("rope_scaling") or {"rope_type": "default"}
-    rope = {**scaling, "rope_theta": config.pop("rope_theta")}
-    theirs = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope)).eval()
-    weights = decoder.state_dict()
-    theirs.load_state_dict({k if k.startswith("lm_head.") else f"model.{k}": v for k, v in weights.items()})
-    return theirs
+HALF = [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
 def decoder(randomise) -> Decoder:
-    return randomise(Decoder(CONFIGS["GQA"]))
+    return randomise(Decoder(CONFIG))
 
 
 def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
@@ -54,73 +58,98 @@ def run(decoder: Decoder, ids: torch.Tensor, *arguments) -> torch.Tensor:
         return decoder(decoder.embed_tokens(ids), *arguments)
 
 
-def test_conversations_that_share_a_row_do_not_affect_each_other(decoder):
-    one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
-    ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)
-    mask = torch.tensor([[1] * 7 + [2] * 5 + [0] * 2])
-    together = run(decoder, ids, mask)
-    torch.testing.assert_close(together[:, :7], run(decoder, one), **CLOSE)
-    torch.testing.assert_close(together[:, 7:12], run(decoder, other), **CLOSE)
+def new_cache(rows: int, room: int, config: DecoderConfig = CONFIG) -> KVCache:
+    return KVCache(config, rows, room, torch.float32, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_logits_are_transformers_llama(randomise, config):
-    decoder = randomise(Decoder(config))
-    ids = torch.randint(50, (2, 17))
-    with torch.no_grad():
-        ours, theirs = decoder.lm_head(run(decoder, ids)), as_llama(decoder)(ids).logits
-    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
-
-
-def test_logits_are_transformers_llama_behind_left_padding(decoder):
-    ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    mask[0, :4] = 0
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.no_grad():
-        ours = decoder.lm_head(run(decoder, ids, mask))
-        theirs = as_llama(decoder)(ids, attention_mask=mask, position_ids=positions).logits
-    torch.testing.assert_close(ours[mask == 1], theirs[mask == 1], **CLOSE)
-
-
-def test_tied_head_is_the_embedding_itself():
-    tied, untied = Decoder(CONFIGS["tied"]), Decoder(CONFIGS["GQA"])
-    assert tied.lm_head.weight is tied.embed_tokens.weight
-    assert untied.lm_head.weight is not untied.embed_tokens.weight
+def tables(positions: torch.Tensor, frequencies: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rope_tables() should give, number by number."""
+    d = 2 * len(frequencies)
+    cos, sin = torch.empty(2, *positions.shape, d)
+    for row in range(positions.shape[0]):
+        for t in range(positions.shape[1]):
+            for i in range(d):
+                angle = positions[row, t].item() * frequencies[i % len(frequencies)]
+                cos[row, t, i], sin[row, t, i] = math.cos(angle), math.sin(angle) * (-1 if i < d / 2 else 1)
+    return cos[:, None], sin[:, None]
 
 
 def test_rms_norm_is_its_formula():
     norm, x = RMSNorm(6, eps=0.01), torch.randn(2, 3, 6)
+    plain = x / torch.tensor([[[math.sqrt(sum(v**2 for v in t) / 6 + 0.01)] for t in row] for row in x.tolist()])
+    same(
+        norm(x), plain, "with weight 1 the norm is x / sqrt(mean(x^2) + eps): eps is inside the root, no mean goes off"
+    )
     torch.nn.init.normal_(norm.weight)
-    for row in range(2):
-        for t in range(3):
-            rms = math.sqrt(sum(value.item() ** 2 for value in x[row, t]) / 6 + 0.01)
-            torch.testing.assert_close(norm(x)[row, t], x[row, t] / rms * norm.weight)
+    same(norm(x), plain * norm.weight.detach(), "x / rms(x) is multiplied by the weight")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_rms_norm_computes_in_float32_and_returns_the_dtype_of_x(dtype):
+    norm, x = RMSNorm(64, eps=1e-6), (torch.randn(2, 3, 64) * 300).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    norm = norm.to(dtype)
+    wide = x.double() / x.double().square().mean(dim=-1, keepdim=True).add(1e-6).sqrt() * norm.weight.detach().double()
+    words = "the norm's result has the dtype of x, after a computation in float32"
+    same(norm(x), wide.to(dtype), words, rtol=0.008, atol=0)
+
+
+def test_frequencies_are_powers_of_the_base():
+    for d, base in ((16, 1e4), (12, 100.0)):
+        wanted = torch.tensor([base ** (-2 * i / d) for i in range(d // 2)])
+        got = rope_frequencies(DecoderConfig(head_dim=d, rope_theta=base))
+        same(got, wanted, f"pair i of head_dim {d} rotates by base^(-2 i / head_dim) per position, in float32", atol=0)
+
+
+def test_linear_scaling_divides_every_frequency():
+    config = DecoderConfig(head_dim=16, rope_theta=1e4, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    wanted = torch.tensor([1e4 ** (-2 * i / 16) / 4 for i in range(8)])
+    same(rope_frequencies(config), wanted, '"linear" scaling divides each frequency by the factor', atol=0)
+
+
+def test_llama3_scaling_keeps_fast_pairs_slows_slow_ones_and_fades_between():
+    """From wavelengths, as in Meta's code for Llama 3.1: the number of positions in which a pair turns once."""
+    config = DecoderConfig(head_dim=32, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3})
+    kinds = set()
+    for pair, frequency in enumerate(rope_frequencies(config).tolist()):
+        plain = 100.0 ** (-2 * pair / 32)
+        wavelength = 2 * math.pi / plain
+        if wavelength < 64 / 4.0:
+            kind, wanted = "makes 4 turns or more in the original context: it keeps its frequency", plain
+        elif wavelength > 64 / 1.0:
+            kind, wanted = "makes 1 turn or fewer in the original context: its frequency is divided", plain / 5.0
+        else:
+            kept = (64 / wavelength - 1.0) / (4.0 - 1.0)
+            kind, wanted = "makes between 1 and 4 turns: interpolate", (1 - kept) * plain / 5.0 + kept * plain
+        kinds.add(kind)
+        numbers = f"yours is {frequency:.6g}, it should be {wanted:.6g}"
+        assert frequency == pytest.approx(wanted, rel=1e-5), f'"llama3" pair {pair} {kind} ({numbers})'
+    assert len(kinds) == 3
 
 
 def test_rope_tables_are_cosine_and_sine_of_position_times_frequency():
-    positions, frequencies = torch.tensor([[0, 3], [7, 1]]), torch.tensor([1.0, 0.25, 0.01])
-    cos, sin = rope_tables(positions, frequencies)
-    assert cos.shape == sin.shape == (2, 1, 2, 6) and cos.dtype == sin.dtype == torch.float32
-    for row in range(2):
-        for t in range(2):
-            for i in range(6):
-                angle = positions[row, t].item() * frequencies[i % 3].item()
-                assert cos[row, 0, t, i].item() == pytest.approx(math.cos(angle), abs=1e-6)
-                assert sin[row, 0, t, i].item() == pytest.approx(math.sin(angle) * (-1 if i < 3 else 1), abs=1e-6)
+    positions, frequencies = torch.tensor([[0, 3], [7, 1]]), [1.0, 0.25, 0.01]
+    cos, sin = rope_tables(positions, torch.tensor(frequencies))
+    wanted = tables(positions, frequencies)
+    same(cos, wanted[0], "cos (B, 1, T, d) is cos(position * frequency i) at i and at i + d / 2", atol=1e-6)
+    same(sin.abs(), wanted[1].abs(), "sin (B, 1, T, d) is sin(position * frequency i) at i and at i + d / 2", atol=1e-6)
+    same(sin, wanted[1], "the first half of sin is negated, the second is not", atol=1e-6)
 
 
-def test_rope_turns_each_pair_by_its_angle():
-    x, positions, theta = torch.randn(1, 2, 3, 8), torch.tensor([[0, 5, 11]]), 100.0
-    tables = rope_tables(positions, rope_frequencies(DecoderConfig(head_dim=8, rope_theta=theta)))
-    turned = rotate(x, *tables)
-    assert rotate(x.bfloat16(), *tables).dtype == torch.bfloat16
-    for head in range(2):
-        for t, position in enumerate((0, 5, 11)):
-            for pair in range(4):
-                angle = position * theta ** (-2 * pair / 8)
-                matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-                expected = matrix @ x[0, head, t, [pair, pair + 4]]
-                torch.testing.assert_close(turned[0, head, t, [pair, pair + 4]], expected, **CLOSE)
+def test_rotate_turns_each_pair_by_its_angle():
+    x, angles = (
+        torch.randn(1, 2, 3, 8),
+        torch.tensor([[0.0, 0.1, 0.7, 2.0], [1.0, -0.4, 0.2, 3.0], [0.5, 1.5, 2.5, 0.3]]),
+    )
+    wanted = torch.empty_like(x)
+    for t in range(3):
+        for pair in range(4):
+            a, b, cos, sin = x[..., t, pair], x[..., t, pair + 4], angles[t, pair].cos(), angles[t, pair].sin()
+            wanted[..., t, pair], wanted[..., t, pair + 4] = a * cos - b * sin, b * cos + a * sin
+    cos, sin = torch.cat(2 * [angles.cos()], -1), torch.cat([-angles.sin(), angles.sin()], -1)
+    words = "pair i is (a, b) = (x[i], x[i + d / 2]) and becomes (a cos - b sin, b cos + a sin)"
+    same(rotate(x, cos, sin), wanted, words)
+    same(rotate(x.bfloat16(), cos, sin), wanted.bfloat16(), "rotate() returns the dtype of x", rtol=0.02, atol=0.02)
 
 
 def test_rope_products_depend_only_on_the_distance():
@@ -132,133 +161,138 @@ def test_rope_products_depend_only_on_the_distance():
         turned_k = rotate(k, *rope_tables(torch.tensor([[at_k]]), frequencies))
         return (turned_q * turned_k).sum().item()
 
-    assert product(9, 4) == pytest.approx(product(109, 104), abs=1e-4)
-    assert abs(product(9, 4) - product(9, 5)) > 1e-2
-
-
-def test_linear_scaling_reads_a_position_as_an_earlier_one():
-    config = DecoderConfig(head_dim=16, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    x, plain = torch.randn(1, 1, 1, 16), DecoderConfig(head_dim=16)
-    turned = rotate(x, *rope_tables(torch.tensor([[20]]), rope_frequencies(config)))
-    torch.testing.assert_close(turned, rotate(x, *rope_tables(torch.tensor([[5]]), rope_frequencies(plain))))
-
-
-def test_llama3_scaling_keeps_fast_pairs_slows_slow_ones_and_fades_between():
-    """From wavelengths, as in Meta's code for Llama 3.1: the number of positions in which a pair turns once."""
-    config = DecoderConfig(head_dim=32, rope_theta=100.0, rope_scaling={"rope_type": "llama3", **LLAMA3})
-    kinds = set()
-    for pair, frequency in enumerate(rope_frequencies(config).tolist()):
-        plain = 100.0 ** (-2 * pair / 32)
-        wavelength = 2 * math.pi / plain
-        if wavelength < 64 / 4.0:
-            kind, expected = "fast", plain
-        elif wavelength > 64 / 1.0:
-            kind, expected = "slow", plain / 5.0
-        else:
-            smooth = (64 / wavelength - 1.0) / (4.0 - 1.0)
-            kind, expected = "between", (1 - smooth) * plain / 5.0 + smooth * plain
-        kinds.add(kind)
-        assert frequency == pytest.approx(expected, rel=1e-5)
-    assert kinds == {"fast", "slow", "between"}
-
-
-@pytest.mark.parametrize("sizes", [{"num_key_value_heads": 3}, {"head_dim": 7}], ids=str)
-def test_heads_that_cannot_be_shared_or_turned_raise(sizes):
-    with pytest.raises(ValueError, match=str(next(iter(sizes.values())))):
-        Decoder(DecoderConfig(**{**SMALL, **sizes}))
+    words = "the product of a rotated query and key depends on their distance"
+    assert product(9, 4) == pytest.approx(product(109, 104), abs=1e-4), f"{words} and on nothing else"
+    assert abs(product(9, 4) - product(9, 5)) > 1e-2, words
 
 
 def test_cache_gives_each_layer_its_own_past_and_present():
-    """append() leaves ``length`` as it is: the decoder increases it once all layers have written."""
-    cache = KVCache(CONFIGS["GQA"], 2, 6, torch.float32, torch.device("cpu"))
-    written = {layer: [] for layer in range(2)}
+    cache = new_cache(2, 6)
+    written: dict[int, list] = {layer: [] for layer in range(2)}
     for length in (3, 1, 2):
         for layer, pairs in written.items():
             pairs.append((torch.randn(2, 2, length, 12), torch.randn(2, 2, length, 12)))
-            for got, expected in zip(cache.append(layer, *pairs[-1]), zip(*pairs)):
-                assert torch.equal(got, torch.cat(expected, dim=2))
+            got = cache.append(layer, *pairs[-1])
+            for name, ours, wanted in zip(("keys", "values"), got, zip(*pairs)):
+                words = f"append() returns the layer's own {name}, earlier ones first, without the cache's empty room"
+                same(ours, torch.cat(wanted, dim=2), words)
+        before = sum(pair[0].shape[2] for pair in written[0]) - length
+        assert cache.length == before, "append() leaves length as it is: the decoder increases it after all layers"
         cache.length += length
 
 
-@pytest.mark.parametrize("part", ["mlp", "self_attn", ""])
 @torch.no_grad()
-def test_a_block_and_its_parts_are_transformers_llama(decoder, part):
-    ours, theirs = decoder.layers[1].get_submodule(part), as_llama(decoder).model.layers[1].get_submodule(part)
-    x = torch.randn(2, 7, 32)
-    if part == "mlp":
-        torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
-        return
-    mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, CLOSED, 0.0)
-    cos, sin = rope_tables(torch.arange(7)[None], rope_frequencies(decoder.config))
-    sine = torch.cat(2 * [sin.squeeze(1)[..., 6:]], dim=-1)  # theirs has no sign: rotate_half() negates instead
-    expected = theirs(x, position_embeddings=(cos.squeeze(1), sine), attention_mask=mask)
-    if part == "self_attn":
-        expected = expected[0]
-    torch.testing.assert_close(ours(x, (cos, sin), mask, None), expected, **CLOSE)
+def test_an_mlp_is_swiglu(randomise):
+    layer, x = randomise(MLP(CONFIG)), torch.randn(2, 5, 32)
+    gate, up = F.linear(x, layer.gate_proj.weight), F.linear(x, layer.up_proj.weight)
+    wanted = F.linear(gate / (1 + torch.exp(-gate)) * up, layer.down_proj.weight)
+    same(layer(x), wanted, "the result is down_proj(silu(gate_proj(x)) * up_proj(x))", **CLOSE)
 
 
 @pytest.mark.parametrize("past", [0, 3])
 def test_a_token_sees_its_own_conversation_up_to_itself(past):
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 1]])
     see = visible(mask, past)
-    assert see.shape == (3, 7 - past, 7)
+    shape, wanted = tuple(see.shape), (3, 7 - past, 7)
+    assert shape == wanted, f"with past = {past} the result is (B, T, S), T = S - past (yours is {shape}, not {wanted})"
     for row in range(3):
         for t in range(past, 7):
-            expected = [j <= t and mask[row, j] == mask[row, t] != 0 for j in range(7)]
-            assert see[row, t - past].tolist() == expected
+            for j in range(7):
+                told = f"in the row {mask[row].tolist()} with past = {past}, token {t}"
+                if j > t:
+                    assert not see[row, t - past, j], f"{told} does not see token {j}, which comes later"
+                elif mask[row, j] == 0:
+                    assert not see[row, t - past, j], f"{told} does not see token {j}, which is padding"
+                elif mask[row, j] != mask[row, t]:
+                    assert not see[row, t - past, j], f"{told} does not see token {j} of another conversation"
+                else:
+                    assert see[row, t - past, j], f"{told} sees token {j}"
 
 
-@pytest.mark.parametrize("chunks", [[6, 6], [3, 4, 5], [8, 1, 1, 1, 1]], ids=str)
-def test_conversations_that_share_a_row_do_so_behind_a_cache_too(decoder, chunks):
-    ids, mask = torch.randint(50, (1, 12)), torch.tensor([[0] * 2 + [1] * 5 + [2] * 5])
-    cache = KVCache(decoder.config, 1, 12, torch.float32, torch.device("cpu"))
-    parts, end = [], 0
-    for count in chunks:
-        parts.append(run(decoder, ids[:, end : end + count], mask[:, : end + count], cache))
-        end += count
-    whole = torch.cat(parts, dim=1)
-    torch.testing.assert_close(whole[:, 2:7], run(decoder, ids[:, 2:7]), **CLOSE)
-    torch.testing.assert_close(whole[:, 7:], run(decoder, ids[:, 7:]), **CLOSE)
+def attention_by_hand(layer: Attention, x: torch.Tensor, rope, sees: torch.Tensor) -> torch.Tensor:
+    """Query head by query head; ``sees`` is bool (B, T, T)."""
+    d, shared = layer.config.head_dim, layer.config.num_attention_heads // layer.config.num_key_value_heads
+    q, k, v = (F.linear(x, p.weight) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+    outs = []
+    for h in range(layer.config.num_attention_heads):
+        query, key, value = (y[..., i * d : i * d + d] for y, i in ((q, h), (k, h // shared), (v, h // shared)))
+        query, key = (rotate(y[:, None], *rope)[:, 0] for y in (query, key))
+        scores = (query @ key.mT / math.sqrt(d)).masked_fill(~sees, -math.inf)
+        outs.append(scores.softmax(dim=-1) @ value)
+    return F.linear(torch.cat(outs, dim=-1), layer.o_proj.weight)
 
 
-@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)
-def test_cache_in_any_chunks_gives_what_no_cache_gives(decoder, chunks):
-    ids = torch.randint(50, (2, 12))
-    cache = KVCache(decoder.config, 2, 15, torch.float32, torch.device("cpu"))
-    out = torch.cat([run(decoder, part, None, cache) for part in ids.split(chunks, dim=1)], dim=1)
-    assert cache.length == 12
-    torch.testing.assert_close(out, run(decoder, ids), **CLOSE)
+def rope_of(config: DecoderConfig, *positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return rope_tables(torch.tensor([positions]), rope_frequencies(config))
 
 
-@pytest.mark.parametrize("chunks", [[9], [6, 3], [5, 1, 1, 1, 1]], ids=str)
-def test_cache_behind_left_padding_gives_what_no_padding_gives(decoder, chunks):
-    ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    mask[0, :4] = 0
-    cache = KVCache(decoder.config, 2, 9, torch.float32, torch.device("cpu"))
-    out, end = [], 0
-    for part in ids.split(chunks, dim=1):
-        end += part.shape[1]
-        out.append(run(decoder, part, mask[:, :end], cache))
-    out = torch.cat(out, dim=1)
-    torch.testing.assert_close(out[0, 4:], run(decoder, ids[:1, 4:])[0], **CLOSE)
-    torch.testing.assert_close(out[1], run(decoder, ids[1:])[0], **CLOSE)
+@pytest.mark.parametrize("name", ["MHA", "GQA", "MQA"])
+@torch.no_grad()
+def test_attention_is_the_formula_head_by_head(randomise, name):
+    config = CONFIGS[name]
+    layer, x, rope = randomise(Attention(config, 1)), torch.randn(2, 7, 32), rope_of(config, *range(7))
+    sees = (torch.rand(2, 7, 7) < 0.7) | torch.eye(7, dtype=torch.bool)
+    out = layer(x, rope, torch.where(sees, 0.0, CLOSED)[:, None], None)
+    words = "q and k are rotated, v is not; heads attend under the mask, are joined in their order, and go to o_proj"
+    same(out, attention_by_hand(layer, x, rope, sees), words, **CLOSE)
+    causal = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    out = layer(x, rope, None, None)
+    same(
+        out,
+        attention_by_hand(layer, x, rope, causal),
+        "without a mask a token sees itself and those before it",
+        **CLOSE,
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_left_padding_changes_nothing(decoder, dtype):
-    decoder = decoder.to(dtype)
-    ids = torch.randint(50, (1, 6))
-    padded, mask = torch.cat([torch.full((1, 5), 7), ids], dim=1), torch.tensor([[0] * 5 + [1] * 6])
-    tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0, "atol": 0.2}
-    torch.testing.assert_close(run(decoder, padded, mask)[:, 5:], run(decoder, ids), **tolerance)
+@torch.no_grad()
+def test_attention_reads_earlier_tokens_from_the_cache(randomise):
+    layer, x, cache = randomise(Attention(CONFIG, 1)), torch.randn(2, 6, 32), new_cache(2, 6)
+    whole = attention_by_hand(layer, x, rope_of(CONFIG, *range(6)), torch.ones(2, 6, 6, dtype=torch.bool).tril())
+    out = layer(x[:, :4], rope_of(CONFIG, 0, 1, 2, 3), None, cache)
+    same(out, whole[:, :4], "with an empty cache the result is that without one", **CLOSE)
+    for t in (4, 5):
+        cache.length = t
+        out = layer(x[:, t : t + 1], rope_of(CONFIG, t), None, cache)
+        same(
+            out, whole[:, t : t + 1], "a single new token sees all keys that the cache returns for this layer", **CLOSE
+        )
+    cache.length = 4
+    mask = torch.full((2, 6), CLOSED).triu(5)
+    out = layer(x[:, 4:], rope_of(CONFIG, 4, 5), mask, cache)
+    same(out, whole[:, 4:], "with a mask it is the mask that says what new tokens see in the cache", **CLOSE)
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_right_padding_does_not_change_the_tokens_before_it(decoder, with_mask):
-    ids = torch.randint(50, (1, 6))
-    padded, mask = torch.cat([ids, torch.full((1, 5), 7)], dim=1), torch.tensor([[1] * 6 + [0] * 5])
-    out = run(decoder, padded, mask if with_mask else None)
-    torch.testing.assert_close(out[:, :6], run(decoder, ids), **CLOSE)
+@torch.no_grad()
+def test_a_block_adds_attention_and_then_the_mlp_of_normed_vectors(randomise):
+    config = CONFIGS["large epsilon"]
+    block, x, rope, cache = (
+        randomise(Block(config, 1)),
+        torch.randn(2, 5, 32),
+        rope_of(config, *range(5)),
+        new_cache(2, 5),
+    )
+
+    def normed(norm: RMSNorm, y: torch.Tensor) -> torch.Tensor:
+        return y / y.square().mean(dim=-1, keepdim=True).add(0.1).sqrt() * norm.weight
+
+    for mask in (None, torch.where(torch.rand(2, 1, 5, 5) < 0.3, CLOSED, 0.0)):
+        halfway = x + block.self_attn(normed(block.input_layernorm, x), rope, mask, None)
+        wanted = halfway + block.mlp(normed(block.post_attention_layernorm, halfway))
+        words = "a block is x + self_attn(input_layernorm(x)), then x + mlp(post_attention_layernorm(x))"
+        same(block(x, rope, mask, None), wanted, f"{words}; what is added to is not normed", **CLOSE)
+    same(block(x, rope, None, cache), block(x, rope, None, None), "with an empty cache it is the same", **CLOSE)
+    assert cache.store[1].any(), "a block passes the cache to its attention"
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@torch.no_grad()
+def test_a_decoder_is_its_layers_and_then_the_norm(randomise, config):
+    decoder, x = randomise(Decoder(config)), torch.randn(2, 9, 32)
+    rope = rope_of(config, *range(9))
+    wanted = decoder.layers[1](decoder.layers[0](x, rope, None, None), rope, None, None)
+    wanted = decoder.norm(wanted)
+    same(decoder(x), wanted, "the layers run in order at positions 0, 1, 2 ..., then comes the final norm", **CLOSE)
 
 
 def test_a_later_token_does_not_change_earlier_outputs(decoder):
@@ -266,12 +300,95 @@ def test_a_later_token_does_not_change_earlier_outputs(decoder):
     changed = ids.clone()
     changed[0, 6] = (changed[0, 6] + 1) % 50
     before, after = run(decoder, ids), run(decoder, changed)
-    assert torch.equal(before[:, :6], after[:, :6])
-    assert (before[:, 6:] != after[:, 6:]).any(dim=-1).all()
+    same(after[:, :6], before[:, :6], "a later token does not change what comes before it")
+    assert (before[:, 6:] != after[:, 6:]).any(dim=-1).all(), "a token changes every output from its own on"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_conversations_that_share_a_row_do_not_affect_each_other(decoder):
+    one, other = torch.randint(50, (1, 7)), torch.randint(50, (1, 5))
+    ids = torch.cat([one, other, torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    together = run(decoder, ids, torch.tensor([[1] * 7 + [2] * 5 + [0] * 2]))
+    same(
+        together[:, :7], run(decoder, one), "the first conversation of a row is as if it had the row to itself", **CLOSE
+    )
+    words = "a later conversation of a row sees only itself, and counts its positions from 0"
+    same(together[:, 7:12], run(decoder, other), words, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_left_padding_changes_nothing(decoder, dtype):
+    decoder = decoder.to(dtype)
+    ids = torch.randint(50, (1, 6))
+    padded, mask = torch.cat([torch.full((1, 5), 7), ids], dim=1), torch.tensor([[0] * 5 + [1] * 6])
+    tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0, "atol": 0.2}
+    words = "padding before a row changes nothing: it is not seen, and positions count from the first token that is not"
+    same(run(decoder, padded, mask)[:, 5:], run(decoder, ids), words, **tolerance)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_right_padding_does_not_change_the_tokens_before_it(decoder, with_mask):
+    ids = torch.randint(50, (1, 6))
+    padded, mask = torch.cat([ids, torch.full((1, 5), 7)], dim=1), torch.tensor([[1] * 6 + [0] * 5])
+    out = run(decoder, padded, mask if with_mask else None)
+    same(out[:, :6], run(decoder, ids), "padding after a row changes nothing", **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_a_row_of_nothing_but_padding_gives_no_nan(decoder, dtype):
     decoder = decoder.to(dtype)
     ids, mask = torch.randint(50, (2, 6)), torch.tensor([[0] * 6, [1] * 6])
-    assert run(decoder, ids, mask).isfinite().all()
+    assert run(decoder, ids, mask).isfinite().all(), "a row of nothing but padding gives finite numbers"
+
+
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7], [3, 1, 4, 4], [11, 1]], ids=str)
+def test_cache_in_any_chunks_gives_what_no_cache_gives(decoder, chunks):
+    ids, cache = torch.randint(50, (2, 12)), new_cache(2, 15)
+    out, whole = [], run(decoder, ids)
+    for part in ids.split(chunks, dim=1):
+        out.append(run(decoder, part, None, cache))
+        end = sum(x.shape[1] for x in out)
+        assert cache.length == end, f"after {end} tokens the cache's length is {end} (yours is {cache.length})"
+        words = (
+            f"tokens read in chunks of {chunks} with a cache give what they give at once: look at {part.shape[1]} new "
+        )
+        words += f"tokens after {end - part.shape[1]}"
+        same(out[-1], whole[:, end - part.shape[1] : end], words, **CLOSE)
+
+
+@pytest.mark.parametrize("chunks", [[9], [6, 3], [5, 1, 1, 1, 1]], ids=str)
+def test_cache_behind_left_padding_gives_what_no_padding_gives(decoder, chunks):
+    ids, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    cache, out, end = new_cache(2, 9), [], 0
+    for part in ids.split(chunks, dim=1):
+        end += part.shape[1]
+        out.append(run(decoder, part, mask[:, :end], cache))
+    out = torch.cat(out, dim=1)
+    words = f"in chunks of {chunks}, with a cache, padding before a row changes nothing"
+    same(out[0, 4:], run(decoder, ids[:1, 4:])[0], words, **CLOSE)
+    same(out[1], run(decoder, ids[1:])[0], words, **CLOSE)
+
+
+@pytest.mark.parametrize("chunks", [[6, 6], [3, 4, 5], [8, 1, 1, 1, 1]], ids=str)
+def test_conversations_that_share_a_row_do_so_behind_a_cache_too(decoder, chunks):
+    ids, mask = torch.randint(50, (1, 12)), torch.tensor([[0] * 2 + [1] * 5 + [2] * 5])
+    cache, parts, end = new_cache(1, 12), [], 0
+    for count in chunks:
+        parts.append(run(decoder, ids[:, end : end + count], mask[:, : end + count], cache))
+        end += count
+    whole = torch.cat(parts, dim=1)
+    words = f"in chunks of {chunks}, with a cache, conversations of one row do not see each other"
+    same(whole[:, 2:7], run(decoder, ids[:, 2:7]), words, **CLOSE)
+    same(whole[:, 7:], run(decoder, ids[:, 7:]), words, **CLOSE)
+
+
+def test_tied_head_is_the_embedding_itself():
+    tied, untied = Decoder(CONFIGS["tied"]), Decoder(CONFIG)
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    assert untied.lm_head.weight is not untied.embed_tokens.weight
+
+
+@pytest.mark.parametrize("sizes", [{"num_key_value_heads": 3}, {"head_dim": 7}], ids=str)
+def test_heads_that_cannot_be_shared_or_turned_raise(sizes):
+    with pytest.raises(ValueError, match=str(next(iter(sizes.values())))):
+        Decoder(DecoderConfig(**{**SMALL, **sizes}))

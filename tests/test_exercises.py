@@ -24,7 +24,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import forks, judge
-from mutations import caught_by
+from mutations import caught_by, judged as judged_mistake
 
 def judged(part, folder, seconds):
     def prepare():
@@ -209,6 +209,39 @@ def test_a_readers_work_is_not_overwritten(tmp_path, monkeypatch, capsys):
     assert file.read_text(encoding="utf-8") == exercise.skeleton("decoder")
 
 
+def test_status_counts_what_passes_for_the_file_as_it_is_now(judged, untouched, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bodies = {"RMSNorm.forward": NORM, "rotate": "return x"}
+    folder = written(untouched, tmp_path / "exercises", "decoder", **bodies)
+
+    def rows() -> dict[str, str]:
+        run_exercise(monkeypatch, "--status")
+        head, _, *lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == list(PARTS)
+        return {"": head} | {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+    total, test_it = sum(map(len, PARTS.values())), "pytest tests/test_decoder.py --exercise"
+    assert rows()["decoder"] == f"0 2 8 {test_it}"  # not tested yet
+    judged(folder, "decoder")
+    told = rows()
+    assert told["decoder"] == f"1 1 8 {test_it}"
+    assert told[""] == f"1 of {total} bodies stand: they are written and pass."
+    assert told["vision"] == f"0 0 {len(PARTS['vision'])} python -m lessons.exercise vision"
+    with (folder / "decoder.py").open("a") as file:
+        file.write("\n")
+    assert rows()["decoder"] == f"0 2 8 {test_it}"  # what was tested is another file
+    (folder / "decoder.py").write_text("def (")
+    assert rows()["decoder"] == "exercises/decoder.py, line 1: invalid syntax"
+
+
+def test_status_takes_no_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in ((("--status", "lora"), "takes no part"), ((), "name a part to write, one of attention")):
+        with pytest.raises(SystemExit) as end:
+            run_exercise(monkeypatch, *arguments)
+        assert end.value.code == 2 and words in capsys.readouterr().err
+
+
 def test_an_unknown_part_and_a_folder_that_cannot_be_written_get_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("exercises").write_text("a file")
@@ -237,6 +270,11 @@ def test_an_exercise_has_ten_faults_another_part_a_few_and_all_fit_the_source():
         assert all(ast.dump(ast.parse(text)) != ours for _, text in faults)
 
 
+@pytest.mark.parametrize("part", ["attention", "vision", "decoder", "contrastive", "llava", "generation", "lora"])
+def test_twenty_faults_are_mistakes_in_bodies_that_a_reader_writes(part):
+    assert sum(mutations.body_of(part, text) is not None for _, text in mutations.mutants(part)) >= 20
+
+
 def test_a_fault_that_does_not_fit_the_source_is_stale(tmp_path, monkeypatch):
     (tmp_path / "minillava" / "model").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
@@ -253,7 +291,7 @@ def test_mutations_fails_where_no_test_catches_a_fault(work, monkeypatch, capsys
     ours = source("projector")
     assert work("caught_by", "projector", ours) is None
     wrong = ours.replace("F.gelu", "F.relu")
-    assert work("caught_by", "projector", wrong) == "test_mlp_projector_is_transformers_projector"
+    assert work("caught_by", "projector", wrong) == "test_mlp_projector_is_two_layers_with_a_gelu_between"
 
     monkeypatch.setattr(sys, "argv", ["mutations.py", "projector"])
     for test, code in ((None, 1), ("test_x", 0)):
@@ -262,3 +300,26 @@ def test_mutations_fails_where_no_test_catches_a_fault(work, monkeypatch, capsys
             mutations.main()
         assert end.value.code == code
         assert f"| projector | ReLU for GELU | {test or '**nothing**'} |" in capsys.readouterr().out
+
+
+def test_a_mistake_is_named_with_its_body(work, monkeypatch, capsys):
+    ours = source("lora")
+    assert work("judged_mistake", "lora", ours) == [None, ""]
+    wrong = ours.replace("self.scale * self.lora_B(", "self.lora_B(")
+    assert mutations.body_of("lora", ours) is None and mutations.body_of("lora", wrong) == "LoraLinear.forward"
+    body, why = work("judged_mistake", "lora", wrong)
+    assert body == "LoraLinear.forward" and why.startswith("the result is W x + bias + (alpha / r) B A x (")
+
+    monkeypatch.setattr(sys, "argv", ["mutations.py", "--exercise", "lora", "page"])
+    right = {text: mutations.body_of("lora", text) for _, text in mutations.mutants("lora")}
+    bodies = [body for body in right.values() if body]
+    for named, code, totals in (
+        (right.get, 0, f"{len(bodies)} caught, {len(bodies)} named right first"),
+        (lambda text: "add_lora", 1, f"{len(bodies)} caught, {bodies.count('add_lora')} named right first"),
+        (lambda text: None, 1, "0 caught, 0 named right first"),
+    ):
+        monkeypatch.setattr(mutations, "judged", lambda part, text, named=named: (named(text), "a sentence"))
+        with pytest.raises(SystemExit) as end:
+            mutations.main()
+        assert end.value.code == code
+        assert capsys.readouterr().out.endswith(f"\n\nlora: {len(bodies)} mistakes, {totals}\n")

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from test_decoder import CLOSE, CONFIGS
+from test_generation import prompt
 
 from minillava.model import fast, generation
 from minillava.model.decoder import Decoder, KVCache
@@ -193,3 +194,12 @@ def test_a_divided_product_is_the_product(shape, dtype):
     rtol = 1e-4 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(result.double(), matrix.double() @ x.double(), rtol=rtol, atol=20 * rtol)
     assert torch.equal(result, out)
+
+
+def test_a_compiled_decoder_is_one_graph_and_gives_the_same(lively_model):
+    """fullgraph raises where a graph would break; the "eager" backend needs no compiler."""
+    model = lively_model
+    runs = [(prompt(model, question), torch.randn(1, 3, 24, 24)) for question in ("What is it?", "Is it a fish?")]
+    expected = [model.generate(*run, max_new_tokens=4, stop_ids=[]).tolist() for run in runs]
+    model.language_model.compile(backend="eager", fullgraph=True)
+    assert [model.generate(*run, max_new_tokens=4, stop_ids=[]).tolist() for run in runs] == expected

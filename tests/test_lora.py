@@ -1,335 +1,144 @@
-"""LoRA: training equals that of full matrices updated along their low rank, nothing else is trained in the decoder,
-and adapters are saved, loaded and merged."""
-
-import json
-import re
-import shutil
-import sys
-from pathlib import Path
+"""LoRA layer by layer, compared with the full matrix that it stands for; test_lora_training.py trains and saves it."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PowerCut, batch_of
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from expect import same
+from test_decoder import CONFIG
 from torch import nn
-from torch.utils.data import default_collate
 
-from minillava import Llava, Processor, load, merge, save
-from minillava.errors import UserError, run_program
-from minillava.formats.adapter_config import CONFIG
-from minillava.formats.tensors import ADAPTER
-from minillava.inputs.conversation import IGNORE
-from minillava.inputs.image import ImageProcessor
-from minillava.inputs.rejected import Rejected
-from minillava.inputs.templates import TEMPLATES
-from minillava.model.lora import LoraLinear, add_lora, merge_lora
-from minillava.saving import replace_folder, write_adapter
-from minillava.training.loop import Run, train
-from minillava.training.recipes import Recipe
-from minillava.training.tasks import llava_task
+from minillava.model.decoder import Decoder
+from minillava.model.lora import LoraLinear, add_lora, has_lora, merge_lora
 
 RANK, ALPHA = 3, 12.0
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-class Rows:
-    """A data set of eight random rows, each with a picture; the row's index is the seed."""
-
-    files, options = (), {}
-
-    def __init__(self, model: Llava):
-        self.config, self.rejected = model.config, Rejected("rows")
-
-    def __len__(self) -> int:
-        return 8
-
-    def size(self, index: int) -> int:
-        return 1
-
-    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-        image, patches, size = self.config.image_token_id, self.config.num_image_tokens, self.config.vision.image_size
-        rng = torch.Generator().manual_seed(key[2])
-        words = torch.randint(10, 60, (12,), generator=rng)
-        ids = torch.cat([words[:2], torch.full((patches,), image), words[2:]])
-        labels = ids.clone()
-        labels[: patches + 4] = IGNORE
-        return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(3, size, size, generator=rng)}
-
-    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return default_collate(examples)
-
-
-def with_lora(model: Llava) -> Llava:
-    """Add LoRA to the decoder with a B that is not zero, as after training."""
-    add_lora(model.language_model, RANK, ALPHA)
-    for part in model.modules():
-        if isinstance(part, LoraLinear):
-            nn.init.normal_(part.lora_B.weight, std=0.1)
-    return model.eval()
-
-
-def logits(model: Llava) -> torch.Tensor:
-    batch = batch_of(Rows(model), [0, 1])
-    with torch.no_grad():
-        return model(batch["input_ids"], batch["pixel_values"])[0]
-
-
-@pytest.fixture
-def base(tiny_model, tmp_path) -> Path:
-    save(tiny_model, tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def adapter(base, tmp_path) -> Path:
-    model = with_lora(load(base))
-    replace_folder(tmp_path / "adapter", lambda new: write_adapter(model, base, new))
-    return tmp_path / "adapter"
-
-
-def test_untrained_lora_changes_nothing_and_starts_as_in_the_paper(tiny_model):
-    before = logits(tiny_model)
-    add_lora(tiny_model.language_model, RANK, ALPHA)
-    assert torch.equal(logits(tiny_model), before)
-    layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, LoraLinear)}
-    assert len(layers) == 7 * len(tiny_model.language_model.layers)  # not the head; none in the vision tower
-    for name, layer in layers.items():
-        assert name.startswith("language_model.layers.") and not layer.lora_B.weight.any()
-        bound = layer.in_features**-0.5  # Kaiming uniform, as in the authors' loralib
-        largest = layer.lora_A.weight.abs().max()
-        assert 0.8 * bound < largest <= bound
-
-
-def test_gradients_are_those_of_the_matrix_along_its_low_rank():
-    x, wanted = torch.randn(5, 8), torch.randn(5, 6)
-    layer = LoraLinear(nn.Linear(8, 6, bias=True), RANK, ALPHA)
+def lora(bias: bool = True, dtype: torch.dtype = torch.float32) -> LoraLinear:
+    """A layer (8 -> 6) with a B that is not zero, as after training."""
+    layer = LoraLinear(nn.Linear(8, 6, bias, dtype=dtype), RANK, ALPHA)
     nn.init.normal_(layer.lora_B.weight)
-    a, b, scale = layer.lora_A.weight, layer.lora_B.weight, ALPHA / RANK
-    whole = (layer.weight + scale * b @ a).detach().requires_grad_()
-    F.mse_loss(F.linear(x, whole, layer.bias), wanted).backward()
-    F.mse_loss(layer(x), wanted).backward()
-    torch.testing.assert_close(a.grad, scale * b.T @ whole.grad)
-    torch.testing.assert_close(b.grad, scale * whole.grad @ a.T)
+    return layer
 
 
-def test_training_equals_that_of_full_matrices_updated_along_their_low_rank(tiny_model, base):
-    """The reference trains full matrices: from the gradient of each one it updates A and B by hand, then sets the
-    matrix to W + scale B A."""
-    ours, plain, rate, scale = with_lora(load(base)), load(base), 0.05, ALPHA / RANK
-    factors = {}
-    for name, layer in ours.named_modules():
-        if isinstance(layer, LoraLinear):
-            matrix = plain.get_submodule(name).weight
-            factors[matrix] = [matrix.detach().clone(), layer.lora_A.weight.clone(), layer.lora_B.weight.clone()]
-    plain.requires_grad_(False)
-    for matrix, (w, a, b) in factors.items():
-        matrix.requires_grad_(True).data.copy_(w + scale * b @ a)
-    learnt = [p for p in ours.language_model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnt, rate)
-    assert len(learnt) == 2 * len(factors)
-    losses = []
-    for step in range(6):
-        batch = batch_of(Rows(ours), [step % 8, (step + 3) % 8])
-        pair = [m(batch["input_ids"], batch["pixel_values"], labels=batch["labels"])[1] for m in (ours, plain)]
-        for loss in pair:
-            loss.backward()
-        losses.append([loss.item() for loss in pair])
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for matrix, factor in factors.items():
-                w, a, b = factor
-                factor[1], factor[2] = a - rate * scale * b.T @ matrix.grad, b - rate * scale * matrix.grad @ a.T
-                matrix.copy_(w + scale * factor[2] @ factor[1])
-                matrix.grad = None
-    for left, right in losses:
-        assert left == pytest.approx(right, abs=1e-5)
-    assert losses[0][0] - losses[-1][0] > 0.1  # the loss does fall
-    merge_lora(ours.language_model)
-    for name, matrix in plain.named_parameters():
-        torch.testing.assert_close(ours.get_parameter(name), matrix, rtol=1e-5, atol=1e-5)
+def whole(layer: LoraLinear) -> torch.Tensor:
+    """W + alpha / r B A in float64, the product as a sum of outer products."""
+    matrix = layer.weight.detach().double()
+    for r in range(RANK):
+        outer = torch.outer(layer.lora_B.weight[:, r].double(), layer.lora_A.weight[r].double())
+        matrix = matrix + ALPHA / RANK * outer.detach()
+    return matrix
 
 
-def test_merged_and_unmerged_logits_agree(tiny_model):
-    before = logits(with_lora(tiny_model))
-    merge_lora(tiny_model.language_model)
-    assert not any(isinstance(part, LoraLinear) for part in tiny_model.modules())
-    assert not any("lora" in name for name in tiny_model.state_dict())
-    torch.testing.assert_close(logits(tiny_model), before, rtol=0, atol=1e-5)
+@pytest.fixture
+def decoder(randomise) -> Decoder:
+    return randomise(Decoder(CONFIG))
+
+
+def linear_layers(decoder: Decoder) -> dict[str, nn.Module]:
+    """The linear layers of the blocks by name, with A and B as parts of their layer."""
+    layers = {name: part for name, part in decoder.layers.named_modules() if isinstance(part, nn.Linear)}
+    return {name: part for name, part in layers.items() if ".lora_" not in name}
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_merged_layer_adds_up_in_float32_and_keeps_its_dtype_and_bias(bias):
-    layer = LoraLinear(nn.Linear(48, 40, bias, dtype=torch.bfloat16), RANK, ALPHA)
+@torch.no_grad()
+def test_a_layer_computes_what_its_full_matrix_computes(bias):
+    layer, x = lora(bias), torch.randn(2, 5, 8)
+    plain = F.linear(x, layer.weight, layer.bias)
+    layer.lora_B.weight.zero_()
+    same(layer(x), plain, "with B = 0 the result is that of the plain layer, W x + bias", **CLOSE)
     nn.init.normal_(layer.lora_B.weight)
+    wanted = F.linear(x.double(), whole(layer), layer.bias.double() if bias else None).float()
+    same(layer(x), wanted, "the result is W x + bias + (alpha / r) B A x", **CLOSE)
+
+
+def test_gradients_are_those_of_the_matrix_along_its_low_rank():
+    x, target, layer = torch.randn(5, 8), torch.randn(5, 6), lora()
+    a, b, scale = layer.lora_A.weight, layer.lora_B.weight, ALPHA / RANK
+    matrix = (layer.weight + scale * b @ a).detach().requires_grad_()
+    F.mse_loss(F.linear(x, matrix, layer.bias), target).backward()
+    F.mse_loss(layer(x), target).backward()
+    assert a.grad is not None and b.grad is not None, "the gradient reaches A and B"
+    same(
+        a.grad,
+        scale * b.detach().T @ matrix.grad,
+        "A's gradient is scale B^T G, where G is that of W + scale B A",
+        **CLOSE,
+    )
+    same(
+        b.grad,
+        scale * matrix.grad @ a.detach().T,
+        "B's gradient is scale G A^T, where G is that of W + scale B A",
+        **CLOSE,
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_merged_layer_is_a_plain_one_with_the_full_matrix(bias):
+    layer = lora(bias)
     plain, (out, size) = layer.merged(), layer.weight.shape
-    assert type(plain) is nn.Linear and (plain.in_features, plain.out_features) == (size, out)
-    assert plain.weight.dtype == torch.bfloat16 and plain.bias is layer.bias
-    product = torch.zeros(out, size, dtype=torch.float64)
-    for r in range(RANK):
-        product += torch.outer(layer.lora_B.weight[:, r].double(), layer.lora_A.weight[r].double())
-    whole = layer.weight.double() + ALPHA / RANK * product
-    assert (plain.weight != whole.bfloat16()).sum() <= 2  # float32 may round to the other neighbour
+    assert type(plain) is nn.Linear, f"merged() returns an nn.Linear (yours is a {type(plain).__name__})"
+    assert (plain.in_features, plain.out_features) == (size, out), "merged() is a layer of the same size"
+    assert not plain.weight.is_meta, "a layer made on the device meta needs a weight of its own"
+    same(plain.weight.detach(), whole(layer).float(), "the merged matrix is W + (alpha / r) B A", **CLOSE)
+    if bias:
+        assert plain.bias is not None, "the merged layer keeps the bias"
+        same(plain.bias, layer.bias, "the merged layer keeps the bias")
+    else:
+        assert plain.bias is None, "a layer without bias is merged into one without"
 
 
-def test_only_low_rank_matrices_and_the_projection_learn(base, tmp_path):
-    model = load(base)
-    task = llava_task(model, Rows(model), 2, RANK, base)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(task, Recipe(1e-2, 4, 2, optimizer="muon"), Run(tmp_path / "out", dtype=torch.float32))
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {name for name in before if "lora_" in name or name.startswith("multi_modal_projector.")}
-    assert all(p.grad is None for name, p in model.named_parameters() if name not in moved)
+def test_a_merged_layer_adds_up_in_float32_and_keeps_its_dtype():
+    layer = LoraLinear(nn.Linear(48, 40, dtype=torch.bfloat16), RANK, ALPHA)
+    nn.init.normal_(layer.lora_B.weight)
+    plain, wanted = layer.merged(), whole(layer).bfloat16()
+    same(plain.weight.detach(), wanted, "the merged matrix has W's dtype", rtol=0.01, atol=0.01)
+    differ = (plain.weight != wanted).sum().item()
+    words = "W + scale B A is added up in float32 and rounded to W's dtype once"
+    assert differ <= 2, f"{words} ({differ} of {wanted.numel()} numbers are rounded otherwise)"
 
 
-def test_what_training_leaves_is_small_and_loads_as_what_was_trained(base, tmp_path):
-    model = load(base)
-    task = llava_task(model, Rows(model), 2, RANK, base)
-    task.model.processor.template = TEMPLATES["chatml"]
-    task.model.processor.image = image = model.processor.image.fitting("pad", 24)  # the base crops
-    train(task, Recipe(1e-2, 4, 2), Run(tmp_path / "out", dtype=torch.float32))
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {ADAPTER, CONFIG, "chat_template.jinja", "preprocessor_config.json", "trainer_state.pt"}
-    learnt = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    identity = 4 * (32 * 32 + 32)  # the second layer that transformers expects in a linear projector
-    assert learnt < (tmp_path / "out" / ADAPTER).stat().st_size < learnt + identity + 5000
-    loaded = load(tmp_path / "out")
-    torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-5)
-    assert loaded.processor.template == TEMPLATES["chatml"] and not loaded.training
-    assert loaded.processor.image == image != load(base).processor.image
-    assert loaded.processor.tokenizer.vocab_size == model.processor.tokenizer.vocab_size
+def test_lora_stands_in_every_linear_layer_of_the_blocks(decoder):
+    plain = linear_layers(decoder)
+    add_lora(decoder, RANK, ALPHA)
+    layers = linear_layers(decoder)
+    for name in plain:
+        assert isinstance(layers[name], LoraLinear), f"layer {name} of the blocks becomes a LoraLinear"
+        same(layers[name].weight, plain[name].weight, f"W of {name} stays")
+        got = (layers[name].lora_A.out_features, layers[name].scale)
+        assert got == (RANK, ALPHA / RANK), f"{name} has the rank and alpha that are given (rank, scale: {got})"
+    assert not isinstance(decoder.lm_head, LoraLinear), "the head is no part of a block: it stays a plain layer"
 
 
-def test_names_are_those_that_peft_gives_the_modules_of_transformers(tiny_model, adapter):
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    with torch.device("meta"):
-        theirs = LlavaForConditionalGeneration(LlavaConfig(**tiny_model.config.to_dict()))
-    config = json.loads((adapter / CONFIG).read_text())
-    expected = {}
-    for name, module in theirs.named_modules():  # peft matches targets by full name, saved modules by ending
-        if re.fullmatch(config["target_modules"], name):
-            expected[f"base_model.model.{name}.lora_A.weight"] = (RANK, module.in_features)
-            expected[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, RANK)
-        if any(name.endswith(saved) for saved in config["modules_to_save"]):
-            for part, tensor in module.state_dict().items():
-                expected[f"base_model.model.{name}.{part}"] = tuple(tensor.shape)
-    with safe_open(adapter / ADAPTER, "pt") as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-    assert stored == expected and len(stored) == 2 * 7 * 2 + 4
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (RANK, ALPHA, "../base")
+def test_only_a_and_b_are_trained(decoder):
+    add_lora(decoder, RANK, ALPHA)
+    for name, parameter in decoder.named_parameters():
+        learns = "lora_A" in name or "lora_B" in name
+        assert parameter.requires_grad == learns, f"{name} is {'trained' if learns else 'frozen'}"
 
 
-def test_an_adapter_and_its_base_can_be_moved_together(base, adapter, tmp_path):
-    before = logits(load(adapter))
-    (tmp_path / "elsewhere").mkdir()
-    for folder in (base, adapter):
-        shutil.move(folder, tmp_path / "elsewhere" / folder.name)
-    assert torch.equal(logits(load(tmp_path / "elsewhere" / "adapter")), before)
-    shutil.rmtree(tmp_path / "elsewhere" / "base")
-    with pytest.raises(UserError, match=r"\.\./base: no such folder"):
-        load(tmp_path / "elsewhere" / "adapter")
+@torch.no_grad()
+def test_untrained_lora_changes_nothing_and_starts_as_in_the_paper(decoder):
+    x = torch.randn(2, 5, 32)
+    before = decoder(x)
+    add_lora(decoder, RANK, ALPHA)
+    same(decoder(x), before, "before training the model computes what it did without LoRA", **CLOSE)
+    for name, layer in linear_layers(decoder).items():
+        assert not layer.lora_B.weight.any(), f"B of {name} starts at zero"
+        bound = layer.in_features**-0.5  # Kaiming uniform, as in the authors' loralib
+        assert 0.8 * bound < layer.lora_A.weight.abs().max() <= bound, f"A of {name} starts as nn.Linear's weight does"
 
 
-def test_an_adapter_of_a_model_with_a_projection_of_two_layers(tiny_config, tokenizer, randomise, tmp_path):
-    tiny_config.projector = "mlp"
-    processor = Processor(tokenizer, ImageProcessor.for_size(24), tiny_config.num_image_tokens)
-    save(randomise(Llava(tiny_config, processor)), tmp_path / "base")
-    model = with_lora(load(tmp_path / "base"))
-    randomise(model.multi_modal_projector)
-    replace_folder(tmp_path / "adapter", lambda new: write_adapter(model, tmp_path / "base", new))
-    torch.testing.assert_close(logits(load(tmp_path / "adapter")), logits(model), rtol=0, atol=1e-5)
-
-
-def test_merging_leaves_a_plain_folder(adapter, tmp_path, monkeypatch, capsys):
-    def run(*arguments: Path) -> None:
-        monkeypatch.setattr(sys, "argv", ["merge", *map(str, arguments)])
-        run_program(merge.main)
-
-    run(adapter, tmp_path / "plain")
-    assert capsys.readouterr().err == ""
-    assert not any("lora" in name for name in load_file(tmp_path / "plain" / "model.safetensors"))
-    torch.testing.assert_close(logits(load(tmp_path / "plain")), logits(load(adapter)), rtol=0, atol=1e-6)
-    for again, words in (
-        ((adapter, tmp_path / "plain"), "already exists"),
-        ((tmp_path / "plain", tmp_path / "twice"), "nothing to merge"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            run(*again)
-        [line] = capsys.readouterr().err.splitlines()
-        assert end.value.code == 2 and words in line
-    assert not (tmp_path / "twice").exists()
-
-
-def test_a_model_with_unmerged_lora_is_not_saved(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="merge_lora"):
-        save(with_lora(tiny_model), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tensors: tensors.pop(LAYER), r"layers\.1\.mlp\.up_proj\.lora_B\.weight is missing"),
-        (lambda tensors: tensors.update(extra=torch.zeros(1)), "tensor 'extra' is left over"),
-        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 2)}), r"lora_B\.weight has shape \(48, 2\), not"),
-        (lambda tensors: tensors.update({LAYER: torch.zeros(48, 3, dtype=torch.int32)}), "not a floating-point one"),
-    ],
-)
-def test_a_tensor_that_does_not_fit_is_named(adapter, change, message):
-    tensors = load_file(adapter / ADAPTER)
-    change(tensors)
-    save_file(tensors, adapter / ADAPTER)
-    with pytest.raises(UserError, match=message) as error:
-        load(adapter)
-    assert ADAPTER in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"use_rslora": True}, "use_rslora is True; only False is supported"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
-        ({"r": 0}, "r is 0, not a positive number"),
-        ({"r": 2.5}, "r is 2.5"),
-        ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
-        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
-        ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
-        ({"base_model_name_or_path": "../nowhere"}, "nowhere: no such folder"),
-        ({"base_model_name_or_path": "."}, "is an adapter too"),
-        ({"r": 10**5}, "lora_A.weight has shape"),
-        ({"r": 10**12}, "r is 1000000000000"),
-    ],
-)
-def test_a_setting_that_would_be_computed_wrongly_is_named(adapter, values, message):
-    config = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps(config | values))
-    with pytest.raises(UserError, match=re.escape(message)) as error:
-        load(adapter)
-    assert "\n" not in str(error.value)
-
-
-def test_a_resumed_run_ends_like_an_unbroken_one(base, tmp_path, cut_power):
-    recipe = Recipe(1e-2, 2, 2, save_every=3)
-
-    def make():
-        torch.manual_seed(0)
-        model = load(base)
-        return llava_task(model, Rows(model), 2, RANK, base)
-
-    train(make(), recipe, Run(tmp_path / "whole"))
-    task = make()
-    cut_power(task)
-    with pytest.raises(PowerCut):
-        train(task, recipe, Run(tmp_path / "broken"))
-    train(make(), recipe, Run(tmp_path / "broken", resume=True))
-    assert (tmp_path / "broken" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
-    other = load(base)
-    with pytest.raises(UserError, match=r"lora_A\.weight is missing, left over or of another shape"):
-        task = llava_task(other, Rows(other), 2, RANK + 1, base)
-        train(task, recipe, Run(tmp_path / "broken", resume=True))
+@torch.no_grad()
+def test_merged_and_unmerged_decoders_agree(decoder):
+    add_lora(decoder, RANK, ALPHA)
+    for layer in linear_layers(decoder).values():
+        if isinstance(layer, LoraLinear):
+            nn.init.normal_(layer.lora_B.weight, std=0.1)
+    x = torch.randn(2, 5, 32)
+    before = decoder(x)
+    merge_lora(decoder)
+    left = [name for name, part in decoder.named_modules() if isinstance(part, LoraLinear)]
+    assert not left and not has_lora(decoder), f"merge_lora() replaces every LoraLinear ({len(left)} are left)"
+    same(decoder(x), before, "the merged decoder computes what it did with A and B", **CLOSE)

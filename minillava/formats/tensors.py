@@ -168,28 +168,38 @@ def fill(module: nn.Module, tensors: dict[str, Stored], folder: Path, device: st
         torch.utils.swap_tensors(parameter, copy)  # in place, so that tied parameters stay tied
 
 
+def split(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """The names of tensors in shards of at most ``limit`` bytes, in their order; at least one shard.
+
+    ``sizes``: the bytes of each tensor. One that is larger than the limit has a shard for itself.
+    """
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
 def write_tensors(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write model.safetensors, or shards of at most SHARD_BYTES and their index, in ``dtype`` (None: each tensor's).
 
-    One shard is converted at a time, so a large model is never in memory twice.
+    Shard 2 of 3 is model-00002-of-00003.safetensors. One shard is converted at a time, so a large model is never in
+    memory twice.
     """
-    shards: list[dict[str, Tensor]] = [{}]
-    room, total = SHARD_BYTES, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * (dtype or tensor.dtype).itemsize
-        if size > room and shards[-1]:
-            shards.append({})
-            room = SHARD_BYTES
-        shards[-1][name] = tensor
-        room, total = room - size, total + size
+    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items()}
+    shards = split(sizes, SHARD_BYTES)
     count = len(shards)
     files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(files, shards):
-        converted = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in shard.items()}
+        converted = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in shard}
         write_file(folder / file, converted)
     if count > 1:
         places = {name: file for file, shard in zip(files, shards) for name in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
