@@ -9,6 +9,7 @@ A lesson is a Markdown page. Its author writes the text and the code; the rest i
   one holds what it printed. A block that prints nothing has none.
 - ``<!-- navigation -->``: the line below it leads to the lessons before and after.
 - ``<!-- time -->``: the line below it says how long the lesson takes to read.
+- ``<!-- lessons -->``: the table below it lists the lessons, with their questions and times.
 
 Each lesson is also written as a notebook (``notebook.py``). ``--begin zh`` makes the pages of a translation
 (``translation.py``), which this program then keeps up to date too.
@@ -32,6 +33,8 @@ from minillava.errors import UserError, run_program
 ROOT = Path(__file__).parents[1]
 NAVIGATION = re.compile(r"^<!-- navigation -->\n(\[.*\n)?", re.MULTILINE)
 TIME = re.compile(r"^<!-- time -->\n(\*\*.*\n)?", re.MULTILINE)
+LESSONS = re.compile(r"^<!-- lessons -->\n(\|.*\n)*", re.MULTILINE)
+QUESTION = re.compile(r"^\*(.+\?)\*$", re.MULTILINE)
 WORDS_A_MINUTE, LINES_A_MINUTE = 120, 20  # of text, and of code and what it prints
 
 # What the builder writes. A translation has its own in phrases.json.
@@ -40,6 +43,7 @@ PHRASES = {
     "write": "**Stop here and write it:** {bodies} in `exercises/{part}.py` ([how](README.md#rebuild-it)).",
     "theirs": "The project's <code>{name}</code>",
     "all": "All lessons",
+    "list": "| lesson | question | minutes to read |",
     "time": "**Time:** about {minutes} minutes to read ({words:,} words and {lines} lines of code); "
     "the exercises take longer ([hours](teaching.md)).",
 }
@@ -98,6 +102,7 @@ def made(page: Path, text: str, run: Callable[[str, int], str], phrases: dict[st
 
     text = BLOCK.sub(block, text)
     new = NAVIGATION.sub(lambda _: f"<!-- navigation -->\n{navigation(page, phrases)}\n", text)
+    new = LESSONS.sub(lambda _: f"<!-- lessons -->\n{table(page, phrases)}\n", new)
     return TIME.sub(lambda _: f"<!-- time -->\n{time(new, phrases)}\n", new)
 
 
@@ -110,8 +115,8 @@ def quote(page: Path, file: str, name: str, phrases: dict[str, str]) -> str:
     bodies = [body for body in PARTS.get(part, ()) if f"{body}.".startswith(f"{name}.")]
     if bodies:
         asked = phrases["write"].format(bodies=", ".join(f"`{body}`" for body in bodies), part=part)
-        title = phrases["theirs"].format(name=name)
-        shown = f"{asked}\n\n<details><summary>{title}</summary>\n\n{shown}\n</details>\n"
+        summary = phrases["theirs"].format(name=name)
+        shown = f"{asked}\n\n<details><summary>{summary}</summary>\n\n{shown}\n</details>\n"
     return f"<!-- quote {file} {name} -->\n{shown}"
 
 
@@ -136,12 +141,31 @@ def navigation(page: Path, phrases: dict[str, str]) -> str:
 
 
 def time(text: str, phrases: dict[str, str]) -> str:
-    """How long a page takes to read, by its words and its lines of code, in steps of five minutes."""
+    """How long a page takes to read, by its words and its lines of code."""
+    words, lines = length(text)
+    return phrases["time"].format(minutes=minutes(text), words=words, lines=lines)
+
+
+def length(text: str) -> tuple[int, int]:
+    """The words of a page's text, and the lines of its code and outputs."""
     text = MARK.sub("", NAVIGATION.sub("", TIME.sub("", text)))
-    lines = sum(block.count("\n") - 1 for block in FENCED.findall(text))
-    words = len(FENCED.sub("", text).split())
-    minutes = 5 * math.ceil((words / WORDS_A_MINUTE + lines / LINES_A_MINUTE) / 5)
-    return phrases["time"].format(minutes=minutes, words=words, lines=lines)
+    return len(FENCED.sub("", text).split()), sum(block.count("\n") - 1 for block in FENCED.findall(text))
+
+
+def minutes(text: str) -> int:
+    """How long a page takes to read, in steps of five minutes."""
+    words, lines = length(text)
+    return 5 * math.ceil((words / WORDS_A_MINUTE + lines / LINES_A_MINUTE) / 5)
+
+
+def table(page: Path, phrases: dict[str, str]) -> str:
+    """A row for each lesson in the folder of ``page``, and one for all of them."""
+    texts = {lesson: lesson.read_text(encoding="utf-8") for lesson in sorted(page.parent.glob("[0-9][0-9]-*.md"))}
+    rows = [
+        f"| [{title(lesson)}]({lesson.name}) | {QUESTION.search(text)[1]} | {minutes(text)} |"
+        for lesson, text in texts.items()
+    ]
+    return "\n".join([phrases["list"], "|---|---|---|", *rows, f"| | | {sum(map(minutes, texts.values()))} |"])
 
 
 def write(file: Path, text: str) -> None:

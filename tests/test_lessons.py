@@ -193,14 +193,19 @@ def course(tmp_path, monkeypatch) -> Path:
         target = tmp_path / name
         shutil.copy(build.ROOT / name, target) if "." in name else target.mkdir()
     (folder / "teaching.md").write_text("# Teaching\n")
-    (folder / "README.md").write_text("# Lessons\n\n## Rebuild it\n\n[one](01-one.md)\n")
+    (folder / "README.md").write_text("# Lessons\n\n## Rebuild it\n\n<!-- lessons -->\n| old | old |\n\nEnd.\n")
     (folder / "01-one.md").write_text(
-        "# 1. One\n\n<!-- navigation -->\n\n<!-- time -->\n\nSee [two](02-two.md#the-norm), [file](source.py), "
+        "# 1. One\n\n<!-- navigation -->\n\n*What is one?*\n\n<!-- time -->\n\n"
+        "See [two](02-two.md#the-norm), [file](source.py), "
         "[up](../minillava/).\n\n![One](figures/one.png)\n\n<!-- quote lessons/source.py first_line -->\n"
         "```python\n```\n\n```python\nprint(6 * 7)\n```\n\nThe end.\n\n<!-- navigation -->\n"
     )
-    (folder / "02-two.md").write_text("# 2. Two\n\n<!-- navigation -->\n\n## The norm\n" + "word " * 700)
-    (folder / "03-three.md").write_text("# 3. Three\n\n<!-- navigation -->\n\n<!-- time -->\n\n" + "word " * 700)
+    (folder / "02-two.md").write_text(
+        "# 2. Two\n\n<!-- navigation -->\n\n*What is two?*\n\n## The norm\n" + "word " * 700
+    )
+    (folder / "03-three.md").write_text(
+        "# 3. Three\n\n<!-- navigation -->\n\n*What is three?*\n\n<!-- time -->\n\n" + "word " * 700
+    )
     monkeypatch.setattr(build, "ROOT", tmp_path)
     return folder
 
@@ -216,11 +221,15 @@ def test_build_writes_what_is_stale_and_links_the_lessons(course, monkeypatch, c
     assert one.count("<!-- navigation -->\n[All lessons](README.md) · [2. Two →](02-two.md)\n") == 2
     assert "\n[← 1. One](01-one.md) · [All lessons](README.md) · [3. Three →](03-three.md)\n" in two
     assert "\n[← 2. Two](02-two.md) · [All lessons](README.md)\n" in three
-    assert "about 10 minutes to read (703 words and 0 lines of code)" in three  # 700 / 120 = 5.8
-    assert "about 5 minutes to read (13 words and 5 lines of code)" in one  # three lines quoted, one run, one printed
+    assert "about 10 minutes to read (706 words and 0 lines of code)" in three  # 706 / 120 = 5.9
+    assert "about 5 minutes to read (16 words and 5 lines of code)" in one  # three lines quoted, one run, one printed
     assert one.index("```output\n42\n") > one.index("print(6 * 7)")
     assert [dead_links(course / name) for name in ("01-one.md", "03-three.md")] == [[], []]
-    assert capsys.readouterr().out.count("brought up to date") == 6  # three lessons, three notebooks
+    rows = ["| lesson | question | minutes to read |", "|---|---|---|", "| [1. One](01-one.md) | What is one? | 5 |"]
+    rows += ["| [2. Two](02-two.md) | What is two? | 10 |", "| [3. Three](03-three.md) | What is three? | 10 |"]
+    rows = "\n".join([*rows, "| | | 25 |"])
+    assert (course / "README.md").read_text().endswith(f"<!-- lessons -->\n{rows}\n\nEnd.\n")
+    assert capsys.readouterr().out.count("brought up to date") == 7  # three lessons, three notebooks, the list
     run_build(monkeypatch)
     assert capsys.readouterr().out == ""
     (course / "03-three.md").write_text(three.replace("10 minutes", "90 minutes"))
