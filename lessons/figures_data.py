@@ -145,7 +145,7 @@ def layers() -> Image.Image:
     for layer, share in enumerate(shares):
         x, top, is_read = 95 + 150 * layer, ground - tall * share, layer == len(shares) - 2
         sheet.bar(x, top, x + 90, ground, BLUE if is_read else FAINT)
-        sheet.text(x + 45, top + 16, f"{share:.0%}", 15)
+        sheet.text(x + 45, top + 16, f"{share:.1%}", 15)
         sheet.text(x + 45, ground + 18, f"after block {layer}" if layer else "embeddings")
         if is_read:
             sheet.text(x + 45, ground + 40, "LLaVA reads this", 13)
