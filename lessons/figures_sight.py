@@ -1,9 +1,10 @@
-"""The figures of lessons 1, 2, 4, 5 and 7: from a picture and a text to the vectors that the decoder reads."""
+"""The figures of lessons 1 to 5 and 7: from a picture and a text to the vectors that the decoder reads."""
 
 import json
 import random
 import re
 import textwrap
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,13 @@ from data.picturebook.scene import Scene
 from data.picturebook.talk import ask
 from data.requests import BRIEF_REQUESTS
 from lessons.sheet import BLUE, FAINT, GREEN, GREY, ORANGE, READ, RED, SEEN, VIOLET, Sheet, shade, text_width
-from lessons.small_world import drawn_scenes
+from lessons.small_world import drawn_scenes, wide_picture
 from minillava.checkpoint import load, load_clip
 from minillava.config import PRETRAINED
 from minillava.formats.byte_characters import to_bytes
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.conversations import pad
+from minillava.inputs.image import ImageProcessor
 from minillava.inputs.tokenizer import _join
 from minillava.model.contrastive import Clip
 from minillava.training.tasks import initialise
@@ -145,6 +147,24 @@ def merges() -> Image.Image:
             sheet.box(x, y, x + width, y + 28, (BLUE, GREEN, ORANGE, VIOLET)[place % 4], None)
             sheet.text(x + width / 2, y + 14, shown, 15)
             x += width + 1
+    return sheet.finished()
+
+
+def fitted() -> Image.Image:
+    """A wide picture, and what the tower gets of it: its middle, all of it on a square, or all of it squeezed."""
+    picture, clip = wide_picture(), ImageProcessor.for_size(64)
+    x1, _, x2, _ = clip.window(*picture.size)  # what the crop keeps
+    sheet = Sheet(1000, 216)
+    sheet.picture(20, 33, picture, 390, 130)
+    sheet.box(20 + 390 * x1, 33, 20 + 390 * x2, 163, None, RED)
+    sheet.text(215, 197, "960 x 320")
+    stretch = replace(clip, size={"height": 64, "width": 64})
+    for place, (name, processor) in enumerate(
+        {"crop": clip, "pad": clip.fitting("pad", 64), "stretch": stretch}.items()
+    ):
+        sheet.picture(450 + 185 * place, 15, processor.view(picture), 165, 165)
+        sheet.text(532 + 185 * place, 197, f"{name}: 64 x 64")
+    sheet.arrow((415, 98), (442, 98))
     return sheet.finished()
 
 
@@ -290,4 +310,4 @@ def nearest_words() -> Image.Image:
     return sheet.finished()
 
 
-FIGURES = (whole, merges, patches, positions, contrast, regions, splice, nearest_words)
+FIGURES = (whole, merges, fitted, patches, positions, contrast, regions, splice, nearest_words)

@@ -1,5 +1,7 @@
-"""The figures of lessons 6 and 8 to 13: RoPE, the KV cache, loss and causal mask, the stages' losses, attention."""
+"""The figures of lessons 6, 8 and 10 to 13: RoPE, the KV cache, loss and causal mask, padding and packing, the stages'
+losses, attention."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -7,8 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.picturebook.talk import ask
-from lessons.sheet import BLUE, GREEN, RED, VIOLET, WARM, Colour, Sheet, text_width
+from data.picturebook import language
+from data.picturebook.talk import LENGTH, ask, conversation
+from data.requests import BRIEF_REQUESTS
+from data.rows import conversation as as_turns
+from lessons.sheet import BLUE, GREEN, INK, RED, VIOLET, WARM, Colour, Sheet, text_width
 from lessons.small_world import (
     captions,
     conversations,
@@ -20,6 +25,7 @@ from lessons.small_world import (
 from minillava.checkpoint import load
 from minillava.config import PRETRAINED, DecoderConfig
 from minillava.inputs.conversation import IGNORE, encode_conversation
+from minillava.inputs.conversations import share_rows
 from minillava.inputs.templates import TEMPLATES
 from minillava.inputs.tokenizer import Tokenizer
 from minillava.look import occlusion, paint, regions, relevancy, run_model
@@ -29,6 +35,7 @@ from minillava.training.plot import Line, chart, running_mean
 from minillava.training.recipes import TOY
 
 DEEP_BLUE, AMBER = (40, 90, 200), (225, 155, 20)
+PADDING = (165, 165, 172)
 ASKED = (29, 35)  # of forty scenes in looking(): of a house and of a car, which the model finds
 TALK = [
     {"from": "human", "value": "<image>\nWhat colour is the fish?"},
@@ -157,6 +164,48 @@ def mask_of_a_row() -> Image.Image:
     return sheet.finished()
 
 
+def padding_and_packing() -> Image.Image:
+    """Captions and conversations as bars: all in one tensor, in two of similar lengths, and packed."""
+    processor, scenes, rows = load(PRETRAINED / "llava").processor, drawn_scenes(8, seed=10)[0], []
+    for scene in scenes:
+        caption = [(BRIEF_REQUESTS[0], language.captions(scene)[0])]
+        rows += [processor.for_captions().encode(as_turns(caption))]
+        rows += [processor.encode(as_turns(conversation(scene, random.Random(0), LENGTH)))]
+    lengths = [len(ids) for ids, _ in rows]
+    places, ordered = range(len(rows)), sorted(range(len(rows)), key=lengths.__getitem__)
+    panels = {
+        "one tensor": [[[place] for place in places]],
+        "two tensors, sorted": [[[place] for place in half] for half in (ordered[:8], ordered[8:])],
+        "one tensor, packed": [share_rows(lengths)],
+    }
+    sheet, left = Sheet(870, 340), 16
+    for name, tensors in panels.items():
+        y, positions = 48, 0
+        for tensor in tensors:
+            width = max(sum(lengths[place] for place in row) for row in tensor)
+            positions += width * len(tensor)
+            for row in tensor:
+                sheet.line((left, y), (left + width, y), colour=PADDING, width=12)
+                x, ends = left, []
+                for place in row:
+                    colours = [_colour(index, label, processor.tokenizer) for index, label in zip(*rows[place])]
+                    for colour, run in itertools.groupby(colours):
+                        end = x + len(list(run))
+                        sheet.line((x, y), (end, y), colour=colour, width=12)
+                        x = end
+                    ends.append(x)
+                for end in ends:
+                    sheet.line((end, y - 6), (end, y + 6), colour=INK, width=2)
+                y += 15
+            y += 10
+        sheet.text(left, 22, f"{name}: {1 - sum(lengths) / positions:.0%} padding", anchor="lm")
+        left += max(lengths) + 30
+    _legend(sheet, 16, 321)
+    sheet.box(466, 312, 490, 330, PADDING, None)
+    sheet.text(498, 321, "padding", anchor="lm")
+    return sheet.finished()
+
+
 def stage_1() -> Image.Image:
     """The loss of stage 1, in which only W learns, over sixty steps at three learning rates."""
     towers = joined_towers()
@@ -231,4 +280,4 @@ def _shown(tokenizer: Tokenizer, index: int) -> str:
     return tokenizer.decode([index]).replace(" ", "·").replace("\n", "\\n")
 
 
-FIGURES = (rope_rotations, kv_cache, loss_tokens, mask_of_a_row, stage_1, stage_2, looking)
+FIGURES = (rope_rotations, kv_cache, loss_tokens, mask_of_a_row, padding_and_packing, stage_1, stage_2, looking)

@@ -17,7 +17,7 @@ import judge
 import pytest
 import torch
 
-if TYPE_CHECKING:  # with --exercise, minillava may only be imported after judge.StandIn is installed: fixtures do it
+if TYPE_CHECKING:  # with --exercise, minillava may only be imported after StandIn is installed: fixtures do it
     from minillava import Llava, Tokenizer
     from minillava.config import LlavaConfig
 
@@ -32,8 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--exercise"):
         config.pluginmanager.register(judge.Judge(judge.named_parts(config.args)))
         config.option.reportchars = ""  # the output ends with the verdicts, not with a list of failed tests
+        config.option.verbose -= 1
         if config.option.tbstyle == "auto":
-            config.option.tbstyle = "short"
+            config.option.tbstyle = "no"
 
 
 @pytest.fixture(autouse=True)

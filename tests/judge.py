@@ -4,60 +4,24 @@ Every import of the part finds the reader's file, in the tests and in the rest o
 body: of the bodies in the table (lessons/parts.py) that it calls, the last one. So a body is judged by tests that need
 only it and the bodies above it.
 
-A test that fails because it calls a body that is yet to be written is counted separately: only the failures of written
-bodies are shown in full.
+Of a body that does not pass, one sentence says why: the message of the assertion that failed, or the exception and the
+line of the reader's file that raised it. pytest's own output (``--tb=short``) is left out unless it is asked for.
 """
 
-import ast
 import functools
 import importlib
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from lessons.parts import FOLDER, PARTS, PATHS, TO_WRITE
-from lessons.source import definitions
+from lessons.parts import FOLDER, PARTS, TO_WRITE
+from lessons.stand_in import BadFile, StandIn, module_of, to_write
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 SECONDS = 60  # of CPU time, after which a test is taken to run forever; the slowest takes two
-
-
-def module_of(part: str) -> str:
-    """The module name of a part."""
-    return PATHS[part].removesuffix(".py").replace("/", ".")
-
-
-class StandIn(MetaPathFinder):
-    """Makes every import of a part find another file. ``loaded(part, module)`` is called once such a module has run."""
-
-    def __init__(self, files: dict[str, Path], loaded: Callable[[str, ModuleType], None] | None = None):
-        assert "minillava" not in sys.modules, "minillava is imported already: install StandIn before that"
-        self.files, self.loaded = {module_of(part): file for part, file in files.items()}, loaded
-        sys.meta_path.insert(0, self)
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name not in self.files:
-            return None
-        file = str(self.files[name])
-        return spec_from_file_location(name, file, loader=_Loader(name, file, self.loaded))
-
-
-class _Loader(SourceFileLoader):
-    def __init__(self, name: str, file: str, loaded: Callable[[str, ModuleType], None] | None):
-        super().__init__(name, file)
-        self.loaded = loaded
-
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        if self.loaded:
-            self.loaded(self.name.rpartition(".")[2], module)
 
 
 class Judge:
@@ -66,12 +30,17 @@ class Judge:
     def __init__(self, parts: list[str]):
         """Raises pytest.UsageError for a file that is missing, is not Python, lacks a name or does not run."""
         self.files = {part: FOLDER / f"{part}.py" for part in parts}
-        self.to_write = {(part, name) for part, file in self.files.items() for name in _check(part, file)}
+        try:
+            self.to_write = {(part, name) for part, file in self.files.items() for name in to_write(part, file)}
+        except BadFile as error:
+            raise pytest.UsageError(str(error)) from None
         signal.signal(signal.SIGPROF, _ring)
         self.bodies = [(part, name) for part in PARTS if part in parts for name in PARTS[part]]
-        self.verdicts: dict[tuple[str, str], dict[str, bool]] = {body: {} for body in self.bodies}
+        # Of each body the tests that count for it, and why they fail; None: they pass. The rest call no body.
+        self.verdicts: dict[tuple[str, str], dict[str, str | None]] = {body: {} for body in self.bodies}
+        self.rest: dict[str, str] = {}
         self.reached: set[tuple[str, str]] = set()
-        self.failed = False
+        self.failure: str | None = None
         StandIn(self.files, self.watch)
         for part, file in self.files.items():
             try:
@@ -100,23 +69,40 @@ class Judge:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator:
-        self.reached, self.failed = set(), False
+        self.reached, self.failure = set(), None
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         result = yield
         signal.setitimer(signal.ITIMER_PROF, 0)
         if self.reached:
-            self.verdicts[max(self.reached, key=self.bodies.index)][item.nodeid] = not self.failed
+            self.verdicts[max(self.reached, key=self.bodies.index)][item.name] = self.failure
+        elif self.failure is not None:
+            self.rest[item.name] = self.failure
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Iterator:
         report = yield
-        self.failed = self.failed or report.failed
         error = call.excinfo and call.excinfo.value
         report.to_write = isinstance(error, NotImplementedError) and str(error).endswith(TO_WRITE)
+        if report.failed and self.failure is None:
+            self.failure = self.reason(item, call.excinfo)
         if isinstance(error, TimeoutError):
             item.session.shouldstop = f"{item.name} did not finish in {SECONDS} s"
         return report
+
+    def reason(self, item: pytest.Item, failure: pytest.ExceptionInfo) -> str:
+        """Why a test failed, in one line: the assertion's sentence; or the exception, and the last line of the reader's
+        file that led to it. An assertion without a sentence is told by the name of its test."""
+        places = {file.resolve(): file for file in self.files.values()}
+        theirs = [f"{places[step.path]}:{step.lineno + 1}" for step in failure.traceback if step.path in places]
+        last = failure.traceback[-1].path
+        message = (str(failure.value).splitlines() or [""])[0]
+        in_words = item.originalname.removeprefix("test_").replace("_", " ")
+        if last not in places and isinstance(failure.value, AssertionError | pytest.fail.Exception):
+            own = last.parent == TESTS and isinstance(failure.value, AssertionError)
+            return message if own and not message.startswith("assert ") else in_words
+        error = f"{failure.typename}: {message}" if message else failure.typename
+        return f"{error} ({theirs[-1]})" if theirs else f"{in_words} ({error})"
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         return ("to be written", "-", "TO BE WRITTEN") if report.to_write else None
@@ -124,17 +110,20 @@ class Judge:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(", ".join(map(str, self.files.values())))
         for (part, name), tests in self.verdicts.items():
-            failures = list(tests.values()).count(False)
-            counts = f" ({failures} of {len(tests)} tests fail)" if tests else ""
+            failed = {test: reason for test, reason in tests.items() if reason is not None}
+            counts = f"{len(failed)} of {len(tests)} tests fail"
             if (part, name) in self.to_write:
-                verdict = TO_WRITE + counts
+                verdict = TO_WRITE + (f" ({counts})" if tests else "")
             elif not tests:
                 verdict = "no test reaches it yet"
-            elif failures:
-                verdict = "does not pass" + counts
+            elif failed:
+                test, reason = next(iter(failed.items()))
+                verdict = f"does not pass: {reason}\n    {test} ({counts})"
             else:
                 verdict = f"passes (tests: {len(tests)})"
-            terminalreporter.write_line(f"{part} {name}".ljust(50) + verdict)
+            terminalreporter.write_line(f"{part} {name}".ljust(36) + f" {verdict}")
+        for test, reason in self.rest.items():
+            terminalreporter.write_line(f"in no body: {reason}\n    {test}")
 
 
 def named_parts(arguments: list[str]) -> list[str]:
@@ -148,19 +137,3 @@ def named_parts(arguments: list[str]) -> list[str]:
 
 def _ring(*_: object) -> None:
     raise TimeoutError(f"not finished in {SECONDS} s")
-
-
-def _check(part: str, file: Path) -> set[str]:
-    """The names of bodies in the table that are yet to be written."""
-    if not file.exists():
-        raise pytest.UsageError(f"{file} is missing: python -m lessons.exercise {part} writes it")
-    try:
-        theirs = definitions(ast.parse(file.read_text(encoding="utf-8")))
-    except SyntaxError as error:
-        raise pytest.UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
-    except (OSError, ValueError) as error:
-        raise pytest.UsageError(f"{file} cannot be read: {error}") from None
-    ours = definitions(ast.parse((ROOT / PATHS[part]).read_text(encoding="utf-8")))
-    if missing := ours.keys() - theirs.keys():
-        raise pytest.UsageError(f"{file} lacks {', '.join(sorted(missing))}, which {PATHS[part]} has")
-    return {name for name in PARTS[part] if TO_WRITE in ast.unparse(theirs[name])}

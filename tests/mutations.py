@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from forks import run_pytest  # noqa: E402
-from judge import StandIn  # noqa: E402
 
 from lessons.parts import PATHS  # noqa: E402
+from lessons.stand_in import StandIn  # noqa: E402
 
 PARTS = sorted(path.stem for path in (ROOT / "tests" / "faults").iterdir())
 # Tests that run in addition to tests/test_PART.py, or in its place if there is none.
@@ -36,7 +36,8 @@ MORE_TESTS = {
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora",),
     "web_server": ("web",),
-    "training": ("resume", "heldout", "report"),
+    "image": ("pictures",),
+    "loop": ("resume", "heldout", "report"),
     "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),

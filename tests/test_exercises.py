@@ -17,6 +17,8 @@ from lessons.parts import PARTS, PATHS
 from lessons.source import definitions
 
 ROOT = Path(__file__).parents[1]
+# Functions that differ from the project's and are right too: other_solutions/PART/*.py.
+OTHERS = sorted(ROOT.glob("tests/other_solutions/*/*.py"))
 # One process for all runs: it imports the slow modules once.
 WORKER = """
 import json, sys
@@ -28,7 +30,7 @@ def judged(part, folder, seconds):
     def prepare():
         judge.FOLDER, judge.SECONDS = Path(folder), seconds
 
-    arguments = ["--exercise", "--tb=native", f"tests/test_{part}.py", f"--basetemp={folder}/tests"]
+    arguments = ["--exercise", f"tests/test_{part}.py", f"--basetemp={folder}/tests"]
     return forks.run_pytest(arguments, prepare)
 
 for line in sys.stdin:
@@ -107,26 +109,42 @@ def test_every_body_of_the_solution_is_judged_and_passes(judged, tmp_path, part)
     assert all(re.fullmatch(r"passes \(tests: [1-9]\d*\)", text) for text in verdicts(printed, part).values()), printed
 
 
+def written(untouched: Path, folder: Path, part: str, **bodies: str) -> Path:
+    """A folder with the skeleton of a part in which some bodies are written."""
+    text = (untouched / f"{part}.py").read_text(encoding="utf-8")
+    for name, body in bodies.items():
+        text = text.replace(f'raise NotImplementedError("{name} is yet to be written")', body)
+    folder.mkdir()
+    (folder / f"{part}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+NORM = "return (x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight)"
+
+
 def test_a_body_passes_as_soon_as_it_is_written(judged, untouched, tmp_path):
-    wrong = "does not pass (1 of 1 tests fail)"
-    for name, line, verdict in (("right", "* self.weight", "passes (tests: 1)"), ("wrong", "+ self.weight", wrong)):
-        written = (
-            (untouched / "decoder.py")
-            .read_text(encoding="utf-8")
-            .replace(
-                'raise NotImplementedError("RMSNorm.forward is yet to be written")',
-                f"return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() {line}",
-            )
-        )
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "decoder.py").write_text(written, encoding="utf-8")
-        code, printed = judged(tmp_path / name, "decoder")
+    for name, body, verdict in (
+        ("right", NORM, "passes (tests: 1)"),
+        ("wrong", NORM.replace("* self.weight", "+ self.weight"), "does not pass: rms norm is its formula"),
+    ):
+        code, printed = judged(written(untouched, tmp_path / name, "decoder", **{"RMSNorm.forward": body}), "decoder")
         told = verdicts(printed, "decoder")
         assert code == 1 and told.pop("RMSNorm.forward") == verdict
         assert all(text.startswith("is yet to be written") for text in told.values())
-        assert printed.count("Traceback") == (name == "wrong")  # none for bodies that are not written yet
         counts = printed.splitlines()[-1]
         assert re.search(r" \d\d to be written in ", counts) and ("1 failed, " in counts) == (name == "wrong")
+
+
+def test_a_failure_is_a_sentence_or_the_readers_line_and_never_a_dump(judged, untouched, tmp_path):
+    folder = tmp_path / "decoder"
+    bodies = {"RMSNorm.forward": "return {}[x.shape]", "rope_tables": "return 0", "rotate": "raise StopIteration"}
+    printed = judged(written(untouched, folder, "decoder", **bodies), "decoder")[1]
+    told, lines = verdicts(printed, "decoder"), (folder / "decoder.py").read_text(encoding="utf-8").splitlines()
+    line = lines.index("        return {}[x.shape]") + 1
+    assert told["RMSNorm.forward"] == f"does not pass: KeyError: torch.Size([2, 3, 6]) ({folder}/decoder.py:{line})"
+    words = "rope tables are cosine and sine of position times frequency"
+    assert told["rope_tables"] == f"does not pass: {words} (TypeError: cannot unpack non-iterable int object)"
+    assert not re.search(r"Traceback|Error\b.*\n.*Error|tensor\(|^E ", printed, re.MULTILINE)
 
 
 def test_a_body_that_never_returns_ends_the_run(judged, tmp_path):
@@ -134,7 +152,8 @@ def test_a_body_that_never_returns_ends_the_run(judged, tmp_path):
     (tmp_path / "projector.py").write_text(loop, encoding="utf-8")
     code, printed = judged(tmp_path, "projector", seconds=1)
     assert code != 0 and re.search(r"test_\S+ did not finish in 1 s", printed)
-    assert verdicts(printed, "projector")["MLPProjector.forward"].startswith("does not pass")
+    told = verdicts(printed, "projector")["MLPProjector.forward"]
+    assert re.fullmatch(r"does not pass: TimeoutError: not finished in 1 s \(.*/projector\.py:\d+\)", told)
 
 
 FAULTS = {
@@ -154,6 +173,20 @@ def test_a_file_that_cannot_be_judged_gets_one_line(judged, tmp_path):
         code, printed = judged(tmp_path, "projector")
         assert code == 4 and words in printed, printed
         assert len(printed.strip().splitlines()) == 1 and str(tmp_path / "projector.py") in printed
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_another_right_solution_passes_too(judged, tmp_path, file):
+    part = file.parent.name
+    ours, theirs = (definitions(ast.parse(text)) for text in (source(part), file.read_text(encoding="utf-8")))
+    own, other = source(part).splitlines(), file.read_text(encoding="utf-8").splitlines()
+    written = [name for name in PARTS[part] if name in theirs]
+    assert written
+    for name in sorted(written, key=lambda name: -ours[name].lineno):  # from the last, so line numbers stay valid
+        own[ours[name].lineno - 1 : ours[name].end_lineno] = other[theirs[name].lineno - 1 : theirs[name].end_lineno]
+    (tmp_path / f"{part}.py").write_text("\n".join(own) + "\n", encoding="utf-8")
+    code, printed = judged(tmp_path, part)
+    assert code == 0, printed
 
 
 def run_exercise(monkeypatch, *arguments: str) -> None:
