@@ -25,8 +25,8 @@ def diagram_clip() -> Image.Image:
     sheet.text(125, 680, "n pictures")
     sheet.text(870, 680, "m captions")
     entering = shape(vision_sizes(vision), "n", "3", "H", "W")
-    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_u", vision)
-    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_w", text)
+    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_image", vision)
+    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_text", text)
 
     x, y, cell, count = 360, 90, 56, 4
     middle = cell * count / 2
