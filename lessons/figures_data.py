@@ -95,7 +95,7 @@ def memory() -> Image.Image:
     """The memory that plan() computes for each preset and stage at the moment of the peak, by use, in GiB."""
     uses = {
         "weights": (BLUE, "weights"),
-        "optimizer": (GREEN, "optimiser's state"),
+        "optimizer": (GREEN, "optimizer's state"),
         "reserve": (FAINT, "reserve"),
         "moment": (VIOLET, "gradients, activations, logits: the most at one moment"),
     }
