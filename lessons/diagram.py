@@ -64,30 +64,25 @@ class Diagram(Sheet):
         corners = [value * SCALE for value in (x - radius, y - radius, x + radius, y + radius)]
         self.pen.ellipse(corners, "white", INK, round(1.5 * SCALE))
 
-    def flow(
-        self, *points: Point, shape: Shape = (), side: str = "r", colour: Colour = INK, dashed: bool = False
-    ) -> None:
-        """An arrow. The lines of ``shape`` are at the middle of its last segment: right ("r") or left ("l") of a
-        vertical one, above and below a horizontal one."""
-        self.arrow(*points, colour=colour, dashed=dashed)
+    def flow(self, *points: Point, shape: Shape = (), side: str = "r") -> None:
+        """An arrow, with a shape at the middle of its last segment."""
+        self.arrow(*points)
         (x1, y1), (x2, y2) = points[-2:]
-        self.label((x1 + x2) / 2, (y1 + y2) / 2, shape, "m" if y1 == y2 else side)
+        self.label((x1 + x2) / 2, (y1 + y2) / 2, shape, side)
 
-    def label(self, x: float, y: float, lines: Shape, side: str) -> None:
-        """The lines of a shape to the right ("r") or left ("l") of (x, y), or above and below it ("m")."""
+    def label(self, x: float, y: float, lines: Shape, side: str = "r") -> None:
+        """The lines of a shape to the right ("r") or left ("l") of (x, y)."""
+        away, anchor = (8, "lm") if side == "r" else (-8, "rm")
         for number, line in enumerate(lines):
-            down = 24 * number - 12 if side == "m" else 16 * number - 8 * (len(lines) - 1)
-            away, anchor = {"r": (8, "lm"), "l": (-8, "rm"), "m": (0, "mm")}[side]
+            down = 16 * number - 8 * (len(lines) - 1)
             self.text(x + away, y + down, line, 13, GREY if number else INK, anchor)
 
-    def stack(
-        self, x: float, y: float, entering: Shape, *parts: Part, width: float = 130, side: str = "r"
-    ) -> list[float]:
+    def stack(self, x: float, y: float, entering: Shape, *parts: Part, width: float = 130) -> list[float]:
         """Parts one above the other, each after an arrow, from (x, y) upwards. Returns the y of each part's middle, and
         last that of the top edge."""
         middles = []
         for part in parts:
-            self.flow((x, y), (x, y - GAP), shape=entering, side=side)
+            self.flow((x, y), (x, y - GAP), shape=entering)
             middle = y - GAP - part.height / 2
             if part.name == "+":
                 self.operation(x, middle, "+")
@@ -97,9 +92,9 @@ class Diagram(Sheet):
             y, entering = middle - part.height / 2, part.shape
         return [*middles, y]
 
-    def residual(self, x: float, start: float, end: float, away: float) -> None:
+    def residual(self, x: float, start: float, end: float) -> None:
         """The path past some parts: from the stack's arrow at height ``start`` to the "+" at ``end``."""
-        self.arrow((x, start), (x + away, start), (x + away, end), (x + (RADIUS if away > 0 else -RADIUS), end))
+        self.arrow((x, start), (x - 100, start), (x - 100, end), (x - RADIUS, end))
 
     def frame(self, x1: float, y1: float, x2: float, y2: float, title: str) -> None:
         """A dashed border with a title inside its top left corner."""

@@ -25,8 +25,8 @@ def diagram_clip() -> Image.Image:
     sheet.text(125, 680, "n pictures")
     sheet.text(870, 680, "m captions")
     entering = shape(vision_sizes(vision), "n", "3", "H", "W")
-    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_u", vision)
-    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_w", text)
+    u = _tower(sheet, 125, 584, entering, "n", "vision tower", "class token", "W_image", vision)
+    w = _tower(sheet, 870, 600, ("(m, T)",), "m", "text tower", "end token", "W_text", text)
 
     x, y, cell, count = 360, 90, 56, 4
     middle = cell * count / 2
@@ -42,15 +42,15 @@ def diagram_clip() -> Image.Image:
         for column in range(count):
             sheet.formula(x + cell * (column + 0.5), y + cell * (row + 0.5), f"s u_{row + 1} w_{column + 1}", 14)
     sheet.flow((125, u), (125, y + middle), (x - 52, y + middle))
-    sheet.label(125, (u + y + middle) / 2, shape({"D": vision.projection_dim}, "n", "D"), "r")
+    sheet.label(125, (u + y + middle) / 2, shape({"D": vision.projection_dim}, "n", "D"))
     sheet.flow((870, w), (870, 20), (x + middle, 20), (x + middle, y - 50))
-    sheet.label(870, (w + 20) / 2, shape({"D": text.projection_dim}, "m", "D"), "r")
+    sheet.label(870, (w + 20) / 2, shape({"D": text.projection_dim}, "m", "D"))
     sheet.block(700, y + middle, "s", "trained", "exp(logit_scale)", width=130, height=46)
     sheet.arrow((635, y + middle), (x + cell * count + 4, y + middle))
 
     bottom, center = y + cell * count, x + middle
     sheet.line((center, bottom), (center, bottom + 40), width=1.5)
-    sheet.label(center, bottom + 20, ("(n, m)",), "r")
+    sheet.label(center, bottom + 20, ("(n, m)",))
     for at, lines, question in ((362, "rows", "which caption?"), (582, "columns", "which picture?")):
         sheet.arrow((center, bottom + 40), (at, bottom + 40), (at, bottom + 70))
         sheet.block(at, bottom + 95, f"cross-entropy of {lines}", "plain", question, 200, 50)
@@ -100,7 +100,7 @@ def diagram_lora() -> Image.Image:
     sheet.text(20, 24, "in training", 16, anchor="lm")
     sheet.text(middle, bottom + 12, "x", 16)
     sheet.line((middle, bottom), (middle, bottom - 42), width=1.5)
-    sheet.label(middle, bottom - 19, x, "r")
+    sheet.label(middle, bottom - 19, x)
     sheet.line((left, bottom - 42), (right, bottom - 42), width=1.5)
     matrix = f"{sizes['out']} x {sizes['in']}"
     *_, top = sheet.stack(left, bottom - 42, (), Part("W_0", "frozen", matrix))
@@ -115,7 +115,7 @@ def diagram_lora() -> Image.Image:
     plus = last - GAP
     sheet.flow((left, top), (left, plus + RADIUS), shape=y)
     sheet.flow((right, last), (right, plus), (left + RADIUS, plus))
-    sheet.label(right, (last + plus) / 2, y, "r")
+    sheet.label(right, (last + plus) / 2, y)
     sheet.operation(left, plus, "+")
     sheet.flow((left, plus - RADIUS), (left, plus - RADIUS - GAP), shape=y)
 

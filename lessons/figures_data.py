@@ -95,7 +95,7 @@ def memory() -> Image.Image:
     """The memory that plan() computes for each preset and stage at the moment of the peak, by use, in GiB."""
     uses = {
         "weights": (BLUE, "weights"),
-        "optimizer": (GREEN, "optimiser's state"),
+        "optimizer": (GREEN, "optimizer's state"),
         "reserve": (FAINT, "reserve"),
         "moment": (VIOLET, "gradients, activations, logits: the most at one moment"),
     }
@@ -145,7 +145,7 @@ def layers() -> Image.Image:
     for layer, share in enumerate(shares):
         x, top, is_read = 95 + 150 * layer, ground - tall * share, layer == len(shares) - 2
         sheet.bar(x, top, x + 90, ground, BLUE if is_read else FAINT)
-        sheet.text(x + 45, top + 16, f"{share:.0%}", 15)
+        sheet.text(x + 45, top + 16, f"{share:.1%}", 15)
         sheet.text(x + 45, ground + 18, f"after block {layer}" if layer else "embeddings")
         if is_read:
             sheet.text(x + 45, ground + 40, "LLaVA reads this", 13)

@@ -119,8 +119,8 @@ def _block(sheet: Diagram, x: float, y: float, row: Shape, norm: str, mlp: Part)
     )
     *middles, top = sheet.stack(x, y, row, *parts, width=150)
     sheet.flow((x, top), (x, top - GAP), shape=row)
-    sheet.residual(x, y - 12, middles[2], -100)
-    sheet.residual(x, middles[2] - RADIUS - 12, middles[5], -100)
+    sheet.residual(x, y - 12, middles[2])
+    sheet.residual(x, middles[2] - RADIUS - 12, middles[5])
 
 
 def _attention(
@@ -135,7 +135,7 @@ def _attention(
     def up(x: float, bottom: float, top: float, label: Shape = ()) -> None:
         sheet.flow((x, bottom), (x, top), shape=label)
 
-    sheet.label(k, y - 17, shape(sizes, "B", "T", "hidden"), "r")
+    sheet.label(k, y - 17, shape(sizes, "B", "T", "hidden"))
     sheet.line((k, y), (k, y - 42), width=1.5)
     y -= 8
     for x, name in zip(columns, "qkv"):
@@ -182,7 +182,7 @@ def diagram_swiglu() -> Image.Image:
     middle = (gate + up) / 2
     sheet.formula(middle, y + 12, "x")
     sheet.line((middle, y), (middle, y - 42), width=1.5)
-    sheet.label(middle, y - 19, row, "r")
+    sheet.label(middle, y - 19, row)
     for x, name in ((gate, "W_gate"), (up, "W_up")):
         sheet.arrow((middle, y - 42), (x, y - 42), (x, y - 64))
         sheet.block(x, y - 83, name, "trained", width=100)
@@ -191,7 +191,7 @@ def diagram_swiglu() -> Image.Image:
     sheet.flow((gate, y - 184), (gate, y - 240), (middle - RADIUS, y - 240))
     sheet.flow((up, y - 102), (up, y - 240), (middle + RADIUS, y - 240))
     sheet.label(gate, y - 210, inside, "l")
-    sheet.label(up, y - 165, inside, "r")
+    sheet.label(up, y - 165, inside)
     sheet.operation(middle, y - 240, "x")
     *_, top = sheet.stack(middle, y - 240 - RADIUS, inside, Part("W_down", "trained"), width=100)
     sheet.flow((middle, top), (middle, top - GAP), shape=row)

@@ -118,13 +118,13 @@ def _draw(road: Road) -> Image.Image:
     stages = road.parts[-1].name == "W"
     embeddings = Part("E", trained, "trained in stage 2" if stages else trained)
     *_, table = sheet.stack(TEXT, GROUND + 20, shape(DECODER, "B", "T"), embeddings, width=170)
-    sheet.label(TEXT, (table + ROW + 64) / 2, inputs, "r")
+    sheet.label(TEXT, (table + ROW + 64) / 2, inputs)
     for x in _groups(road.row, "words", "loss"):
         sheet.arrow((TEXT, table), (TEXT, ROW + 64), (x, ROW + 64), (x, ROW + 17), colour=READ)
     for place, kind in enumerate(road.row):
         sheet.block(FIRST + CELL * (place + 0.5), ROW, "", kind, width=CELL - 4, height=CELL)
     level = MODEL + 25 if gated else ROW + 44
-    sheet.label(EYE, (top + level) / 2, road.parts[-1].shape, "r")
+    sheet.label(EYE, (top + level) / 2, road.parts[-1].shape)
     sheet.text(EYE + 8, level + 16, road.tokens, 14, SEEN, "lm")
     if gated:
         sheet.arrow((EYE, top), (EYE, level), (FIRST, level), colour=SEEN)

@@ -156,8 +156,12 @@ def test_clips_shapes():
         logits = pictures @ clip.text_features(torch.zeros(S, T, dtype=torch.long)).T
     attention = {shape for shape in found if shape.count(",") == 3}
     assert logits.shape == (B, S)
-    drawn = drawing(figures_clip_lora.diagram_clip).shapes()
-    assert drawn == found - attention | {"(n, 3, 64, 64)", "(n, m)"}
+    figure = drawing(figures_clip_lora.diagram_clip)
+    assert figure.shapes() == found - attention | {"(n, 3, 64, 64)", "(n, m)"}
+    lines = [text for text, _, _ in figure.texts]
+    assert (
+        lines.count("(m, 64)") == lines.count("(m, 128)") == 2
+    )  # before and after the norm; before and after length 1
 
 
 def test_loras_shapes_are_the_adapters():
