@@ -78,7 +78,9 @@ def test_rms_norm_is_its_formula():
     norm, x = RMSNorm(6, eps=0.01), torch.randn(2, 3, 6)
     plain = x / torch.tensor([[[math.sqrt(sum(v**2 for v in t) / 6 + 0.01)] for t in row] for row in x.tolist()])
     same(
-        norm(x), plain, "with weight 1 the norm is x / sqrt(mean(x^2) + eps): eps is inside the root, no mean goes off"
+        norm(x),
+        plain,
+        "with weight 1 the norm is x / sqrt(mean(x^2) + eps): eps is inside the root, and no mean is subtracted",
     )
     torch.nn.init.normal_(norm.weight)
     same(norm(x), plain * norm.weight.detach(), "x / rms(x) is multiplied by the weight")
@@ -230,19 +232,17 @@ def rope_of(config: DecoderConfig, *positions: int) -> tuple[torch.Tensor, torch
 @torch.no_grad()
 def test_attention_is_the_formula_head_by_head(randomise, name):
     config = CONFIGS[name]
-    layer, x, rope = randomise(Attention(config, 1)), torch.randn(2, 7, 32), rope_of(config, *range(7))
+    layer, x = randomise(Attention(config, 1)), torch.randn(2, 7, 32)
     sees = (torch.rand(2, 7, 7) < 0.7) | torch.eye(7, dtype=torch.bool)
-    out = layer(x, rope, torch.where(sees, 0.0, CLOSED)[:, None], None)
-    words = "q and k are rotated, v is not; heads attend under the mask, are joined in their order, and go to o_proj"
-    same(out, attention_by_hand(layer, x, rope, sees), words, **CLOSE)
-    causal = torch.ones(2, 7, 7, dtype=torch.bool).tril()
-    out = layer(x, rope, None, None)
-    same(
-        out,
-        attention_by_hand(layer, x, rope, causal),
-        "without a mask a token sees itself and those before it",
-        **CLOSE,
-    )
+    mask, causal = torch.where(sees, 0.0, CLOSED)[:, None], torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    rope = rope_of(config, *[0] * 7)  # no rotation
+    words = "head h takes numbers h * d to h * d + d; the heads attend under the mask, are joined in order, and go to o_proj"
+    same(layer(x, rope, mask, None), attention_by_hand(layer, x, rope, sees), words, **CLOSE)
+    rope = rope_of(config, *range(7))
+    words = "queries and keys are rotated, values are not"
+    same(layer(x, rope, mask, None), attention_by_hand(layer, x, rope, sees), words, **CLOSE)
+    words = "without a mask a token sees itself and those before it"
+    same(layer(x, rope, None, None), attention_by_hand(layer, x, rope, causal), words, **CLOSE)
 
 
 @torch.no_grad()
