@@ -22,7 +22,7 @@ from lessons.parts import FOLDER, PARTS, TO_WRITE
 from lessons.stand_in import BadFile, StandIn, module_of, to_write
 
 TESTS = Path(__file__).parent
-SECONDS = 60  # of CPU time, after which a test is taken to run forever; the slowest takes two
+SECONDS = 20  # of CPU time, after which a test is taken to run forever; the slowest takes two
 
 
 class Judge:
