@@ -117,7 +117,7 @@ def written(untouched: Path, folder: Path, part: str, **bodies: str) -> Path:
     return folder
 
 
-NORM = "y = x.float()\n        return (y / (y.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight).to(x.dtype)"
+NORM = "y = x.float()\n        return (y * (y.square().mean(-1, True) + self.eps).rsqrt() * self.weight).to(x.dtype)"
 
 
 def test_a_body_passes_as_soon_as_it_is_written(judged, untouched, tmp_path):
