@@ -30,7 +30,11 @@ PATHS = {
     "terminal": "minillava/terminal.py",
     "evaluate": "minillava/evaluate.py",
     "adapter": "minillava/formats/adapter_config.py",
-    "training": "minillava/training/loop.py",
+    "training": "minillava/training/step.py",
+    "schedule": "minillava/training/optimizers.py",
+    "adamw": "lessons/adamw.py",
+    "tensors": "minillava/formats/tensors.py",
+    "loop": "minillava/training/loop.py",
     "resume": "minillava/training/resume.py",
     "heldout": "minillava/training/heldout.py",
     "answers": "minillava/training/answers.py",
@@ -186,12 +190,18 @@ PARTS: dict[str, dict[str, str]] = {
         "image_goes_first": (
             "hashlib.sha256 of the three numbers with spaces between them; True if the first byte is even."
         ),
-        "place_image": "The mark may be anywhere in the question. Put a new line between it and the words.",
+        "place_image": (
+            "The mark may be anywhere in the question. Put a new line between it and the words, which have no spaces "
+            "around them."
+        ),
         "encode_conversation": (
-            "The Template's docstring has the order. For each turn, pass parts (text, pattern of its marks) to "
-            "_runs(): a mark is one id, IMAGE is num_image_tokens ids, and text goes to tokenizer.encode(text, "
-            "special=False, after=input_ids). Extend input_ids and labels together; labels are the ids where there is "
-            "loss and IGNORE elsewhere. check_turns() refuses bad turns. Last, put the bos first if add_bos says so."
+            "check_turns() refuses bad turns. The Template's docstring has the order of the texts. Three stretches are "
+            "encoded separately: a question with all texts around it, no loss; before_answer to stop, loss; "
+            "after_stop, no loss. _runs() cuts the parts of a stretch, each (text, pattern of its marks: MARK in the "
+            "template's texts, IMAGE_MARK in what somebody says), at their marks. A mark is one id, IMAGE is "
+            "num_image_tokens ids, and a text between marks goes to tokenizer.encode(text, special=False, "
+            "after=input_ids) as a whole. Extend labels in the same step. Last, put the bos first, without loss, if "
+            "tokenizer.add_bos says so and the template has not begun with it."
         ),
     },
     "llava": {
@@ -232,6 +242,64 @@ PARTS: dict[str, dict[str, str]] = {
             "An incremental UTF-8 decoder turns each token's bytes into whole characters; skip special tokens. Hold "
             "back the longest end of the text that may be the beginning of the stop; yield what is before it. At the "
             "end yield the rest."
+        ),
+    },
+    "image": {
+        "to_rgb": (
+            "upright() first. _to_8_bits() makes grey of 16 bits or in floats (modes I, F, I;16...) fit for "
+            "convert(). If has_transparency_data, put the picture in RGBA on a white one: Image.alpha_composite."
+        ),
+        "ImageProcessor._resized": (
+            "With shortest_edge, the longer side is shortest_edge * longer // shorter. _allowed(old, new) refuses what "
+            "is too large; for a size with height and width give it (new width, the larger height): Pillow resizes "
+            "rows first."
+        ),
+        "ImageProcessor.view": (
+            "to_rgb(); then each step that its do_ field asks for: pad, resize, crop. The square has the size "
+            "_padded() and the colour int(mean * 255); the picture's left edge in it is at (square width - width) // "
+            "2, its top alike. The crop's left edge is at (width - crop width) // 2, which is negative in a smaller "
+            "picture: Image.crop gives black there."
+        ),
+        "ImageProcessor.window": (
+            "Per axis, as view() does it: own pixels, padded, resized, cropped. A pixel of the resized picture is "
+            "padded / resized of its own pixels. The result begins (resized - cropped) // 2 resized pixels, less "
+            "(padded - own) // 2 own pixels, from the picture's edge. Divide by own."
+        ),
+        "ImageProcessor.__call__": (
+            "view(), as an array (H, W, 3); times rescale_factor; minus mean, divided by std; channels first, float32. "
+            "Two of these steps have do_ fields."
+        ),
+    },
+    "training": {
+        "accumulate": (
+            "First set the gradients of the step before to None. Each micro-batch's part of the loss is its mean times "
+            "its weight / the sum of all weights; team.total sums over the ranks. For each: move its tensors to "
+            "run.device; loss, in autocast and in hold_gradients(task.loss, whether more micro-batches follow); "
+            "scaler.scale(part * team.size).backward(). The sum of the parts, over all ranks, is the result."
+        ),
+        "clip": (
+            "scaler.unscale_ each optimizer first. The length is the root of the sum of all squares, over all "
+            "parameters together. nn.utils.clip_grad_norm_ does the rest, also for gradients that are sharded."
+        ),
+        "update": "scaler.step() for each optimizer, then scaler.update() once.",
+    },
+    "schedule": {
+        "schedule": (
+            "The warm-up is recipe.warmup of all steps, rounded, at least one. Its step i (the first is 0) has (i + 1) "
+            "/ warmup. Then 0.5 * (1 + cos(pi * x)), where x goes from 0 in the first step after it towards 1."
+        ),
+        "set_rate": 'optimizer.param_groups is a list of dicts: "lr" is a group\'s learning rate.',
+    },
+    "adamw": {
+        "AdamW.__init__": (
+            "Keep all arguments as attributes of their names, the parameters as a list. self.steps counts from 0; "
+            "self.m1 and self.m2 hold zeros like each parameter."
+        ),
+        "AdamW.zero_grad": "Set each parameter's grad to None.",
+        "AdamW.step": (
+            "The class docstring has the formulas, in the right order. Count the step first: t is 1 in the first. All "
+            "in place (-=, or mul_, add_, lerp_): parameter = ... would make another tensor, which the model does not "
+            "have. Leave the gradients as they are."
         ),
     },
     "lora": {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillava.formats.chat_template import recognise, to_jinja
@@ -133,6 +134,26 @@ def test_the_tokens_of_the_tokenizer_are_those_of_the_template(folder):
     for turns in conversations(picture=False):
         assert written(tokenizer, turns, style) == render(other, text, turns)
     assert recognise(to_jinja(style), STYLES, None, "<|endoftext|>").style == style
+
+
+@pytest.mark.parametrize("picture", [True, False])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_our_own_templates_write_what_their_jinja_renders(folder, family, picture):
+    style = vars(TEMPLATES[family])
+    tokenizer, other = Tokenizer.from_pretrained(folder), oracle(folder, family)
+    for turns in conversations(picture):
+        if family == "plain" and (not picture or len(turns) > 2):
+            continue
+        ours = written(tokenizer, turns, style)
+        for as_parts in (True,) if picture else (True, False):
+            assert ours == render(other, to_jinja(style), turns, as_parts)
+
+
+@pytest.mark.parametrize("roles", [["system", "user"], ["assistant"], ["user", "user"], ["user", "assistant", "tool"]])
+def test_our_jinja_refuses_what_we_cannot_write(folder, roles):
+    said = [{"role": role, "content": "Yes."} for role in roles]
+    with pytest.raises(TemplateError, match="roles must be user, assistant"):
+        oracle(folder, "v1").apply_chat_template(said, chat_template=to_jinja(STYLES["v1"]), tokenize=False)
 
 
 def test_what_we_write_is_recognised_with_any_opening():

@@ -4,19 +4,18 @@ import copy
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import tokenizers
-from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
 
 from minillava.errors import UserError
-from minillava.formats.chat_template import to_jinja
 from minillava.inputs.conversation import encode_conversation, image_goes_first, place_image
+from minillava.inputs.sentencepiece_bpe import Where
 from minillava.inputs.templates import TEMPLATES
-from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
+from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, write_tokenizer
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -29,18 +28,21 @@ MARKS = ["<s>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
 MARKS += ["<|im_start|>", "<|im_end|>"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A tokenizer with all templates' special tokens."""
-    folder = tmp_path_factory.mktemp("conversation")
+def with_special_tokens(folder: Path, *names: str) -> Path:
+    """A folder with a small tokenizer whose special tokens are ``names``."""
     text = f"{SYSTEM}\nHuman: What is red?\nAssistant: The fish. ### Assistant: two Human: 你好 " * 3
     write_tokenizer(folder, train_bpe(text, 400))
     stored = json.loads((folder / "tokenizer.json").read_text())
-    for mark in MARKS:
-        last = stored["added_tokens"][-1]
-        stored["added_tokens"].append({**last, "id": last["id"] + 1, "content": mark})
-    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    first = stored["added_tokens"][0]
+    added = [{**first, "id": first["id"] + index, "content": name} for index, name in enumerate(names)]
+    (folder / "tokenizer.json").write_text(json.dumps({**stored, "added_tokens": added}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tokenizer with all templates' special tokens."""
+    return with_special_tokens(tmp_path_factory.mktemp("conversation"), *SPECIAL_TOKENS, *MARKS)
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +141,24 @@ def fitting(turns: list[dict], template: str) -> list[dict]:
     return turns[:2] if template in ("brief", "plain") else turns
 
 
+def said(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> tuple[str, list[str]]:
+    """The text of ids, and the stretches of it that have a loss."""
+    stretches = groupby(labels, key=lambda label: label != -100)
+    return tokenizer.decode(ids), [tokenizer.decode(stretch) for has_loss, stretch in stretches if has_loss]
+
+
 @pytest.mark.parametrize("template", WRITTEN)
 def test_two_turns_are_written_as_the_authors_write_them(tokenizer, template):
     turns = TWO_TURNS if template != "plain" else TWO_TURNS[:2]
     ids, labels = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
-    assert tokenizer.decode(ids) == WRITTEN[template]
-    assert tokenizer.decode([label for label in labels if label != -100]) == "".join(LEARNT[template])
-    assert all(answer.endswith(TEMPLATES[template].stop) for answer in LEARNT[template])
-    # each special token is one id, not spelt out
-    marks = [mark for mark in tokenizer.special if mark in WRITTEN[template]]
-    assert all(ids.count(tokenizer.special[mark]) == WRITTEN[template].count(mark) for mark in marks)
+    text, learnt = said(tokenizer, ids, labels)
+    assert text == WRITTEN[template], f"the template {template} writes the turns in the order of Template's docstring"
+    for mark in tokenizer.special:
+        count = ids.count(tokenizer.special[mark])
+        assert count == WRITTEN[template].count(mark), f"a mark of the template, such as {mark}, is one special token"
+    assert len(ids) == len(labels), "each id has a label"
+    assert all(label in (-100, index) for index, label in zip(ids, labels)), "a label is its own token's id, or -100"
+    assert learnt == list(LEARNT[template]), "the loss is on each answer, from before_answer to stop, on nothing else"
 
 
 @pytest.mark.parametrize("template", WRITTEN)
@@ -156,20 +166,21 @@ def test_ids_are_those_of_the_whole_text(folder, tokenizer, template):
     """Compared with `tokenizers`, which encodes the whole text at once."""
     other = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     rng = random.Random(0)
-    for _ in range(200):
+    for _ in range(50):
         turns = random_talk(rng)
         for turn in turns:
             turn["value"] = turn["value"].replace("#", "%")  # "#" and "###" would be read as "###" and "#"
         turns = fitting(turns, template)
         ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
-        assert other.encode(tokenizer.decode(ids)).ids == ids
+        whole = other.encode(tokenizer.decode(ids)).ids
+        assert whole == ids, "a question goes to encode() in one text with the template's words around it"
 
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
 def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
     """Those were trained on pieces that were encoded separately."""
     rng = random.Random(1)
-    for _ in range(200):
+    for _ in range(100):
         turns = random_talk(rng)
         for turn in turns[1:]:
             turn["value"] = rng.choice(("", " ", "\n", "\n\n ")) + turn["value"]
@@ -186,38 +197,47 @@ def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
             before, mark, behind = (("Human: " if template == "v0" else "") + text).rpartition("<image>")
             expected += tokenizer.encode(before, special=False) + ([tokenizer.image_id] * 2 if mark else [])
             expected += tokenizer.encode(behind, special=False) + stop + after + tokenizer.encode("Assistant:")
-        assert ids == expected
+        assert ids == expected, "the text before an answer ends with the assistant's name"
 
 
-class PieceTokenizer:
-    """Makes one token of every text, another one where another token comes before it. So the ids tell the pieces in
-    which a conversation was encoded, however often encode() was called."""
+class WholeTexts:
+    """A model of a tokenizer that makes one token of every text, and another one of the same text in another place. So
+    the ids tell into which texts a conversation was cut, and whether encode() was given the ids before each."""
 
-    bos_id, add_bos = 1, True
+    adds_space, missing = False, b""
 
-    def __init__(self, *special: str):
-        self.special = {mark: 2 + index for index, mark in enumerate(special)}
-        self.ids: dict[tuple[str, int | None], int] = {}
+    def __init__(self):
+        self.texts: list[tuple[str, Where]] = []
 
-    def encode(self, text: str, special: bool = True, after: Sequence[int] = ()) -> list[int]:
-        assert not special
-        key = text, None if list(after) in ([], [self.bos_id]) else after[-1]  # the text begins after a bos too
-        return [self.ids.setdefault(key, 100 + len(self.ids))] if text else []
+    def normalize(self, text: str, where: Where) -> str:
+        return text
 
-    def pieces(self, ids: list[int]) -> list[str | int]:
-        """Each text, and the ids of special tokens. Each text must have been encoded after the token before it."""
-        keys = {index: key for key, index in self.ids.items()}
-        for index, before in zip(ids, [None, *ids]):
-            assert index not in keys or keys[index][1] == before
-        return [keys[index][0] if index in keys else index for index in ids]
+    def encode(self, text: str, where: Where) -> list[int]:
+        if (text, where) not in self.texts:
+            self.texts.append((text, where))
+        return [1000 + self.texts.index((text, where))]
 
 
-def test_pieces_go_from_one_special_token_to_the_next():
-    stop, image = 2, 3
-    tokenizer = PieceTokenizer("</s>", "<image>")
-    [bos, *ids], labels = encode_conversation(TWO_TURNS, tokenizer, TEMPLATES["v1"], num_image_tokens=2)
-    assert bos == tokenizer.bos_id
-    assert tokenizer.pieces(ids) == [
+def cut(tokenizer: Tokenizer, template: str, turns: list[dict]) -> tuple[list[str | int], list[Where], list[int]]:
+    """The texts and special tokens' ids into which ``turns`` are cut, each text's place, and the labels.
+
+    A label is the number of its token in the first list, or -100."""
+    whole = copy.copy(tokenizer)
+    whole._model = model = WholeTexts()
+    ids, labels = encode_conversation(turns, whole, TEMPLATES[template], num_image_tokens=2)
+    found = [model.texts[index - 1000] if index >= 1000 else (index, None) for index in ids]
+    places = [place for _, place in found if place]
+    return [text for text, _ in found], places, [label if label == -100 else ids.index(label) for label in labels]
+
+
+SEPARATE = "text is cut only at special tokens, before an answer and after its stop"
+AFTER = "encode() is given the ids before the text, as after="
+
+
+def test_pieces_go_from_one_special_token_to_the_next(tokenizer):
+    stop, image = tokenizer.special["</s>"], tokenizer.image_id
+    pieces, places, labels = cut(tokenizer, "v1", TWO_TURNS)
+    assert pieces == [
         SYSTEM.replace("human", "user") + " USER: ",
         image,
         image,
@@ -227,20 +247,23 @@ def test_pieces_go_from_one_special_token_to_the_next():
         "USER: Where is it? ASSISTANT:",
         " In the sea.",
         stop,
-    ]
-    assert labels == [-100] * 5 + [ids[4], stop, -100, ids[7], stop]
+    ], SEPARATE
+    assert places == [Where.START, Where.AFTER_TOKEN, Where.INSIDE, Where.AFTER_TOKEN, Where.INSIDE], AFTER
+    assert labels == [-100] * 4 + [4, 5, -100, 7, 5], "the loss is on each answer and the stop after it"
 
 
-def test_stop_that_is_no_special_token_is_text():
+def test_stop_that_is_no_special_token_is_text(tmp_path):
     """As in LLaMA's vocabulary, which has no ###."""
-    tokenizer = PieceTokenizer()
-    ids, _ = encode_conversation(talk("What?", "A fish.", "Where?"), tokenizer, TEMPLATES["v0"])
-    assert tokenizer.pieces(ids[1:]) == [
+    tokenizer = Tokenizer.from_pretrained(with_special_tokens(tmp_path, "<image>", "<pad>", "</s>"))
+    pieces, places, labels = cut(tokenizer, "v0", talk("What?", "A fish.", "Where?"))
+    assert pieces == [
         f"{SYSTEM}###\nHuman: What?###\nAssistant:",
         " A fish.###",
         "\n",
         "Human: Where?###\nAssistant:",
-    ]
+    ], "a mark in WORDS that the tokenizer lacks is a part of the text around it"
+    assert places == [Where.START] + [Where.INSIDE] * 3, AFTER
+    assert labels == [-100, 1, -100, -100], "the stop after an answer has a loss too"
 
 
 @pytest.mark.parametrize("template", WRITTEN)
@@ -252,10 +275,10 @@ def test_one_token_begins_the_text_where_the_tokenizer_wants_it(tokenizer, templ
     eager.bos_id, eager.add_bos = tokenizer.special[name], True
     ids, eager_labels = encode_conversation(turns, eager, TEMPLATES[template])
     if template in ("llama-2", "llama-3"):  # written by the template itself
-        assert (ids, eager_labels) == (without, labels) and ids[0] == eager.bos_id
+        assert (ids, eager_labels) == (without, labels), "a template that begins with the bos gets no second one"
     else:
-        assert (ids, eager_labels) == ([eager.bos_id, *without], [-100, *labels])
-    assert ids.count(eager.bos_id) == 1
+        assert ids == [eager.bos_id, *without], "with add_bos the bos is first, once, and the rest stays as it is"
+        assert eager_labels == [-100, *labels], "the bos has a label too: no loss"
 
 
 def test_stage_1_has_the_form_of_the_brief_template(tokenizer):
@@ -265,41 +288,58 @@ def test_stage_1_has_the_form_of_the_brief_template(tokenizer):
     text = text.replace("X_q", asked).replace("X_v", "<image>").replace("X_a", caption)
     turns = talk(f"<image>\n{asked}", caption)
     ids, labels = encode_conversation(turns, tokenizer, TEMPLATES["brief"], num_image_tokens=1, image_first=False)
-    assert tokenizer.decode(ids) == text == f"{asked}\n<image>###\nAssistant: {caption}###\n"
-    assert tokenizer.decode([label for label in labels if label != -100]) == f" {caption}###"
+    assert text == f"{asked}\n<image>###\nAssistant: {caption}###\n"
+    written, learnt = said(tokenizer, ids, labels)
+    assert written == text, "stage 1 writes question, picture, stop, and the caption as the assistant's answer"
+    assert learnt == [f" {caption}###"], "only the caption and its stop have a loss"
 
 
-def test_labels_are_the_answers_and_their_stops(tokenizer):
-    ids, labels = encode_conversation(TWO_TURNS, tokenizer, num_image_tokens=5)
-    assert len(ids) == len(labels)
-    assert all(label in (-100, index) for index, label in zip(ids, labels))
-    assert tokenizer.decode([label for label in labels if label != -100]) == " A red fish.### In the sea.###"
+@pytest.mark.parametrize("number", [1, 5, 64])
+def test_labels_are_the_answers_and_their_stops(tokenizer, number):
+    ids, labels = encode_conversation(TWO_TURNS, tokenizer, num_image_tokens=number)
+    assert ids.count(tokenizer.image_id) == number, "<image> becomes num_image_tokens ids, each that of <image>"
+    assert len(ids) == len(labels), "each id has a label"
+    for index, label in zip(ids, labels):
+        assert label in (-100, index), "a label is its own token's id, or -100: the model shifts them, not the data"
+    assert not set(labels) <= {-100}, "the answers have a loss"
+    for answer in said(tokenizer, ids, labels)[1]:
+        assert answer.endswith("###"), "the stop after an answer has a loss too, and nothing after it has"
+        assert answer.startswith(" "), "the space before an answer has a loss too, and nothing before it has"
+    assert said(tokenizer, ids, labels)[1] == [" A red fish.###", " In the sea.###"], "each answer has a loss"
 
 
 @pytest.mark.parametrize("template", ANSWERS)
 def test_labels_agree_with_a_search_through_the_text(tokenizer, template):
     """Byte by byte: the loss covers exactly the text from an answer's beginning to the end of its stop."""
     rng = random.Random(0)
-    for _ in range(300):
+    for _ in range(60):
         turns = fitting(random_talk(rng), template)
         ids, labels = encode_conversation(turns, tokenizer, TEMPLATES[template], 3, image_first=rng.random() < 0.5)
-        assert len(ids) == len(labels)
+        assert len(ids) == len(labels), "each id has a label"
         tokens = [tokenizer.decode_bytes([index]) for index in ids]
         mask = [label != -100 for label, token in zip(labels, tokens) for _ in token]
         found = list(re.finditer(ANSWERS[template], b"".join(tokens), re.DOTALL))
         first = LEARNT[template][0]
         expected = [first.replace("A red fish.", turn["value"]) for turn in turns[1::2]]
-        assert [match[1].decode() for match in found] == expected
+        assert [match[1].decode() for match in found] == expected, "all turns are written, each answer in its place"
         learnt = {place for match in found for place in range(*match.span(1))}
-        assert mask == [place in learnt for place in range(len(mask))]
-        assert all(label in (-100, index) for index, label in zip(ids, labels))
+        wanted = [place in learnt for place in range(len(mask))]
+        assert mask == wanted, "the loss begins with before_answer and ends with the stop, in every turn"
+        assert all(label in (-100, index) for index, label in zip(ids, labels)), "a label is its token's id, or -100"
 
 
-@pytest.mark.parametrize("written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?"])
+@pytest.mark.parametrize(
+    "written", ["<image>\nWhat is this?", "What is this?\n<image>", "What is <image>this?", " <image>  What is this? "]
+)
 def test_picture_goes_before_or_behind_the_question(written):
-    assert place_image(written, image_first=True) == "<image>\nWhat is this?"
-    assert place_image(written, image_first=False) == "What is this?\n<image>"
-    assert place_image(" What? ", image_first=True) == place_image(" What? ", image_first=False) == " What? "
+    before, after = place_image(written, image_first=True), place_image(written, image_first=False)
+    assert before == "<image>\nWhat is this?", "with image_first: <image>, a new line, the words without spaces around"
+    assert after == "What is this?\n<image>", "otherwise: the words without spaces around, a new line, <image>"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_question_without_a_picture_is_not_changed(first):
+    assert place_image(" What? ", first) == " What? ", "a question without <image> stays as it is"
 
 
 @pytest.mark.parametrize("template", ["v0", "brief"])
@@ -308,8 +348,9 @@ def test_picture_is_where_the_coin_says(tokenizer, template, written):
     for number in (1, 7, 64):
         for first, text in ((True, "IMAGES\nWhat is this?###"), (False, "What is this?\nIMAGES###")):
             ids, _ = encode_conversation(talk(written, "A fish."), tokenizer, TEMPLATES[template], number, first)
-            assert ids.count(tokenizer.image_id) == number
-            assert text.replace("IMAGES", "<image>" * number) in tokenizer.decode(ids)
+            assert ids.count(tokenizer.image_id) == number, "<image> becomes num_image_tokens ids"
+            there = text.replace("IMAGES", "<image>" * number) in tokenizer.decode(ids)
+            assert there, "image_first says whether the picture goes before or after the first question"
 
 
 def test_only_the_first_question_depends_on_the_coin(tokenizer):
@@ -317,14 +358,15 @@ def test_only_the_first_question_depends_on_the_coin(tokenizer):
         tokenizer.decode(encode_conversation(TWO_TURNS, tokenizer, image_first=first)[0]).split("###")
         for first in (True, False)
     )
-    assert [one == other for one, other in zip(before, after)] == [True, False, True, True, True, True]
+    same = [one == other for one, other in zip(before, after)]
+    assert same == [True, False, True, True, True, True], "image_first changes only the first question"
 
 
 def test_without_a_picture_the_coin_changes_nothing(tokenizer):
     turns = talk("What is red?", "A fish.")
     encoded = encode_conversation(turns, tokenizer, image_first=True)
-    assert encoded == encode_conversation(turns, tokenizer, image_first=False)
-    assert tokenizer.image_id not in encoded[0]
+    assert encoded == encode_conversation(turns, tokenizer, image_first=False), "image_first needs a picture"
+    assert tokenizer.image_id not in encoded[0], "a conversation without <image> has no visual tokens"
 
 
 @pytest.mark.parametrize("template", WRITTEN)
@@ -332,25 +374,38 @@ def test_a_question_at_the_end_leaves_the_answer_to_be_written(tokenizer, templa
     turns = TWO_TURNS if template != "plain" else TWO_TURNS[:2]
     ids, labels = encode_conversation(turns[:-1], tokenizer, TEMPLATES[template], num_image_tokens=1)
     whole, whole_labels = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
-    assert whole[: len(ids)] == ids and whole_labels[: len(ids)] == labels
+    assert whole[: len(ids)] == ids, "a conversation that ends with a question has the ids of the one with the answer"
+    assert whole_labels[: len(ids)] == labels, "an answer does not change the labels before it"
     rest = WRITTEN[template].removeprefix(tokenizer.decode(ids))
-    assert rest.strip() == LEARNT[template][-1].strip()
+    assert rest.strip() == LEARNT[template][-1].strip(), "after a last question, after_question and assistant follow"
 
 
-@pytest.mark.parametrize("template", sorted(set(WRITTEN) - {"plain"}))
 @pytest.mark.parametrize("mark", ["###", "<pad>", "</s>", "<s>", *MARKS[3:], "<image>###\nAssistant: No.###"])
-def test_text_cannot_bring_in_special_tokens(tokenizer, mark, template):
-    plain, _ = encode_conversation(TWO_TURNS, tokenizer, TEMPLATES[template], num_image_tokens=2)
-    special = [index for index in plain if index in tokenizer.special.values()]
+def test_text_cannot_bring_in_special_tokens(tokenizer, mark):
     asked = mark.replace("<image>", "")
-    for turns in (
-        talk(f"<image>\nWhat {asked} is this?", "A red fish.", "Where is it?", "In the sea."),
-        talk(f"{mark if mark != asked else '<image>'} What?", "A red fish.", f"Where {asked}is it?", "In the sea."),
-        talk("<image>\nWhat is this?", f"A {asked} fish{asked}.", "Where is it?", asked),
-    ):
-        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=2)
-        assert [index for index in ids if index in tokenizer.special.values()] == special
-        assert all(turn["value"].replace("<image>", "").strip() in tokenizer.decode(ids) for turn in turns)
+    sentence = f"a {mark} that somebody writes is ordinary text: encode(special=False)"
+    for template in (template for name, template in TEMPLATES.items() if name != "plain"):
+        plain, _ = encode_conversation(TWO_TURNS, tokenizer, template, num_image_tokens=2)
+        special = [index for index in plain if index in tokenizer.special.values()]
+        for turns in (
+            talk(f"<image>\nWhat {asked} is this?", "A red fish.", "Where is it?", "In the sea."),
+            talk(f"{mark if mark != asked else '<image>'} What?", "A red fish.", f"Where {asked}is it?", "In the sea."),
+            talk("<image>\nWhat is this?", f"A {asked} fish{asked}.", "Where is it?", asked),
+        ):
+            ids, _ = encode_conversation(turns, tokenizer, template, num_image_tokens=2)
+            assert [index for index in ids if index in tokenizer.special.values()] == special, sentence
+            for turn in turns:
+                text = turn["value"].replace("<image>", "").strip()
+                assert text in tokenizer.decode(ids), "what the turns say is written as it is"
+
+
+def refusal(call: Callable, sentence: str) -> str:
+    """The text of the UserError that ``call`` raises; ``sentence`` says why it should."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    raise AssertionError(f"{sentence}: a UserError")
 
 
 @pytest.mark.parametrize(
@@ -377,89 +432,62 @@ def test_text_cannot_bring_in_special_tokens(tokenizer, mark, template):
     ],
 )
 def test_malformed_turns_are_refused_in_one_line(tokenizer, turns):
-    with pytest.raises(UserError) as error:
-        encode_conversation(turns, tokenizer)
-    assert "\n" not in str(error.value)
+    error = refusal(lambda: encode_conversation(turns, tokenizer), "turns that check_turns() refuses are refused")
+    assert "\n" not in error, "an error is one line"
 
 
 def test_error_names_the_turn(tokenizer):
-    with pytest.raises(UserError, match=r"\b2\b"):
-        encode_conversation([*talk("What?", "A fish."), {"from": "gpt", "value": "Yes."}], tokenizer)
+    turns = [*talk("What?", "A fish."), {"from": "gpt", "value": "Yes."}]
+    error = refusal(lambda: encode_conversation(turns, tokenizer), "gpt cannot speak twice in a row")
+    assert re.search(r"\b2\b", error), "the error names the turn, here 2"
 
 
 LACKING = [("v1", "<image>"), ("llama-2", "<s>"), ("llama-3", "<|begin_of_text|>"), ("chatml", "<|im_start|>")]
 
 
 @pytest.mark.parametrize("template, mark", LACKING)
-def test_token_that_the_tokenizer_lacks_is_named(template, mark):
-    with pytest.raises(UserError, match=re.escape(mark)):
-        encode_conversation(TWO_TURNS, PieceTokenizer("</s>"), TEMPLATES[template])
+def test_token_that_the_tokenizer_lacks_is_named(tmp_path, template, mark):
+    others = [name for name in (*SPECIAL_TOKENS, *MARKS) if name != mark]
+    tokenizer = Tokenizer.from_pretrained(with_special_tokens(tmp_path, *others))
+    sentence = f"the template {template} needs {mark}, which this tokenizer lacks"
+    error = refusal(lambda: encode_conversation(TWO_TURNS, tokenizer, TEMPLATES[template]), sentence)
+    assert mark in error, f"the error names the special token that is missing, {mark}"
 
 
-def test_plain_is_for_one_picture_and_one_caption(tokenizer):
-    for turns in (TWO_TURNS, talk("What is this?", "A fish.")):
-        with pytest.raises(UserError, match="picture"):
-            encode_conversation(turns, tokenizer, TEMPLATES["plain"])
-
-
-def messages(turns: list[dict], as_parts: bool) -> list[dict]:
-    """Turns as messages for transformers."""
-    out = []
-    for turn in turns:
-        content = turn["value"].replace("<image>", "").strip()
-        if as_parts:
-            content = [{"type": "text", "text": content}, *([{"type": "image"}] if "<image>" in turn["value"] else [])]
-        out.append({"role": "user" if turn["from"] == "human" else "assistant", "content": content})
-    return out
-
-
-@pytest.mark.parametrize("template", WRITTEN)
-def test_chat_template_writes_the_same_text(folder, tokenizer, template):
-    other = AutoTokenizer.from_pretrained(folder)
-    odd = talk("<image>\nIs \"{{ x }}\" 'it'? {% if %}", "It is \\n {# no #}.", "你好?", "🙂")
-    for turns in (TWO_TURNS, TWO_TURNS[:3], TWO_TURNS[:2], TWO_TURNS[:1], odd, talk(*"abcd")):
-        has_picture = "<image>" in turns[0]["value"]
-        if template == "plain" and (not has_picture or len(turns) > 2):
-            continue
-        ids, _ = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
-        for as_parts in (True,) if has_picture else (True, False):
-            text = other.apply_chat_template(
-                messages(turns, as_parts),
-                chat_template=to_jinja(vars(TEMPLATES[template])),
-                add_generation_prompt=len(turns) % 2 == 1,
-                tokenize=False,
-            )
-            assert text == tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("roles", [["system", "user"], ["assistant"], ["user", "user"], ["user", "assistant", "tool"]])
-def test_chat_template_refuses_what_we_cannot_write(folder, roles):
-    said = [{"role": role, "content": "Yes."} for role in roles]
-    with pytest.raises(TemplateError, match="roles must be user, assistant"):
-        AutoTokenizer.from_pretrained(folder).apply_chat_template(said, chat_template=to_jinja(vars(TEMPLATES["v1"])))
+@pytest.mark.parametrize("turns", [TWO_TURNS, talk("What is this?", "A fish.")])
+def test_plain_is_for_one_picture_and_one_caption(tokenizer, turns):
+    sentence = "the template plain takes one picture and one caption, nothing else"
+    refusal(lambda: encode_conversation(turns, tokenizer, TEMPLATES["plain"]), sentence)
 
 
 def test_coin_does_not_change_from_version_to_version():
     """The values are stored here, because a run resumed with a later version must see the same rows."""
-    assert "".join("qv"[image_goes_first(0, 0, row)] for row in range(16)) == "vqvqqvvvvqqqvqvq"
+    found = "".join("qv"[image_goes_first(0, 0, row)] for row in range(16))
+    assert found == "vqvqqvvvvqqqvqvq", "it is the first byte of SHA-256 of 'seed epoch row' that must be even"
 
 
 def test_coin_is_fair_and_other_epochs_and_seeds_toss_it_again():
-    first = [image_goes_first(0, 0, row) for row in range(10_000)]
+    first = [image_goes_first(0, 0, row) for row in range(2000)]
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        tosses = [image_goes_first(seed, epoch, row) for row in range(10_000)]
-        assert 0.48 < sum(tosses) / len(tosses) < 0.52
+        tosses = [image_goes_first(seed, epoch, row) for row in range(2000)]
+        assert 0.45 < sum(tosses) / len(tosses) < 0.55, "the coin is fair: half of the rows have the picture first"
         same = sum(one == other for one, other in zip(first, tosses)) / len(first)
-        assert same == 1 if (seed, epoch) == (0, 0) else 0.48 < same < 0.52
+        if (seed, epoch) == (0, 0):
+            assert same == 1, "the same seed, epoch and row always give the same side"
+        else:
+            assert 0.45 < same < 0.55, "another seed or another epoch tosses again"
 
 
 def test_coin_of_a_row_says_nothing_about_the_rows_after_it():
-    tosses = [image_goes_first(3, 2, row) for row in range(10_000)]
+    tosses = [image_goes_first(3, 2, row) for row in range(4000)]
     for step in range(1, 9):
         pairs = list(zip(tosses, tosses[step:]))
-        assert all(0.23 < pairs.count(pair) / len(pairs) < 0.27 for pair in set(pairs)) and len(set(pairs)) == 4
+        assert len(set(pairs)) == 4, "each row has a toss for itself"
+        assert all(0.22 < pairs.count(pair) / len(pairs) < 0.28 for pair in set(pairs)), "rows are independent"
 
 
-def test_coin_of_a_row_is_tossed_anew_each_epoch():
+def test_coin_of_a_row_is_tossed_again_in_each_epoch():
     heads = [sum(image_goes_first(0, epoch, row) for epoch in range(40)) for row in range(200)]
-    assert min(heads) > 5 and max(heads) < 35 and 18 < sum(heads) / len(heads) < 22
+    assert min(heads) > 5, "every row has the picture first in some epochs"
+    assert max(heads) < 35, "every row has the picture last in some epochs"
+    assert 18 < sum(heads) / len(heads) < 22, "the coin is fair"

@@ -14,8 +14,9 @@ from torch.amp import GradScaler
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset, share_rows
 from minillava.training.distributed import SINGLE
-from minillava.training.loop import Run, accumulate, padding
+from minillava.training.loop import Run, padding
 from minillava.training.recipes import Recipe
+from minillava.training.step import accumulate
 from minillava.training.tasks import Task, llava_task
 
 TURNS = [1, 4, 1, 2, 3, 1, 2, 1]

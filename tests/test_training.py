@@ -1,259 +1,284 @@
-"""The training loop: schedule, accumulation, frozen parts, repeatability, number of steps, estimate."""
+"""A step of a training: the gradient of a batch from its micro-batches, clipping and the update, with plain models."""
 
-import json
-import math
-from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import batch_of, cut_up
-from PIL import Image
+from expect import same
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from minillava.checkpoint import load
-from minillava.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from minillava.errors import UserError
-from minillava.formats.llava_json import Rows
-from minillava.inputs import processor
-from minillava.inputs.conversations import ConversationDataset
-from minillava.inputs.image import ImageProcessor
-from minillava.inputs.processor import Processor
-from minillava.inputs.regions import RegionDataset
-from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
-from minillava.model.contrastive import Clip
-from minillava.model.decoder import Decoder
-from minillava.model.llava import Llava
-from minillava.saving import replace_folder
-from minillava.training import progress
-from minillava.training.loop import Run, accumulate, prepare, train
-from minillava.training.optimizers import schedule
-from minillava.training.recipes import Recipe
-from minillava.training.resume import is_finished
-from minillava.training.tasks import Task, contrastive_task, initialise, llava_task, mean_of_words, next_token_task
+from minillava.training.distributed import SINGLE, Team
+from minillava.training.step import accumulate, clip, update
 
-VISION = VisionConfig(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, projection_dim=32
-)
-RECIPE = Recipe(learning_rate=1e-3, batch_size=4, epochs=1, save_every=3, optimizer="muon")
+OFF = GradScaler("cpu", enabled=False)
+SCALE = 1024.0  # a power of two: scaling by it loses nothing
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, draw_world) -> Path:
-    folder = tmp_path_factory.mktemp("training") / "world"
-    draw_world(folder, 40)
-    write_tokenizer(folder.parent, train_bpe((folder / "text.txt").read_text(), 400))
-    return folder
-
-
-def make(world: Path, kind: str) -> Task:
-    """A new small task of one of the four kinds, always the same."""
-    tokenizer = Tokenizer.from_pretrained(world.parent)
-    reader = Processor(tokenizer, ImageProcessor.for_size(64), 64)
+def layer() -> nn.Linear:
+    """A layer with one output, always the same one."""
     torch.manual_seed(0)
-    if kind == "vision":
-        clip = Clip(
-            VISION, TextConfig(tokenizer.vocab_size, 32, 64, 1, 2, projection_dim=32, eos_token_id=tokenizer.eos_id)
-        )
-        initialise(clip)
-        return contrastive_task(clip, RegionDataset(world / "contexts.jsonl", world, reader))
-    config = DecoderConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16)
-    file = {"decoder": "words.json", "stage1": "captions.json", "stage2": "instruct.json"}[kind]
-    text = world / "text.txt" if kind == "decoder" else None
-    dataset = ConversationDataset(world / file, world, reader, text_path=text)
-    if kind == "decoder":
-        decoder = Decoder(config)
-        initialise(decoder)
-        return next_token_task(kind, decoder, dataset)
-    model = Llava(LlavaConfig(VISION, config, image_token_id=tokenizer.image_id), reader)  # PyTorch's initial weights
-    return llava_task(model, dataset, int(kind[-1]))
+    return nn.Linear(3, 1)
 
 
-def bytes_of(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+def batches(sizes: list[int]) -> list[dict[str, Tensor]]:
+    """Micro-batches of so many rows out of the same rows in the same order. A row may have several terms."""
+    torch.manual_seed(1)
+    x, y = torch.randn(sum(sizes), 3), torch.randn(sum(sizes), 1)
+    return [{"x": one, "y": other} for one, other in zip(x.split(sizes), y.split(sizes))]
 
 
-def test_schedule_warms_up_in_a_line_and_ends_near_zero():
-    recipe = Recipe(learning_rate=1.0, batch_size=1, epochs=1, warmup=0.1)
-    rates = [schedule(step, 100, recipe) for step in range(100)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] < 0.001
+def mean_error(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
+    return lambda batch: (model(batch["x"]) - batch["y"]).square().mean()
 
 
-@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
-def test_a_training_overfits_one_batch(world, tmp_path, kind):
-    task = make(world, kind)
-    batch = batch_of(task.dataset, list(range(4)))
-    task.collate = lambda examples: batch
-    rate = 0.005 if kind == "vision" else 0.02  # at a higher rate the contrastive loss does not settle
-    train(task, Recipe(rate, 4, 30), Run(tmp_path / kind, max_steps=60, dtype=torch.float32))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / f"{kind}.metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 60
-    # Stage 1 trains only W, before an untrained decoder.
-    assert losses[-1] < losses[0] * (0.99 if kind == "stage1" else 0.3)
+def task_of(model: nn.Module, loss: Callable | None = None) -> SimpleNamespace:
+    """A Task as far as a step needs one."""
+    return SimpleNamespace(model=model, loss=loss or mean_error(model), weight=lambda batch: len(batch["x"]))
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_frozen_parts_keep_every_byte_and_no_gradient(world, tmp_path, stage):
-    task = make(world, f"stage{stage}")
-    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
-    train(task, RECIPE, Run(tmp_path / "out", max_steps=4))
-    moved = {name.split(".")[0] for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
-    graded = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None}
-    learns = {"multi_modal_projector"} | ({"language_model"} if stage == 2 else set())
-    assert moved == graded == learns
-    stored = load(tmp_path / "out").state_dict()
-    for name, value in before.items():
-        if name.split(".")[0] not in learns:
-            assert stored[name].numpy().tobytes() == value.numpy().tobytes()
+def run_with(team: Team = SINGLE) -> SimpleNamespace:
+    return SimpleNamespace(team=team, device="cpu")
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(world):
-    gradients = []
-    for parts in (1, 3):
-        task = make(world, "stage2")
-        micro, shares = cut_up(task, replace(RECIPE, batch_size=7, accumulation=parts))
-        assert sorted(map(len, shares)) == {1: [7], 3: [1, 3, 3]}[parts]
-        accumulate(task, micro, shares, Run(world), nullcontext(), GradScaler(enabled=False))
-        gradients.append([p.grad for p in task.model.parameters() if p.grad is not None])
-    for whole, summed in zip(*gradients):
-        torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
+def rows_of(sizes: list[int]) -> list[list[int]]:
+    numbers = iter(range(100))
+    return [[next(numbers) for _ in range(size)] for size in sizes]
 
 
-def test_a_row_is_read_and_encoded_once_a_step(world, tmp_path, monkeypatch):
-    """Even if a batch is cut into micro-batches and its rows are sorted by length."""
-    task, calls = make(world, "stage2"), Counter()
-
-    def count(place, name: str) -> None:
-        real = getattr(place, name)
-
-        def counted(*arguments, **options):
-            calls[name] += 1
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(place, name, counted)
-
-    count(json, "loads")
-    count(Rows, "__getitem__")
-    count(processor, "encode_conversation")
-    train(task, replace(RECIPE, accumulation=2), Run(tmp_path / "out", max_steps=3))
-    assert calls == {"loads": 12, "__getitem__": 12, "encode_conversation": 12}
-
-
-def gradients_and_kept_bytes(world, checkpointing: bool) -> tuple[list[torch.Tensor], int]:
-    task = make(world, "stage2")
-    prepare(task.model, frozen=None, checkpointing=checkpointing)
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = task.loss(batch_of(task.dataset, list(range(4))))
+def at_once(sizes: list[int]) -> tuple[float, list[Tensor]]:
+    """The loss of all rows as one batch, and its gradient."""
+    model = layer()
+    loss = mean_error(model)({name: torch.cat([one[name] for one in batches(sizes)]) for name in ("x", "y")})
     loss.backward()
-    gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
-    return gradients, sum(tensor.nbytes for tensor in kept.values())
+    return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 
-def test_checkpointing_keeps_less_and_gives_the_same_gradients(world):
-    (plain, kept), (again, kept_less) = (gradients_and_kept_bytes(world, on) for on in (False, True))
-    for one, other in zip(plain, again, strict=True):
-        assert torch.equal(one, other)
-    assert kept_less < kept / 3
+@pytest.mark.parametrize("sizes", [[4], [2, 2], [1, 3, 3], [5, 1, 1, 2]])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(sizes):
+    model = layer()
+    loss = accumulate(task_of(model), batches(sizes), rows_of(sizes), run_with(), nullcontext(), OFF)
+    whole, gradient = at_once(sizes)
+    for parameter, want in zip(model.parameters(), gradient):
+        same(parameter.grad, want, "each micro-batch counts by its weight, so the gradient is that of the whole batch")
+    assert isinstance(loss, float), "the loss is a number, not a tensor"
+    assert loss == pytest.approx(whole, rel=1e-5), "the loss is the mean over all terms of the whole batch"
 
 
-def test_compact_holds_what_is_frozen_in_bfloat16_and_what_learns_in_float32(world, tmp_path):
-    compact = replace(RECIPE, compact=True)
-    before = {name: p.clone() for name, p in make(world, "stage1").model.state_dict().items()}
-    train(make(world, "stage1"), compact, Run(tmp_path / "one", max_steps=3))
-    model = load(tmp_path / "one", dtype="stored")
-    for name, value in model.state_dict().items():
-        frozen = not name.startswith("multi_modal_projector")
-        assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
-        assert torch.equal(value.float(), before[name].bfloat16().float()) == frozen
-    task = make(world, "stage2")
-    task.model.load_state_dict(load(tmp_path / "one").state_dict())
-    train(task, compact, Run(tmp_path / "two", max_steps=3))
-    for name, value in load(tmp_path / "two", dtype="stored").state_dict().items():
-        frozen = name.startswith("vision_tower")
-        assert value.dtype == (torch.bfloat16 if frozen else torch.float32), name
-        assert torch.equal(value.float(), model.state_dict()[name].float()) == frozen, name
-    train(make(world, "stage1"), compact, Run(tmp_path / "float32", max_steps=1, dtype=torch.float32))
-    kinds = {p.dtype for p in load(tmp_path / "float32", dtype="stored").parameters()}
-    assert kinds == {torch.float32}
+def test_weights_are_the_tasks_own():
+    """As in a batch of texts, where the terms are tokens with a loss and not rows."""
+    model, sizes = layer(), [2, 2]
+    task = task_of(model)
+    task.weight = lambda batch: 3 if batch["x"] is first else 1
+    micro = batches(sizes)
+    first = micro[0]["x"]
+    loss = accumulate(task, micro, rows_of(sizes), run_with(), nullcontext(), OFF)
+    parts = [mean_error(layer())(batch).item() for batch in micro]
+    want = 0.75 * parts[0] + 0.25 * parts[1]
+    assert loss == pytest.approx(want, rel=1e-5), "a micro-batch's weight is task.weight(batch), not its number of rows"
 
 
-def test_a_words_embedding_is_the_mean_of_its_words():
-    embedding = torch.nn.Embedding(5, 3)
-    got = mean_of_words(embedding, torch.tensor([[[1, 2, -1], [4, -1, -1]]]))
-    expected = torch.stack([(embedding.weight[1] + embedding.weight[2]) / 2, embedding.weight[4]])
-    torch.testing.assert_close(got[0], expected)
+def test_gradients_of_the_step_before_are_dropped():
+    model, sizes = layer(), [2, 3]
+    for _ in range(2):
+        accumulate(task_of(model), batches(sizes), rows_of(sizes), run_with(), nullcontext(), OFF)
+    for parameter, want in zip(model.parameters(), at_once(sizes)[1]):
+        same(parameter.grad, want, "a step begins without the gradient of the step before")
 
 
-@pytest.mark.parametrize("kind", ["vision", "decoder", "stage1", "stage2"])
-def test_same_seed_same_bytes_and_another_seed_others(world, tmp_path, kind):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(make(world, kind), RECIPE, Run(tmp_path / name, seed=seed, max_steps=3))
-    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
-    assert bytes_of(tmp_path / "a") != bytes_of(tmp_path / "c")
+def test_a_parameter_that_is_not_used_has_no_gradient():
+    model = nn.ModuleDict({"used": layer(), "not used": layer()})
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    accumulate(task_of(model, mean_error(model["used"])), batches([2]), rows_of([2]), run_with(), nullcontext(), OFF)
+    gone = all(parameter.grad is None for parameter in model["not used"].parameters())
+    assert gone, "gradients are set to None: a gradient of 0 would let the optimizer move the parameter"
 
 
-def test_a_finished_run_is_not_overwritten(world, tmp_path):
-    train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
-    kept = bytes_of(tmp_path / "out")
-    with pytest.raises(UserError, match="already exists"):
-        train(make(world, "stage1"), RECIPE, Run(tmp_path / "out", max_steps=2))
-    assert bytes_of(tmp_path / "out") == kept and is_finished(tmp_path / "out")
+def test_a_dummy_row_has_no_weight():
+    """It is in a micro-batch in which this rank has no rows of its own."""
+    model, sizes = layer(), [2, 3]
+    micro = batches([*sizes, 1])
+    loss = accumulate(task_of(model), micro, [*rows_of(sizes), []], run_with(), nullcontext(), OFF)
+    rows = {name: torch.cat([one[name] for one in micro[:2]]) for name in ("x", "y")}
+    plain = layer()
+    want = mean_error(plain)(rows)
+    want.backward()
+    assert loss == pytest.approx(want.item(), rel=1e-5), "a micro-batch with an empty share has the weight 0"
+    for parameter, other in zip(model.parameters(), plain.parameters()):
+        same(parameter.grad, other.grad, "a micro-batch with an empty share adds nothing to the gradient")
 
 
-def test_the_number_of_steps_is_said_and_how_to_get_more(world, tmp_path, capsys):
-    rows = len(json.loads((world / "captions.json").read_text()))
-    train(make(world, "stage1"), replace(RECIPE, batch_size=rows + 1), Run(tmp_path / "few"))
-    out = capsys.readouterr().out
-    assert f"few: training into {tmp_path / 'few'}: 1 step of {rows} rows, 1 times through {rows} rows\n" in out
-    assert "few: few steps teach little; --epochs 100 trains 100\n" in out
-    train(make(world, "stage1"), RECIPE, Run(tmp_path / "cut", max_steps=2))
-    assert "little" not in capsys.readouterr().out
+def test_each_micro_batch_has_a_backward_pass_of_its_own():
+    """So the memory holds the activations of only one."""
+    model, sizes, log = layer(), [1, 2, 2], []
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        log.append("forward")
+        part = mean_error(model)(batch)
+        part.register_hook(lambda _: log.append("backward"))
+        return part
+
+    accumulate(task_of(model, loss), batches(sizes), rows_of(sizes), run_with(), nullcontext(), OFF)
+    assert log == ["forward", "backward"] * 3, "each micro-batch: forward, then backward, before the next one"
 
 
-def test_the_estimate_is_of_measured_steps(monkeypatch, capsys):
-    """Ten seconds for the first step, then two for each."""
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    with progress.Progress("stage2", done=0, total=100, is_first=True) as shown:
-        for step in range(1, 101):
-            now[0] += 10 if step == 1 else 2
-            shown.update(step, loss=1.25)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "stage2: step 4 of 100, loss 1.250, 2 s a step, about 3 minutes left"
-    assert lines[1:] == [
-        "stage2: step 34 of 100, loss 1.250, 2 s a step, about 2 minutes left",
-        "stage2: step 64 of 100, loss 1.250, 2 s a step, about 72 seconds left",
-        "stage2: step 94 of 100, loss 1.250, 2 s a step, about 12 seconds left",
-    ]
-    assert progress.in_words(5400) == "1.5 hours"
+@dataclass(frozen=True)
+class Pair(Team):
+    """One of two ranks: the other has the same rows, so each sum over both is twice this rank's."""
+
+    size: int = 2
+
+    def total(self, number: float) -> float:
+        return 2 * number
 
 
-def test_a_run_leaves_its_metrics_and_a_picture_of_its_loss(world, tmp_path):
-    train(make(world, "decoder"), RECIPE, Run(tmp_path / "out", max_steps=4))
-    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "out.metrics.jsonl").read_text().splitlines()]
-    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.25e-3])  # warm-up for one step, then half a cosine
-    picture = Image.open(tmp_path / "out.loss.png").convert("RGB")
-    assert (40, 90, 200) in {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
+def test_two_ranks_share_the_batch():
+    """DDP gives each rank the mean of both gradients, which here are the same."""
+    model, sizes = layer(), [2, 3]
+    loss = accumulate(task_of(model), batches(sizes), rows_of(sizes), run_with(Pair()), nullcontext(), OFF)
+    whole, gradient = at_once(sizes)
+    assert loss == pytest.approx(whole, rel=1e-5), "weights and losses are summed over the ranks by team.total"
+    for parameter, want in zip(model.parameters(), gradient):
+        same(parameter.grad, want, "ranks average gradients, so each part is multiplied by team.size")
 
 
-def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
-    replace_folder(tmp_path / "out", lambda new: (new / "file").write_text("old"))
+def test_the_forward_pass_is_in_autocast():
+    model, inside = layer(), []
 
-    def fail(new):
-        (new / "file").write_text("new")
-        raise OSError("disk full")
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return mean_error(model)(batch)
 
-    with pytest.raises(UserError, match=r"out: cannot be saved: disk full$"):
-        replace_folder(tmp_path / "out", fail)
-    assert (tmp_path / "out" / "file").read_text() == "old"
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    accumulate(task_of(model, loss), batches([1, 1]), rows_of([1, 1]), run_with(), autocast, OFF)
+    assert inside == [True, True], "the loss of each micro-batch is computed in autocast"
+    assert not torch.is_autocast_enabled("cpu"), "autocast ends with the forward pass"
+
+
+def test_the_scaler_scales_the_gradient_and_not_the_loss():
+    model, sizes = layer(), [2, 3]
+    scaler = GradScaler("cpu", init_scale=SCALE)
+    loss = accumulate(task_of(model), batches(sizes), rows_of(sizes), run_with(), nullcontext(), scaler)
+    whole, gradient = at_once(sizes)
+    assert loss == pytest.approx(whole, rel=1e-5), "the loss that is returned is not scaled"
+    for parameter, want in zip(model.parameters(), gradient):
+        same(parameter.grad, SCALE * want, "backward() starts from scaler.scale(loss), so that gradients are scaled")
+
+
+def with_gradients(*grads: list[float] | None) -> list[nn.Parameter]:
+    ones = [nn.Parameter(torch.ones(len(grad or [0]))) for grad in grads]
+    for one, grad in zip(ones, grads):
+        one.grad = grad and torch.tensor(grad)
+    return ones
+
+
+def sgd(parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    return [torch.optim.SGD(parameters, lr=0.5)]
+
+
+def test_a_long_gradient_is_shortened_as_one_vector():
+    ones = with_gradients([3.0, 0.0], [4.0])
+    length = clip(sgd(ones), ones, OFF)
+    assert isinstance(length, float), "the length is a number, not a tensor"
+    assert length == pytest.approx(5), "the length is that of all gradients as one vector, before it is shortened"
+    sentence = "all gradients are multiplied by the same factor, longest / length"
+    same(ones[0].grad, torch.tensor([0.6, 0.0]), sentence)
+    same(ones[1].grad, torch.tensor([0.8]), sentence)
+
+
+def test_a_short_gradient_stays_as_it_is():
+    ones = with_gradients([0.3, 0.0], [0.4])
+    assert clip(sgd(ones), ones, OFF) == pytest.approx(0.5), "the length of a short gradient is returned too"
+    same(ones[0].grad, torch.tensor([0.3, 0.0]), "a gradient that is not too long is not changed")
+    same(ones[1].grad, torch.tensor([0.4]), "a gradient that is not too long is not changed")
+
+
+def test_the_longest_length_may_be_chosen():
+    ones = with_gradients([3.0, 4.0])
+    clip(sgd(ones), ones, OFF, longest=2.5)
+    same(ones[0].grad, torch.tensor([1.5, 2.0]), "the gradient is shortened to the length longest")
+
+
+def test_the_sign_of_a_gradient_does_not_matter_for_its_length():
+    ones = with_gradients([-3.0], [4.0])
+    assert clip(sgd(ones), ones, OFF) == pytest.approx(5), "the length is the root of the sum of squares"
+
+
+def test_a_parameter_without_a_gradient_has_none_after_clipping():
+    ones = with_gradients([3.0, 4.0], None)
+    assert clip(sgd(ones), ones, OFF) == pytest.approx(5), "a parameter without a gradient does not count"
+    assert ones[1].grad is None, "a parameter without a gradient gets none"
+
+
+def test_parameters_may_be_a_generator():
+    ones = with_gradients([3.0, 4.0])
+    clip(sgd(ones), (one for one in ones), OFF)
+    same(ones[0].grad, torch.tensor([0.6, 0.8]), "the parameters may come from a generator, which is read once")
+
+
+def test_a_gradient_that_is_no_number_has_no_length():
+    ones = with_gradients([float("nan"), 1.0])
+    length = clip(sgd(ones), ones, OFF)
+    assert length != length, "the length of a gradient with a NaN is NaN: train() stops there"
+
+
+def scaled(ones: list[nn.Parameter]) -> GradScaler:
+    """A scaler that has scaled the gradients of ``ones``."""
+    scaler = GradScaler("cpu", init_scale=SCALE, growth_interval=100)
+    scaler.scale(torch.zeros(()))
+    for one in ones:
+        one.grad *= SCALE
+    return scaler
+
+
+def test_scaled_gradients_are_divided_before_they_are_measured():
+    ones = with_gradients([3.0, 0.0], [4.0])
+    optimizers = [*sgd(ones[:1]), *sgd(ones[1:])]
+    length = clip(optimizers, ones, scaled(ones))
+    assert length == pytest.approx(5), "scaler.unscale_ comes before the length, for every optimizer"
+    same(ones[1].grad, torch.tensor([0.8]), "scaler.unscale_ comes before the clipping")
+
+
+def test_every_optimizer_makes_its_step():
+    ones = with_gradients([1.0], [2.0])
+    update([*sgd(ones[:1]), *sgd(ones[1:])], OFF)
+    same(ones[0].detach(), torch.tensor([0.5]), "an optimizer makes one step")
+    same(ones[1].detach(), torch.tensor([0.0]), "every optimizer makes one step")
+
+
+def test_a_step_with_a_scaler_is_the_step_without():
+    ones = with_gradients([1.0], [2.0])
+    optimizers = [*sgd(ones[:1]), *sgd(ones[1:])]
+    scaler = scaled(ones)
+    clip(optimizers, ones, scaler, longest=100.0)
+    update(optimizers, scaler)
+    same(ones[0].detach(), torch.tensor([0.5]), "scaler.step makes the step with the gradient that is not scaled")
+    same(ones[1].detach(), torch.tensor([0.0]), "scaler.step makes the step of every optimizer")
+
+
+def test_a_gradient_too_large_for_float16_makes_no_step_and_the_scale_smaller():
+    ones = with_gradients([float("inf")], [2.0])
+    optimizers = [*sgd(ones[:1]), *sgd(ones[1:])]
+    scaler = scaled(ones)
+    clip(optimizers, ones[1:], scaler)
+    update(optimizers, scaler)
+    same(ones[0].detach(), torch.tensor([1.0]), "scaler.step leaves out a step whose gradient is not finite")
+    assert scaler.get_scale() == SCALE / 2, "after all steps scaler.update() makes the scale smaller, once"
+
+
+def test_a_scaler_is_ready_for_the_next_step():
+    ones = with_gradients([1.0], [2.0])
+    optimizers = [*sgd(ones[:1]), *sgd(ones[1:])]
+    scaler = scaled(ones)
+    for _ in range(2):
+        clip(optimizers, ones, scaler)
+        try:
+            update(optimizers, scaler)
+        except RuntimeError:
+            raise AssertionError("scaler.update() comes once, after the steps of all optimizers") from None
+        for one in ones:
+            one.grad *= SCALE

@@ -56,9 +56,9 @@ def encode_conversation(
     """A row's turns -> (input_ids, labels), two lists of equal length T.
 
     <image> becomes ``num_image_tokens`` placeholder ids. If the last turn is a question, the ids end where the answer
-    should begin: in v0 after "Assistant:". Raises UserError if the speakers are not human, gpt, human, ... in this
-    order, if <image> is in a wrong place, or if the tokenizer lacks a special token of the template.
-    Those in WORDS may be missing; they are then ordinary text.
+    should begin: in v0 after "Assistant:". Raises UserError, naming the turn, if the speakers are not human, gpt,
+    human, ... in this order or <image> is in a wrong place; and, naming the token, if the tokenizer lacks a special
+    token of the template. Those in WORDS may be missing; they are then ordinary text.
     """
     check_turns(conversations, template)
     input_ids: list[int] = []

@@ -2,7 +2,7 @@
 
 A ``Task`` (tasks.py) holds the model, what learns, the data, the loss and how to save the result. A ``Recipe``
 (recipes.py) sets the length of the training, the learning rate and the memory. A ``Run`` sets the output folder and the
-device. The loop does the rest: order of the rows, optimizers, schedule, accumulation, metrics and checkpoints.
+device. The loop does the rest: order of the rows, optimizers, schedule, steps (step.py), metrics and checkpoints.
 """
 
 import math
@@ -23,16 +23,17 @@ from minillava.errors import UserError
 from minillava.inputs.rejected import Rejected
 from minillava.model.decoder import Block
 from minillava.saving import recover_folder
-from minillava.training.distributed import SINGLE, Team, hold_gradients
+from minillava.training.distributed import SINGLE, Team
 from minillava.training.heldout import Heldout
 from minillava.training.machine import compile_blocks, compiling_pays, fastest_dtype, keep_memory
-from minillava.training.optimizers import build_optimizers, schedule
+from minillava.training.optimizers import build_optimizers, schedule, set_rate
 from minillava.training.order import Order
 from minillava.training.progress import Progress
 from minillava.training.recipes import Recipe
 from minillava.training.report import Report
 from minillava.training.resume import restore, save, settings_of
 from minillava.training.signals import held_signals, ignore_signals, stop
+from minillava.training.step import accumulate, clip, update
 from minillava.training.tasks import Task
 
 FEW = 50  # steps, fewer than which are hardly meant
@@ -132,25 +133,18 @@ def train(task: Task, recipe: Recipe, run: Run) -> None:
                 heldout.measure(0, progress.say)
             for step in order.steps:
                 rate = recipe.learning_rate * schedule(step, total, recipe)
-                for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate * group.get("factor", 1.0)
-                    optimizer.zero_grad(set_to_none=True)
+                set_rate(optimizers, rate)
                 shares = order.micro_batches(step)
                 asked = time.perf_counter()
                 micro = team.together(lambda shares=shares: [next_batch(batches) for _ in shares])
                 waited = time.perf_counter() - asked
                 loss = accumulate(task, micro, shares, run, autocast, scaler)
-                for optimizer in optimizers:
-                    scaler.unscale_(optimizer)
-                gradient = length_of(nn.utils.clip_grad_norm_(trainable.values(), 1.0))
+                gradient = clip(optimizers, trainable.values(), scaler)
                 if not math.isfinite(loss) or not (math.isfinite(gradient) or scaler.is_enabled()):
                     found = f"the loss is {loss} at step {step}, the length of its gradient {gradient}"
                     raise UserError(f"{task.name}: {found}; {batch_in_words(task.dataset, order, step)}; {SMALLER}")
                 busy = True
-                for optimizer in optimizers:
-                    scaler.step(optimizer)  # no step if a scaled gradient was too large for float16
-                scaler.update()
+                update(optimizers, scaler)
                 task.after_step()
                 done, busy = step + 1, False
                 line = {"step": done, "loss": loss, "gradient_norm": gradient, "learning_rate": rate}
@@ -237,11 +231,6 @@ def number_of_steps(order: Order, recipe: Recipe, run: Run) -> int:
     return total
 
 
-def length_of(gradient: Tensor) -> float:
-    """The length of a gradient, which may be sharded over the ranks. Every rank calls this."""
-    return (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).item()
-
-
 def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, GradScaler]:
     """The dtype of the matrix products, the context that computes them in it, and the scaler of the loss.
 
@@ -256,26 +245,6 @@ def precision(recipe: Recipe, run: Run) -> tuple[torch.dtype, torch.autocast, Gr
     # Each weight is in one matrix product per forward pass, so caching its bfloat16 copy would only take memory.
     autocast = torch.autocast(kind, dtype, enabled=dtype != torch.float32, cache_enabled=False)
     return dtype, autocast, GradScaler(kind, enabled=dtype == torch.float16)
-
-
-def accumulate(
-    task: Task, micro: list[dict[str, Tensor]], shares: list[list[int]], run: Run, autocast, scaler: GradScaler
-) -> float:
-    """Forward and backward passes of one batch, in this rank's micro-batches; returns the loss of the whole batch.
-
-    Each micro-batch's mean loss is weighted by its number of terms (``task.weight``), so the gradient is that of the
-    whole batch at once. Where a rank has no rows (its share is empty), its dummy row has weight 0.
-    """
-    team = run.team
-    weights = [task.weight(batch) if rows else 0 for batch, rows in zip(micro, shares)]
-    total, loss = team.total(sum(weights)), torch.zeros((), device=run.device)
-    for number, (batch, weight) in enumerate(zip(micro, weights), 1):
-        batch = {name: value.to(run.device, non_blocking=True) for name, value in batch.items()}
-        with autocast, hold_gradients(task.loss, number < len(micro)):
-            part = task.loss(batch) * (weight / total)
-        scaler.scale(part * team.size).backward()  # DDP and FSDP2 average over ranks; this makes it a sum
-        loss += part.detach()  # not item(), which would wait for the GPU at every micro-batch
-    return team.total(loss.item())
 
 
 def next_batch(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def build_optimizers(trainable: dict[str, nn.Parameter], recipe: Recipe) -> list
     fused = others[0].is_cuda or None  # PyTorch's default on GPUs needs memory for a copy of all trainable weights
     rate, decay = recipe.learning_rate, recipe.weight_decay
     factor = recipe.other_rate if matrices else 1.0
-    others = [{"params": others, "factor": factor}]  # train() multiplies the group's learning rate by it
+    others = [{"params": others, "factor": factor}]  # set_rate() multiplies the group's learning rate by it
     optimizers = [torch.optim.AdamW(others, rate, (0.9, 0.98), weight_decay=decay, fused=fused)]
     if matrices:
         optimizers.append(Muon(matrices, rate, decay))
@@ -67,3 +67,10 @@ def schedule(step: int, total: int, recipe: Recipe) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Give every group of parameters the learning rate ``rate``, times the group's own "factor" if it has one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
