@@ -62,7 +62,7 @@ PARTS: dict[str, dict[str, str]] = {
         "attend": (
             "scores = q k^T / sqrt(d), (B, heads, T, S); add the mask; softmax over S, the keys; then times v. Of n * "
             "kv_heads query heads, the first n use the first key head, the next n the second, and so on. If causal is "
-            "True, the mask is causal_mask()."
+            "True, the mask is causal_mask(). The mask may be float32 when q is not: the result has the dtype of q."
         ),
     },
     "vision": {
