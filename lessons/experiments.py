@@ -2,6 +2,7 @@
 
 Each row of a table is trained with several seeds and answers held-out questions. A table gives means over the seeds
 and, in brackets, the lowest and the highest. Where these ranges of two rows overlap, their difference counts as none.
+A second table has the scores of ``scene_judge.py``, relative to the teacher's answers, as the paper's table 4.
 
 Prints the tables, and writes ``lessons/results/NAME.json`` and a drawing, ``NAME.png``. What is trained already is
 kept: after an interruption, the same command goes on. A row that several comparisons share is trained once.
@@ -18,29 +19,40 @@ from tqdm import tqdm
 
 from data.picturebook.write import write_world
 from lessons.comparisons import COMPARISONS, Bench
+from lessons.scene_judge import TYPES, judge
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
 from minillava.evaluate import evaluate
 from minillava.training.plot import BLUE, FAINT, INK
+from minillava.training.progress import in_words
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = 1000  # rows of heldout.json
+JUDGED = 100  # pictures about which the scene's judge asks
 PICTURES = 20000  # of the picture-book, if it is not drawn yet
+PACE = 0.9  # seconds a run takes for each step of --steps, with its questions, on two CPU cores
 
 
 def result_of(bench: Bench) -> dict:
-    """What a row gets with one seed: evaluate()'s scores, and what the training took. An earlier result is kept."""
+    """What a row gets with one seed: evaluate()'s scores, what the training took, and the judge's scores.
+
+    An earlier result is kept. If it has no judge's scores, the trained model is read from its folder and judged.
+    """
     file = bench.out / "result.json"
-    if not file.exists():
+    result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if "relative" not in result:
         model = bench.row.train(bench)
         place = "last" if bench.row.image_place == "last" else "first"
-        score = evaluate(model, bench.questions(QUESTIONS), bench.data, image_place=place)
-        side = model.config.vision.image_size
-        with torch.inference_mode():
-            score["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
-        score |= {"learns": bench.spent[-1]["learns"], "seconds": sum(part["seconds"] for part in bench.spent)}
-        file.write_text(json.dumps(score | {"parts": bench.spent}), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+        if not result:
+            result = evaluate(model, bench.questions(QUESTIONS), bench.data, image_place=place)
+            side = model.config.vision.image_size
+            with torch.inference_mode():
+                result["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
+            result |= {"learns": bench.spent[-1]["learns"], "seconds": sum(part["seconds"] for part in bench.spent)}
+            result["parts"] = bench.spent
+        result["relative"] = judge(model, bench.judged(JUDGED), bench.data, place)
+        file.write_text(json.dumps(result), encoding="utf-8")
+    return result
 
 
 def spread(results: list[dict], key: str) -> tuple[float, float, float]:
@@ -82,6 +94,23 @@ def table(found: dict[str, list[dict]]) -> list[list[str]]:
     return [head, *lines]
 
 
+def relative_table(found: dict[str, list[dict]]) -> list[list[str]]:
+    """The head and the rows of a table with the judge's scores in percent of the teacher's, as text."""
+    kinds = (*TYPES, "all")
+    lines = [["relative to the teacher, %", *kinds]]
+    for name, results in found.items():
+        shares = [[100 * share for share in spread([one["relative"] for one in results], kind)] for kind in kinds]
+        lines.append([name, *(f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in shares)])
+    return lines
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """Print a table as Markdown. The first of the lines is its head."""
+    head, *rest = lines
+    for line in (head, ["---"] * len(head), *rest):
+        print("|", " | ".join(line), "|")
+
+
 def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
     """A bar for each row: the mean, a line over the seeds' range, and a mark where the blind mean is."""
     left, right, top, step = 190, 700, 44, 34
@@ -111,6 +140,10 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
     """Train what is missing of a comparison, then print and write its results."""
     towers = run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
     comparison, found = COMPARISONS[name], {}
+    folders = [out / f"{steps} steps" / title / str(seed) for title in comparison.rows for seed in range(seeds)]
+    missing = sum(not (folder / "result.json").exists() for folder in folders)
+    left = in_words(missing * steps * PACE)
+    print(f"{name}: {missing} of {len(folders)} runs are missing, about {left} on two CPU cores", flush=True)
     with tqdm(total=seeds * len(comparison.rows), desc=name, unit="run", disable=None) as bar:
         for title, row in comparison.rows.items():
             found[title] = []
@@ -119,9 +152,9 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
                 found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
                 bar.update()
     print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
-    head, *lines = table(found)
-    for line in (head, ["---"] * len(head), *lines):
-        print("|", " | ".join(line), "|")
+    print_table(table(found))
+    print()
+    print_table(relative_table(found))
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"seeds": seeds, "steps": steps, "rows": found}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -48,6 +48,7 @@ PATHS = {
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",
     "kosmos": "lessons/roads/kosmos.py",
+    "scene_judge": "lessons/scene_judge.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises

@@ -1,6 +1,7 @@
 """The lessons' comparisons: what a table says, and each row trained for a few steps from the shipped towers."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from itertools import combinations
@@ -23,6 +24,7 @@ def result(accuracy: float, blind: float = 0.25, **more) -> dict:
         "learns": 12345,
         "visual_tokens": 64,
         "seconds": 90.0,
+        "relative": dict.fromkeys((*experiments.TYPES, "all"), accuracy),
         **more,
     }
 
@@ -39,6 +41,13 @@ def test_a_table_gives_means_ranges_and_differences_beyond_the_ranges():
     assert overlaps[3] == "none" and overlaps[-1] == "1.0"
     assert below[2:4] == ["18.8 (12.5 to 25.0)", "-25.0"]
     assert [line[3] for line in experiments.table({"a": [result(0.5)], "b": [result(0.9)]})[1:]] == ["", "?"]
+
+
+def test_a_second_table_gives_the_judges_scores():
+    found = {"first": [result(0.5), result(0.625)], "below": [result(-0.25)]}
+    head, first, below = experiments.relative_table(found)
+    assert head[1:] == ["conversation", "detail", "reasoning", "all"]
+    assert first == ["first", *["56.2 (50.0 to 62.5)"] * 4] and below[1] == "-25.0 (-25.0 to -25.0)"
 
 
 @pytest.mark.parametrize(("accuracy", "blue"), [(0.0, False), (0.6, True)])
@@ -60,6 +69,7 @@ def small(monkeypatch, tmp_path, world):
     """A function that runs the program at its smallest. What one test has trained, the others find in ``world``."""
     monkeypatch.setattr(experiments, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(experiments, "QUESTIONS", 12)
+    monkeypatch.setattr(experiments, "JUDGED", 2)
     for name in ("PROJECTION", "CAPTIONS", "ANSWERS"):
         monkeypatch.setattr(comparisons, name, replace(getattr(comparisons, name), batch_size=4))
 
@@ -76,9 +86,12 @@ def small(monkeypatch, tmp_path, world):
 def test_each_row_of_a_comparison_is_trained_and_scored(name, small, tmp_path, capsys):
     found = small(name)
     printed = capsys.readouterr().out
+    runs = len(comparisons.COMPARISONS[name].rows)
+    assert re.search(rf"{name}: \d of {runs} runs are missing, about \d+ seconds? on two CPU cores", printed)
     assert list(found) == ["LLaVA", *comparisons.COMPARISONS[name].others]
     for title, (scores,) in found.items():
-        assert f"| {title} |" in printed
+        assert printed.count(f"| {title} |") == 2
+        assert all(-1 <= scores["relative"][kind] <= 1 for kind in (*experiments.TYPES, "all"))
         assert 0 <= scores["accuracy"] <= 1 and scores["learns"] > 0 and scores["seconds"] > 0
     assert (tmp_path / "results" / f"{name}.png").exists()
     # Each row is trained in a way of its own; but of the few rows here, 5 % and 10 % are none.
@@ -130,6 +143,27 @@ def test_after_an_interruption_only_what_is_missing_is_trained(world, small, tmp
     assert small("one", 2, "again") == first and len(trained) == 6
     straight = experiments.result_of(bench_of(world, tmp_path, comparisons.Row(comparisons.llava), seed=1))
     assert [part["loss"] for part in straight["parts"]] == [part["loss"] for part in first["LLaVA"][1]["parts"]]
+
+
+def test_a_result_without_the_judges_scores_is_completed_without_training(world, tmp_path, monkeypatch):
+    """Of a row of each kind, with what it learns in the project's checkpoint, or in one of a road's own."""
+
+    def never(*_, **__):
+        raise AssertionError("trained or asked again")
+
+    monkeypatch.setattr(experiments, "QUESTIONS", 12)
+    monkeypatch.setattr(experiments, "JUDGED", 6)
+    for name, train in (("llava", comparisons.llava), ("kosmos", comparisons.kosmos_road)):
+        bench = bench_of(world, tmp_path / name, comparisons.Row(train))
+        whole = experiments.result_of(bench)
+        file = bench.out / "result.json"
+        old = {key: value for key, value in whole.items() if key != "relative"}
+        file.write_text(json.dumps(old | {"accuracy": 0.125}))
+        with monkeypatch.context() as patched:
+            patched.setattr(experiments, "evaluate", never)
+            patched.setattr("minillava.training.loop.accumulate", never)
+            completed = experiments.result_of(bench_of(world, tmp_path / name, comparisons.Row(train)))
+        assert completed == whole | {"accuracy": 0.125} == json.loads(file.read_text())
 
 
 def test_the_answer_goes_before_its_reason():
