@@ -104,11 +104,10 @@ def relative_table(found: dict[str, list[dict]]) -> list[list[str]]:
     return lines
 
 
-def print_table(lines: list[list[str]]) -> None:
-    """Print a table as Markdown. The first of the lines is its head."""
+def markdown(lines: list[list[str]]) -> str:
+    """A table in Markdown. The first of the lines is its head."""
     head, *rest = lines
-    for line in (head, ["---"] * len(head), *rest):
-        print("|", " | ".join(line), "|")
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
 
 
 def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
@@ -121,7 +120,8 @@ def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
         return left + (right - left) * share
 
     bottom = top + step * len(found)
-    pen.text((12, 12), f"{title}: right answers, over the seeds' range; orange: without the picture", INK, font)
+    over = ", over the seeds' range" if max(map(len, found.values())) > 1 else ""
+    pen.text((12, 12), f"{title}: right answers{over}; orange: without the picture", INK, font)
     for tick in range(0, 101, 20):
         pen.line([(x(tick / 100), top), (x(tick / 100), bottom)], FAINT)
         pen.text((x(tick / 100), bottom + 14), f"{tick} %", INK, font, "mm")
@@ -136,9 +136,13 @@ def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
     return sheet
 
 
+def towers_of(run: Path) -> Path:
+    """The folder of the towers: a run's own if it has them, else the shipped ones."""
+    return run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
+
+
 def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str) -> None:
     """Train what is missing of a comparison, then print and write its results."""
-    towers = run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
     comparison, found = COMPARISONS[name], {}
     folders = [out / f"{steps} steps" / title / str(seed) for title in comparison.rows for seed in range(seeds)]
     missing = sum(not (folder / "result.json").exists() for folder in folders)
@@ -149,12 +153,10 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
             found[title] = []
             for seed in range(seeds):
                 folder = out / f"{steps} steps" / title / str(seed)
-                found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
+                found[title].append(result_of(Bench(row, towers_of(run), run / "data", folder, seed, steps, device)))
                 bar.update()
     print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
-    print_table(table(found))
-    print()
-    print_table(relative_table(found))
+    print(markdown(table(found)), markdown(relative_table(found)), sep="\n\n")
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"seeds": seeds, "steps": steps, "rows": found}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
