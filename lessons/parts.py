@@ -48,6 +48,8 @@ PATHS = {
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",
     "kosmos": "lessons/roads/kosmos.py",
+    "experiments": "lessons/experiments.py",
+    "comparisons": "lessons/comparisons.py",
     "scene_judge": "lessons/scene_judge.py",
     "does_it_look": "lessons/does_it_look.py",
 }

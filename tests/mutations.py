@@ -40,6 +40,7 @@ MORE_TESTS = {
     "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),
+    "comparisons": ("experiments",),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
 }
 
