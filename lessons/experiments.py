@@ -77,6 +77,13 @@ def difference(results: list[dict], first: list[dict]) -> str:
     return "none" if low <= highest and lowest <= high else f"{100 * (mean - other):+.1f}"
 
 
+def least_seen(found: dict[str, list[dict]]) -> str:
+    """By how much every row is better with the pictures than blind: the least, of all rows and seeds, in points."""
+    margins = {name: min(one["accuracy"] - one["blind"] for one in results) for name, results in found.items()}
+    name = min(margins, key=margins.get)
+    return f"With the pictures, each row gets at least {100 * margins[name]:.1f} points more than blind ({name})."
+
+
 def table(found: dict[str, list[dict]]) -> list[list[str]]:
     """The head and the rows of a table, as text. ``found``: the results of each row, one for each seed."""
     first = next(iter(found.values()))
@@ -156,7 +163,7 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
                 found[title].append(result_of(Bench(row, towers_of(run), run / "data", folder, seed, steps, device)))
                 bar.update()
     print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
-    print(markdown(table(found)), markdown(relative_table(found)), sep="\n\n")
+    print(markdown(table(found)), least_seen(found), markdown(relative_table(found)), sep="\n\n")
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"seeds": seeds, "steps": steps, "rows": found}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -43,6 +43,12 @@ def test_a_table_gives_means_ranges_and_differences_beyond_the_ranges():
     assert [line[3] for line in experiments.table({"a": [result(0.5)], "b": [result(0.9)]})[1:]] == ["", "?"]
 
 
+def test_the_least_that_looking_is_worth_is_of_the_worst_row_and_seed():
+    found = {"good": [result(0.9)], "bad": [result(0.75), result(0.5, blind=0.375), result(0.25, blind=0.0)]}
+    assert experiments.least_seen(found).endswith("at least 12.5 points more than blind (bad).")
+    assert "-25.0 points" in experiments.least_seen({**found, "blind": [result(0.0)]})
+
+
 def test_a_second_table_gives_the_judges_scores():
     found = {"first": [result(0.5), result(0.625)], "below": [result(-0.25)]}
     head, first, below = experiments.relative_table(found)
