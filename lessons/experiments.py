@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 QUESTIONS = 1000  # rows of heldout.json
 JUDGED = 100  # pictures about which the scene's judge asks
 PICTURES = 20000  # of the picture-book, if it is not drawn yet
-PACE = 0.9  # seconds a run takes for each step of --steps, with its questions, on two CPU cores
+PACE = 0.9  # seconds that a run, with its questions, takes on one CPU core for each step of --steps
 
 
 def result_of(bench: Bench) -> dict:
@@ -154,7 +154,7 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
     folders = [out / f"{steps} steps" / title / str(seed) for title in comparison.rows for seed in range(seeds)]
     missing = sum(not (folder / "result.json").exists() for folder in folders)
     left = in_words(missing * steps * PACE)
-    print(f"{name}: {missing} of {len(folders)} runs are missing, about {left} on two CPU cores", flush=True)
+    print(f"{name}: {missing} of {len(folders)} runs are missing, about {left} on one CPU core", flush=True)
     with tqdm(total=seeds * len(comparison.rows), desc=name, unit="run", disable=None) as bar:
         for title, row in comparison.rows.items():
             found[title] = []

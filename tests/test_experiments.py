@@ -192,7 +192,7 @@ def test_each_row_of_a_comparison_is_trained_and_scored(name, small, tmp_path, c
     found = small(name)
     printed = capsys.readouterr().out
     runs = len(comparisons.COMPARISONS[name].rows)
-    assert re.search(rf"{name}: \d of {runs} runs are missing, about \d+ seconds? on two CPU cores", printed)
+    assert re.search(rf"{name}: \d of {runs} runs are missing, about \d+ seconds? on one CPU core", printed)
     assert list(found) == ["LLaVA", *comparisons.COMPARISONS[name].others]
     for title, (scores,) in found.items():
         assert printed.count(f"| {title} |") == 2
