@@ -52,6 +52,10 @@ PATHS = {
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",
     "kosmos": "lessons/roads/kosmos.py",
+    "experiments": "lessons/experiments.py",
+    "comparisons": "lessons/comparisons.py",
+    "scene_judge": "lessons/scene_judge.py",
+    "does_it_look": "lessons/does_it_look.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises
