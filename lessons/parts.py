@@ -52,6 +52,10 @@ PATHS = {
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",
     "kosmos": "lessons/roads/kosmos.py",
+    "experiments": "lessons/experiments.py",
+    "comparisons": "lessons/comparisons.py",
+    "scene_judge": "lessons/scene_judge.py",
+    "does_it_look": "lessons/does_it_look.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises
@@ -62,7 +66,7 @@ PARTS: dict[str, dict[str, str]] = {
         "attend": (
             "scores = q k^T / sqrt(d), (B, heads, T, S); add the mask; softmax over S, the keys; then times v. Of n * "
             "kv_heads query heads, the first n use the first key head, the next n the second, and so on. If causal is "
-            "True, the mask is causal_mask()."
+            "True, the mask is causal_mask(). The mask may be float32 when q is not: the result has the dtype of q."
         ),
     },
     "vision": {
