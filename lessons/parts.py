@@ -334,3 +334,32 @@ PARTS: dict[str, dict[str, str]] = {
         "merge_lora": "Replace every LoraLinear in the decoder by its merged().",
     },
 }
+
+# How much a body asks for. The bodies that are not here are easy: the hint is the formula.
+MEDIUM = {
+    "vision": ("Embeddings.forward", "Attention.forward", "VisionTower.hidden_state", "VisionTower.forward"),
+    "decoder": ("rope_tables", "rotate", "KVCache.append", "visible"),
+    "tokenizer": ("train_bpe", "Tokenizer.decode"),
+    "sentencepiece_bpe": ("SentencePieceBPE._characters", "SentencePieceBPE.normalize"),
+    "contrastive": ("TextTower.forward", "Clip.image_features", "clip_loss"),
+    "llava": ("splice", "next_token_loss", "Llava.embed"),
+    "generation": ("nucleus", "sample", "collect"),
+    "image": ("to_rgb", "ImageProcessor._resized", "ImageProcessor.view"),
+    "training": ("clip",),
+    "schedule": ("schedule",),
+    "adamw": ("AdamW.step",),
+    "tensors": ("rename",),
+    "lora": ("LoraLinear.merged", "add_lora"),
+}
+HARD = {
+    "attention": ("attend",),
+    "decoder": ("rope_frequencies", "Attention.forward", "Decoder.forward"),
+    "tokenizer": ("Tokenizer.encode",),
+    "sentencepiece_bpe": ("SentencePieceBPE._merge", "SentencePieceBPE.encode"),
+    "contrastive": ("contrastive_loss",),
+    "conversation": ("encode_conversation",),
+    "generation": ("generate_ids", "stream_text"),
+    "image": ("ImageProcessor.window",),
+    "training": ("accumulate",),
+    "tensors": ("write_tensors",),
+}
