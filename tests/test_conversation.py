@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from make_tokenizers import WholeTexts
 
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation, image_goes_first, place_image
@@ -198,24 +199,6 @@ def test_ids_of_older_checkpoints_stay_as_they_are(tokenizer, template):
             expected += tokenizer.encode(before, special=False) + ([tokenizer.image_id] * 2 if mark else [])
             expected += tokenizer.encode(behind, special=False) + stop + after + tokenizer.encode("Assistant:")
         assert ids == expected, "the text before an answer ends with the assistant's name"
-
-
-class WholeTexts:
-    """A model of a tokenizer that makes one token of every text, and another one of the same text in another place. So
-    the ids tell into which texts a conversation was cut, and whether encode() was given the ids before each."""
-
-    adds_space, missing = False, b""
-
-    def __init__(self):
-        self.texts: list[tuple[str, Where]] = []
-
-    def normalize(self, text: str, where: Where) -> str:
-        return text
-
-    def encode(self, text: str, where: Where) -> list[int]:
-        if (text, where) not in self.texts:
-            self.texts.append((text, where))
-        return [1000 + self.texts.index((text, where))]
 
 
 def cut(tokenizer: Tokenizer, template: str, turns: list[dict]) -> tuple[list[str | int], list[Where], list[int]]:

@@ -1,5 +1,6 @@
 """The tokenizer: merges against a naive count and Hugging Face's trainer, ids against Hugging Face's encoder."""
 
+import copy
 import json
 import random
 import re
@@ -9,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from make_tokenizers import corpus, fuzzed, without_special
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from make_tokenizers import WholeTexts, corpus, fuzzed, without_special
 
 from minillava.errors import UserError
 from minillava.inputs.sentencepiece_bpe import Where
@@ -71,7 +71,13 @@ def test_a_pair_is_joined_wherever_it_occurs_from_the_left():
         pair = rng.choice(((b"a", b"a"), (b"a", b"b"), (b"ab", b"a")))
         expected = joined(pieces, pair)
         _join(pieces, pair)
-        assert pieces == expected
+        assert pieces == expected, "every occurrence of the pair is joined, in place, from left to right"
+
+
+def test_a_joined_piece_is_not_joined_again():
+    pieces = [b"a", b"a", b"a", b"a", b"a"]
+    _join(pieces, (b"a", b"a"))
+    assert pieces == [b"aa", b"aa", b"a"], "after joining two pieces go on behind them"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -79,13 +85,34 @@ def test_merges_equal_a_naive_count_ties_included(seed):
     text = corpus(seed, 200)
     merges, ties = naive_bpe(ascii_words(text), 290)
     assert ties > 0 and len(merges) == 34
-    assert train_bpe(text, 290) == merges
+    got = train_bpe(text, 290)
+    assert got[:1] == merges[:1], "the first merge is the pair that occurs most often, counted within words"
+    assert len(got) == 34, "vocab_size - 256 merges are learnt"
+    assert got == merges, "after each merge pairs are counted again; of equal counts the first in byte order is joined"
 
 
 def test_runs_of_one_letter_are_joined_from_the_left():
     text = " aaa aaaa aaaaa aaaaaaa" * 3
-    assert train_bpe(text, 300) == naive_bpe(ascii_words(text), 300)[0]
-    assert train_bpe("aaa aaa", 257) == [(b"a", b"a")]
+    assert train_bpe(text, 300) == naive_bpe(ascii_words(text), 300)[0], "runs of a letter are joined from the left"
+    assert train_bpe("aaa aaa", 257) == [(b"a", b"a")], "a pair may occur several times in a word"
+
+
+def test_a_word_counts_as_often_as_it_occurs():
+    text = " ab" * 3 + " cd" * 2 + " ce" * 2  # " a" and "ab" three times, " c" four times
+    assert train_bpe(text, 257) == [(b" ", b"c")], "a pair counts once for each time that its word occurs"
+
+
+def test_of_equal_counts_the_first_in_byte_order_is_joined():
+    assert train_bpe("zy zy\nba ba\n", 257) == [(b"b", b"a")], "of equally frequent pairs the first in byte order wins"
+
+
+def test_pairs_do_not_cross_words():
+    assert train_bpe("a.a.a.a.", 300) == [], "SPLIT makes words of letters and of punctuation: no pair crosses them"
+
+
+def test_training_ends_when_no_pair_occurs_twice():
+    assert train_bpe("ab", 300) == [], "a pair that occurs once is not joined"
+    assert train_bpe("ab ab", 300)[:1] != [], "a pair that occurs twice is joined"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -113,15 +140,16 @@ def test_merges_equal_hugging_faces_trainer_where_nothing_ties(seed):
     def written(token: bytes) -> str:
         return token.decode().replace(" ", "Ġ").replace("\n", "Ċ")
 
-    assert [(written(left), written(right)) for left, right in train_bpe(text, 256 + len(merges))] == learnt
+    got = [(written(left), written(right)) for left, right in train_bpe(text, 256 + len(merges))]
+    assert got == learnt, "the merges are those of Hugging Face's trainer"
 
 
 def test_vocabulary_is_never_larger_than_asked():
     text = corpus(0, 200)
-    assert train_bpe(text, 256) == []
-    assert len(train_bpe(text, 300)) == 44
-    assert 256 + len(train_bpe(text, 100_000)) < 1000  # in the end no pair occurs twice
-    assert train_bpe("", 300) == train_bpe("abc", 300) == []
+    assert train_bpe(text, 256) == [], "256 tokens are the single bytes: no merge"
+    assert len(train_bpe(text, 300)) == 44, "vocab_size counts the 256 single bytes too"
+    assert 256 + len(train_bpe(text, 100_000)) < 1000, "training ends when no pair occurs twice"
+    assert train_bpe("", 300) == [], "an empty text has no merges"
 
 
 def test_order_of_lines_does_not_matter(tmp_path):
@@ -131,31 +159,35 @@ def test_order_of_lines_does_not_matter(tmp_path):
     write_tokenizer(tmp_path / "two", train_bpe("\n.".join(shuffled) + "\n.", 400))
     assert lines != shuffled
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two, "the merges do not depend on the order of the lines: of equal counts bytes decide"
 
 
 def test_ids_equal_hugging_faces(folder, tokenizer):
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     used = Counter()
-    for text in fuzzed(4000, 1):
+    for text in fuzzed(1000, 1):
         ids = tokenizer.encode(text)
-        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, f"{text!r} has the ids of tokenizers"
         used.update(ids)
-    assert len(used) > 0.5 * tokenizer.vocab_size  # the texts do use the merges
+    assert len(used) > 0.4 * tokenizer.vocab_size  # the texts do use the merges
 
 
 def test_any_text_comes_back_as_it_was(tokenizer):
-    for text in [*fuzzed(2000, 2), "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 7)]))]:
+    for text in [*fuzzed(500, 2), "".join(map(chr, [*range(0, 0xD800, 7), *range(0xE000, 0x110000, 29)]))]:
         for special in (True, False):
             ids = tokenizer.encode(text, special=special)
-            assert tokenizer.decode(ids) == text and tokenizer.decode_bytes(ids) == text.encode()
+            assert tokenizer.decode_bytes(ids) == text.encode(), "the bytes of the ids are those of the text"
+            assert tokenizer.decode(ids) == text, "a text that is encoded and decoded comes back"
 
 
 def test_without_special_marks_are_ordinary_text(tokenizer):
     special = set(tokenizer.special.values())
-    for text in [*SPECIAL_TOKENS, *fuzzed(2000, 3)]:
-        assert not special & set(tokenizer.encode(text, special=False))
-    assert all(special & set(tokenizer.encode(text)) for text in SPECIAL_TOKENS)
+    for text in [*SPECIAL_TOKENS, *fuzzed(300, 3)]:
+        found = special & set(tokenizer.encode(text, special=False))
+        assert not found, "with special=False the name of a special token is ordinary text"
+    for text in SPECIAL_TOKENS:
+        assert tokenizer.encode(text) == [tokenizer.special[text]], "otherwise it is that one token"
 
 
 def test_special_tokens_follow_the_merges(folder, tokenizer):
@@ -164,12 +196,27 @@ def test_special_tokens_follow_the_merges(folder, tokenizer):
     assert tokenizer.special == {"###": first, "<image>": first + 1, "<pad>": first + 2, "</s>": first + 3}
     assert (tokenizer.image_id, tokenizer.pad_id, tokenizer.eos_id) == (first + 1, first + 2, first + 3)
     assert tokenizer.vocab_size == first + 4
+
+
+def test_a_special_token_is_decoded_to_its_name(tokenizer):
     for text, index in tokenizer.special.items():
-        assert tokenizer.encode(text) == [index] and tokenizer.decode([index]) == text
+        assert tokenizer.decode([index]) == text, "a special token decodes to its name"
 
 
 def test_every_id_has_its_own_bytes(tokenizer):
-    assert len({tokenizer.decode_bytes([index]) for index in range(tokenizer.vocab_size)}) == tokenizer.vocab_size
+    everything = [tokenizer.decode_bytes([index]) for index in range(tokenizer.vocab_size)]
+    assert len(set(everything)) == tokenizer.vocab_size, "each id has bytes, and no two ids have the same"
+
+
+def test_the_bytes_of_several_ids_are_joined(tokenizer):
+    parts = [tokenizer.decode_bytes([index]) for index in (7, 260, 9)]
+    assert all(isinstance(part, bytes) for part in parts), "decode_bytes returns bytes"
+    assert tokenizer.decode_bytes(iter((7, 260, 9))) == b"".join(parts), "the bytes of all ids are joined, in order"
+    assert tokenizer.decode_bytes([]) == b"", "no ids have no bytes"
+
+
+def test_a_character_may_span_several_tokens(tokenizer):
+    assert tokenizer.decode("é".encode()) == "é", "the bytes of all ids are joined before they are read as UTF-8"
 
 
 def test_text_that_names_special_tokens_can_be_trained_on(tmp_path):
@@ -180,12 +227,13 @@ def test_text_that_names_special_tokens_can_be_trained_on(tmp_path):
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ids = tokenizer.encode(text)
     assert max(ids) < tokenizer.vocab_size == theirs.get_vocab_size()
-    assert ids == theirs.encode(text, add_special_tokens=False).ids
+    assert ids == theirs.encode(text, add_special_tokens=False).ids, "no merge has the name of a special token"
     assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(text, special=False)) == text
 
 
 def test_names_of_special_tokens_part_the_words_of_a_training_text():
-    assert set(train_bpe("ab<image>cd\n" * 3, 300)) == {(b"a", b"b"), (b"c", b"d")}
+    got = set(train_bpe("ab<image>cd\n" * 3, 300))
+    assert got == {(b"a", b"b"), (b"c", b"d")}, "the name of a special token in the text counts as a newline"
 
 
 def test_merges_are_stored_in_the_order_in_which_they_were_learnt(tmp_path):
@@ -193,61 +241,76 @@ def test_merges_are_stored_in_the_order_in_which_they_were_learnt(tmp_path):
         write_tokenizer(tmp_path / str(number), merges)
         parts = [(b"ab", b"c"), (b"a", b"bc")][number]
         tokenizer = Tokenizer.from_pretrained(tmp_path / str(number))
-        assert tuple(tokenizer.decode_bytes([index]) for index in tokenizer.encode("abc")) == parts
+        found = tuple(tokenizer.decode_bytes([index]) for index in tokenizer.encode("abc"))
+        assert found == parts, "the merge that was learnt first is applied first"
 
 
 def test_half_a_character_decodes_to_the_replacement_mark(tokenizer):
-    half = next(index for index in range(tokenizer.vocab_size) if tokenizer.decode_bytes([index]) == b"\xf0")
-    assert tokenizer.decode([half]) == "\ufffd"
+    assert tokenizer.decode([0xF0]) == "\ufffd", "bytes that are no UTF-8 become U+FFFD: errors='replace'"
 
 
-class Recorder:
-    """A model that records its calls."""
-
-    adds_space = True
-
-    def __init__(self):
-        self.asked: list[tuple[str, Where]] = []
-
-    def normalize(self, text: str, where: Where) -> str:
-        return text.lower()
-
-    def encode(self, text: str, where: Where) -> list[int]:
-        self.asked.append((text, where))
-        return [ord(text[0])]
+def numbered(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer with a model that makes one token of every text, in small letters, and another one of the same
+    text in another place. Its bos has the id 1."""
+    model = WholeTexts()
+    model.normalize = lambda text, where: text.lower()
+    tokenizer = copy.copy(tokenizer)
+    tokenizer._model, tokenizer.bos_id = model, 1
+    return tokenizer
 
 
-def test_the_place_of_a_text_depends_on_the_ids_before_it(folder):
+PLACES = {
+    "nothing": ([], Where.START),
+    "only the bos": ([1], Where.START),
+    "the bos and a text": ([1, 5], Where.INSIDE),
+    "a text and the id of the bos": ([5, 1], Where.INSIDE),
+    "a special token and a text": (["###", 5], Where.INSIDE),
+    "a special token": (["###"], Where.AFTER_TOKEN),
+    "a text and a special token": ([5, "###"], Where.AFTER_TOKEN),
+}
+
+
+@pytest.mark.parametrize("before", PLACES)
+def test_the_place_of_a_text_depends_on_the_ids_before_it(tokenizer, before):
+    after, where = PLACES[before]
+    stop, own = tokenizer.special["###"], numbered(tokenizer)
+    after = [stop if index == "###" else index for index in after]
+    texts = own._model.texts
+
+    def read(ids: list[int]) -> list:
+        return [index if index == stop else texts[index - 1000] for index in ids]
+
+    got = read(own.encode("Red###Fish######", after=after))
+    assert [part if part == stop else part[0] for part in got] == ["red", stop, "fish", stop, stop], (
+        "special tokens are cut out first; each text between them is normalised and goes to the model"
+    )
+    assert got[0][1] == where, f"a text after {before} has the place {where}"
+    assert got[2][1] == Where.AFTER_TOKEN, "a text after a special token of the same text has the place AFTER_TOKEN"
+    got = read(own.encode("###Red", after=after))
+    assert got == [stop, ("red", Where.AFTER_TOKEN)], "a text after a special token has the place AFTER_TOKEN"
+
+
+def test_after_a_picture_the_authors_tokenizer_begins_again(folder):
+    own = numbered(Tokenizer.from_pretrained(folder, original=True))
+    own.encode("Red", after=[1, own.image_id])
+    assert own._model.texts[-1][1] == Where.FRESH, "with self._original a text after self.image_id has the place FRESH"
+
+
+@pytest.mark.parametrize(
+    "adds_space, texts", [(False, [" red", "  red", "red", ""]), (True, ["red", " red", "red", ""])]
+)
+def test_the_space_that_a_model_adds_first_is_removed(folder, adds_space, texts):
     tokenizer = Tokenizer.from_pretrained(folder)
-    stop, tokenizer._model, tokenizer.bos_id = tokenizer.special["###"], Recorder(), 1
-    for after, where in (
-        ([], Where.START),
-        ([1], Where.START),
-        ([5, 1], Where.INSIDE),
-        ([1, 5], Where.INSIDE),
-        ([stop, 5], Where.INSIDE),
-        ([5, stop], Where.AFTER_TOKEN),
-        ([stop], Where.AFTER_TOKEN),
-    ):
-        tokenizer._model.asked.clear()
-        assert tokenizer.encode("Red###Fish######", after=after) == [ord("r"), stop, ord("f"), stop, stop]
-        assert tokenizer._model.asked == [("red", where), ("fish", Where.AFTER_TOKEN)], after
-        tokenizer._model.asked.clear()
-        assert tokenizer.encode("###Red", after=after) == [stop, ord("r")]
-        assert tokenizer._model.asked == [("red", Where.AFTER_TOKEN)]
-
-
-def test_the_space_that_a_model_adds_first_is_removed(folder):
-    tokenizer = Tokenizer.from_pretrained(folder)
-    ids = {text: tokenizer.encode(text) for text in (" red", "  red", "red", "")}
-    assert [tokenizer.decode(ids[text]) for text in ids] == list(ids)
-    tokenizer._model = Recorder()
-    assert [tokenizer.decode(ids[text]) for text in ids] == ["red", " red", "red", ""]
+    ids = [list(text.encode()) for text in (" red", "  red", "red", "")]  # the first 256 ids are the single bytes
+    tokenizer._model = WholeTexts()
+    tokenizer._model.adds_space = adds_space
+    got = [tokenizer.decode(row) for row in ids]
+    assert got == texts, "one space at the beginning is removed if self._model.adds_space, and no other"
 
 
 def test_an_id_without_a_token_has_no_bytes(tokenizer):
-    a, b = tokenizer.encode("a") + tokenizer.encode("b")
-    assert tokenizer.decode_bytes([a, tokenizer.vocab_size, b]) == b"ab"
+    got = tokenizer.decode_bytes([ord("a"), tokenizer.vocab_size, ord("b")])  # the first 256 ids are the single bytes
+    assert got == b"ab", "an id without a token gives no bytes, and no error"
 
 
 def test_saving_writes_the_files_that_were_read(folder, tokenizer, tmp_path):
@@ -255,17 +318,6 @@ def test_saving_writes_the_files_that_were_read(folder, tokenizer, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         path.name: path.read_bytes() for path in folder.iterdir()
     }
-
-
-@pytest.mark.parametrize("reader", [AutoTokenizer, PreTrainedTokenizerFast])
-def test_transformers_opens_the_folder(folder, tokenizer, reader):
-    theirs = reader.from_pretrained(folder)
-    assert len(theirs) == tokenizer.vocab_size
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
-    assert theirs.convert_tokens_to_ids(theirs.image_token) == tokenizer.image_id
-    for text in fuzzed(300, 4):
-        assert theirs(text).input_ids == tokenizer.encode(text)
-        assert theirs.decode(tokenizer.encode(text)) == text
 
 
 def changed(stored: dict, **changes) -> bytes:

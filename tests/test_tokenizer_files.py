@@ -12,15 +12,16 @@ from make_tokenizers import (
     tiktoken_file,
     train_byte_level,
     train_llama,
+    training_texts,
     write,
 )
-from transformers import AutoTokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from minillava.errors import UserError
 from minillava.inputs.conversation import encode_conversation
 from minillava.inputs.processor import Processor
 from minillava.inputs.templates import TEMPLATES
-from minillava.inputs.tokenizer import Tokenizer
+from minillava.inputs.tokenizer import Tokenizer, train_bpe, write_tokenizer
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
 
@@ -305,3 +306,16 @@ def test_damage_of_any_kind_is_a_user_error(files, tmp_path):
                 refused += 1
                 assert "\n" not in str(error) and len(str(error)) < 500
     assert refused > 60
+
+
+@pytest.mark.parametrize("reader", [AutoTokenizer, PreTrainedTokenizerFast])
+def test_transformers_opens_what_is_trained_here(tmp_path, reader):
+    write_tokenizer(tmp_path, train_bpe(training_texts()[0], 400))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    theirs = reader.from_pretrained(tmp_path)
+    assert len(theirs) == tokenizer.vocab_size
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
+    assert theirs.convert_tokens_to_ids(theirs.image_token) == tokenizer.image_id
+    for text in family_texts(300, 4):
+        assert theirs(text).input_ids == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
