@@ -79,6 +79,7 @@ def fill(part: str, tree: ast.Module) -> None:
                 for node in ast.walk(statement):
                     if hasattr(node, "lineno"):  # lines stay those of the reader's file
                         node.lineno = node.end_lineno = theirs[name].lineno
+                        node.col_offset = node.end_col_offset = 0
             theirs[name].body = body
 
 

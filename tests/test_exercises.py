@@ -15,6 +15,7 @@ import pytest
 from lessons import exercise
 from lessons.parts import PARTS, PATHS
 from lessons.source import definitions
+from lessons.stand_in import fill
 
 ROOT = Path(__file__).parents[1]
 # Functions that differ from the project's and are right too: other_solutions/PART/*.py.
@@ -82,6 +83,14 @@ def test_a_skeleton_is_the_source_except_for_the_bodies_in_the_table(part):
                 assert ast.unparse(left) == f"raise NotImplementedError('{name} is yet to be written')"
             function.body = docstring
     assert ast.unparse(theirs) == ast.unparse(ours)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_filled_skeleton_is_the_source_again(part):
+    tree = ast.parse(exercise.skeleton(part))
+    fill(part, tree)
+    compile(tree, part, "exec")
+    assert ast.unparse(tree) == ast.unparse(ast.parse(source(part)))
 
 
 @pytest.fixture(scope="module")
