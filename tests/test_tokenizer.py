@@ -107,6 +107,10 @@ def test_of_equal_counts_the_first_in_byte_order_is_joined():
     assert train_bpe("zy zy\nba ba\n", 257) == [(b"b", b"a")], "of equally frequent pairs the first in byte order wins"
 
 
+def test_words_begin_as_single_bytes():
+    assert train_bpe("é é", 257) == [(b"\xc3", b"\xa9")], "the first pieces of a word are its bytes, not its characters"
+
+
 def test_pairs_do_not_cross_words():
     assert train_bpe("a.a.a.a.", 300) == [], "SPLIT makes words of letters and of punctuation: no pair crosses them"
 
