@@ -10,6 +10,7 @@ A lesson is a Markdown page. Its author writes the text and the code; the rest i
 - ``<!-- navigation -->``: the line below it leads to the lessons before and after.
 - ``<!-- time -->``: the line below it says how long the lesson takes to read.
 - ``<!-- lessons -->``: the table below it lists the lessons, with their questions and times.
+- ``<!-- bodies decoder attention -->``: the table below it lists the bodies of these exercises; without names, of all.
 
 Each lesson is also written as a notebook (``notebook.py``). ``--begin zh`` makes the pages of a translation
 (``translation.py``), which this program then keeps up to date too.
@@ -26,16 +27,18 @@ from pathlib import Path
 
 from lessons import notebook, translation
 from lessons.markdown import BLOCK, FENCED, MARK, title
-from lessons.parts import PARTS, PATHS
+from lessons.parts import HARD, MEDIUM, PARTS, PATHS
 from lessons.source import definitions, text_of
 from minillava.errors import UserError, run_program
 
 ROOT = Path(__file__).parents[1]
-NAVIGATION = re.compile(r"^<!-- navigation -->\n(\[.*\n)?", re.MULTILINE)
-TIME = re.compile(r"^<!-- time -->\n(\*\*.*\n)?", re.MULTILINE)
-LESSONS = re.compile(r"^<!-- lessons -->\n(\|.*\n)*", re.MULTILINE)
+NAVIGATION = re.compile(r"^(<!-- navigation -->\n)(\[.*\n)?", re.MULTILINE)
+TIME = re.compile(r"^(<!-- time -->\n)(\*\*.*\n)?", re.MULTILINE)
+LESSONS = re.compile(r"^(<!-- lessons -->\n)(\|.*\n)*", re.MULTILINE)
+BODIES = re.compile(r"^(<!-- bodies(?P<parts>.*) -->\n)(\|.*\n)*", re.MULTILINE)
 QUESTION = re.compile(r"^\*(.+\?)\*$", re.MULTILINE)
 WORDS_A_MINUTE, LINES_A_MINUTE = 120, 20  # of text, and of code and what it prints
+EASY_MINUTES, MEDIUM_MINUTES, HARD_MINUTES = 10, 30, 60  # to write a body
 
 # What the builder writes. A translation has its own in phrases.json.
 PHRASES = {
@@ -44,6 +47,7 @@ PHRASES = {
     "theirs": "The project's <code>{name}</code>",
     "all": "All lessons",
     "list": "| lesson | question | minutes to read |",
+    "bodies": "| exercise | easy | medium | hard | hours |",
     "time": "**Time:** about {minutes} minutes to read ({words:,} words and {lines} lines of code); "
     "the exercises take longer ([hours](teaching.md)).",
 }
@@ -101,9 +105,10 @@ def made(page: Path, text: str, run: Callable[[str, int], str], phrases: dict[st
         return f"```python\n{found['code']}```\n" + (f"\n```output\n{output.rstrip()}\n```\n" if output else "")
 
     text = BLOCK.sub(block, text)
-    new = NAVIGATION.sub(lambda _: f"<!-- navigation -->\n{navigation(page, phrases)}\n", text)
-    new = LESSONS.sub(lambda _: f"<!-- lessons -->\n{table(page, phrases)}\n", new)
-    return TIME.sub(lambda _: f"<!-- time -->\n{time(new, phrases)}\n", new)
+    text = NAVIGATION.sub(lambda found: f"{found[1]}{navigation(page, phrases)}\n", text)
+    text = BODIES.sub(lambda found: f"{found[1]}{bodies(found['parts'].split(), phrases)}\n", text)
+    text = LESSONS.sub(lambda found: f"{found[1]}{table(page, phrases)}\n", text)
+    return TIME.sub(lambda found: f"{found[1]}{time(text, phrases)}\n", text)
 
 
 def quote(page: Path, file: str, name: str, phrases: dict[str, str]) -> str:
@@ -166,6 +171,22 @@ def table(page: Path, phrases: dict[str, str]) -> str:
         for lesson, text in texts.items()
     ]
     return "\n".join([phrases["list"], "|---|---|---|", *rows, f"| | | {sum(map(minutes, texts.values()))} |"])
+
+
+def bodies(parts: list[str], phrases: dict[str, str]) -> str:
+    """A row for each of ``parts``, or of all: its bodies by difficulty, and about how long they take to write."""
+    rows, total = [], 0.0
+    for part in parts or PARTS:
+        medium, hard = MEDIUM.get(part, ()), HARD.get(part, ())
+        easy = [name for name in PARTS[part] if name not in medium + hard]
+        minutes = EASY_MINUTES * len(easy) + MEDIUM_MINUTES * len(medium) + HARD_MINUTES * len(hard)
+        hours = max(0.5, round(minutes / 30) / 2)
+        total += hours
+        cells = [", ".join(f"`{name}`" for name in names) for names in (easy, medium, hard)]
+        rows.append(f"| `{part}` | {' | '.join(cells)} | {hours:g} |")
+    if not parts:
+        rows.append(f"| | | | | {total:g} |")
+    return "\n".join([phrases["bodies"], "|---|---|---|---|---|", *rows])
 
 
 def write(file: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lessons.roads import blip2, flamingo, frozen, kosmos
+from lessons.scene_judge import ask_about
 from minillava.checkpoint import join
 from minillava.inputs.conversation import IGNORE
 from minillava.inputs.conversations import ConversationDataset
@@ -90,6 +91,11 @@ class Bench:
         """A file of the first rows of heldout.json."""
         rows = json.loads((self.data / "heldout.json").read_text(encoding="utf-8"))[:number]
         return self.written("questions.json", rows)
+
+    def judged(self, pictures: int) -> Path:
+        """A file of questions of each type of response about held-out pictures, for the judge."""
+        rows = json.loads((self.data / "heldout.json").read_text(encoding="utf-8"))
+        return self.written("judged.json", ask_about(rows, pictures))
 
     def written(self, name: str, rows: list[dict]) -> Path:
         """A file with ``rows``, whose answers come before their reasons if the row of the table says so."""

@@ -2,6 +2,7 @@
 
 Each row of a table is trained with several seeds and answers held-out questions. A table gives means over the seeds
 and, in brackets, the lowest and the highest. Where these ranges of two rows overlap, their difference counts as none.
+A second table has the scores of ``scene_judge.py``, relative to the teacher's answers, as the paper's table 4.
 
 Prints the tables, and writes ``lessons/results/NAME.json`` and a drawing, ``NAME.png``. What is trained already is
 kept: after an interruption, the same command goes on. A row that several comparisons share is trained once.
@@ -18,29 +19,40 @@ from tqdm import tqdm
 
 from data.picturebook.write import write_world
 from lessons.comparisons import COMPARISONS, Bench
+from lessons.scene_judge import TYPES, judge
 from minillava.config import PRETRAINED
 from minillava.errors import run_program
 from minillava.evaluate import evaluate
 from minillava.training.plot import BLUE, FAINT, INK
+from minillava.training.progress import in_words
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = 1000  # rows of heldout.json
+JUDGED = 100  # pictures about which the scene's judge asks
 PICTURES = 20000  # of the picture-book, if it is not drawn yet
+PACE = 0.9  # seconds that a run, with its questions, takes on one CPU core for each step of --steps
 
 
 def result_of(bench: Bench) -> dict:
-    """What a row gets with one seed: evaluate()'s scores, and what the training took. An earlier result is kept."""
+    """What a row gets with one seed: evaluate()'s scores, what the training took, and the judge's scores.
+
+    An earlier result is kept. If it has no judge's scores, the trained model is read from its folder and judged.
+    """
     file = bench.out / "result.json"
-    if not file.exists():
+    result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if "relative" not in result:
         model = bench.row.train(bench)
         place = "last" if bench.row.image_place == "last" else "first"
-        score = evaluate(model, bench.questions(QUESTIONS), bench.data, image_place=place)
-        side = model.config.vision.image_size
-        with torch.inference_mode():
-            score["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
-        score |= {"learns": bench.spent[-1]["learns"], "seconds": sum(part["seconds"] for part in bench.spent)}
-        file.write_text(json.dumps(score | {"parts": bench.spent}), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+        if not result:
+            result = evaluate(model, bench.questions(QUESTIONS), bench.data, image_place=place)
+            side = model.config.vision.image_size
+            with torch.inference_mode():
+                result["visual_tokens"] = model.encode_images(torch.zeros(1, 3, side, side)).shape[1]
+            result |= {"learns": bench.spent[-1]["learns"], "seconds": sum(part["seconds"] for part in bench.spent)}
+            result["parts"] = bench.spent
+        result["relative"] = judge(model, bench.judged(JUDGED), bench.data, place)
+        file.write_text(json.dumps(result), encoding="utf-8")
+    return result
 
 
 def spread(results: list[dict], key: str) -> tuple[float, float, float]:
@@ -65,6 +77,13 @@ def difference(results: list[dict], first: list[dict]) -> str:
     return "none" if low <= highest and lowest <= high else f"{100 * (mean - other):+.1f}"
 
 
+def least_seen(found: dict[str, list[dict]]) -> str:
+    """By how much every row is better with the pictures than blind: the least, of all rows and seeds, in points."""
+    margins = {name: min(one["accuracy"] - one["blind"] for one in results) for name, results in found.items()}
+    name = min(margins, key=margins.get)
+    return f"With the pictures, each row gets at least {100 * margins[name]:.1f} points more than blind ({name})."
+
+
 def table(found: dict[str, list[dict]]) -> list[list[str]]:
     """The head and the rows of a table, as text. ``found``: the results of each row, one for each seed."""
     first = next(iter(found.values()))
@@ -82,6 +101,22 @@ def table(found: dict[str, list[dict]]) -> list[list[str]]:
     return [head, *lines]
 
 
+def relative_table(found: dict[str, list[dict]]) -> list[list[str]]:
+    """The head and the rows of a table with the judge's scores in percent of the teacher's, as text."""
+    kinds = (*TYPES, "all")
+    lines = [["relative to the teacher, %", *kinds]]
+    for name, results in found.items():
+        shares = [[100 * share for share in spread([one["relative"] for one in results], kind)] for kind in kinds]
+        lines.append([name, *(f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in shares)])
+    return lines
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table in Markdown. The first of the lines is its head."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
 def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
     """A bar for each row: the mean, a line over the seeds' range, and a mark where the blind mean is."""
     left, right, top, step = 190, 700, 44, 34
@@ -92,7 +127,8 @@ def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
         return left + (right - left) * share
 
     bottom = top + step * len(found)
-    pen.text((12, 12), f"{title}: right answers, over the seeds' range; orange: without the picture", INK, font)
+    over = ", over the seeds' range" if max(map(len, found.values())) > 1 else ""
+    pen.text((12, 12), f"{title}: right answers{over}; orange: without the picture", INK, font)
     for tick in range(0, 101, 20):
         pen.line([(x(tick / 100), top), (x(tick / 100), bottom)], FAINT)
         pen.text((x(tick / 100), bottom + 14), f"{tick} %", INK, font, "mm")
@@ -107,21 +143,27 @@ def draw(title: str, found: dict[str, list[dict]]) -> Image.Image:
     return sheet
 
 
+def towers_of(run: Path) -> Path:
+    """The folder of the towers: a run's own if it has them, else the shipped ones."""
+    return run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
+
+
 def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str) -> None:
     """Train what is missing of a comparison, then print and write its results."""
-    towers = run if (run / "vision").exists() and (run / "decoder").exists() else PRETRAINED
     comparison, found = COMPARISONS[name], {}
+    folders = [out / f"{steps} steps" / title / str(seed) for title in comparison.rows for seed in range(seeds)]
+    missing = sum(not (folder / "result.json").exists() for folder in folders)
+    left = in_words(missing * steps * PACE)
+    print(f"{name}: {missing} of {len(folders)} runs are missing, about {left} on one CPU core", flush=True)
     with tqdm(total=seeds * len(comparison.rows), desc=name, unit="run", disable=None) as bar:
         for title, row in comparison.rows.items():
             found[title] = []
             for seed in range(seeds):
                 folder = out / f"{steps} steps" / title / str(seed)
-                found[title].append(result_of(Bench(row, towers, run / "data", folder, seed, steps, device)))
+                found[title].append(result_of(Bench(row, towers_of(run), run / "data", folder, seed, steps, device)))
                 bar.update()
     print(f"\n{comparison.title}; seeds: {seeds}, steps: {steps}\n")
-    head, *lines = table(found)
-    for line in (head, ["---"] * len(head), *lines):
-        print("|", " | ".join(line), "|")
+    print(markdown(table(found)), least_seen(found), markdown(relative_table(found)), sep="\n\n")
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"seeds": seeds, "steps": steps, "rows": found}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

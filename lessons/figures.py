@@ -4,35 +4,48 @@ import random
 import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from data.picturebook.draw import PICTURE_SIZE, draw_scene
 from data.picturebook.language import captions
 from data.picturebook.scene import sample_scene
-from lessons import figures_data, figures_sight, figures_talker, figures_words
+from lessons import (
+    figures_clip_lora,
+    figures_data,
+    figures_diagrams,
+    figures_roads,
+    figures_sight,
+    figures_talker,
+    figures_words,
+)
+from lessons.sheet import Sheet
 
 FIGURES = Path(__file__).parent / "figures"
-ZOOM, COLUMNS, ROWS, GAP = 3, 4, 2, 12
 
 
 def world() -> Image.Image:
     """Eight scenes of the picture-book, each with one of its captions."""
-    rng = random.Random(11)
-    side = PICTURE_SIZE * ZOOM
-    text_height = 66
-    width, height = COLUMNS * (side + GAP) + GAP, ROWS * (side + text_height + GAP) + GAP
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index in range(COLUMNS * ROWS):
+    rng, side = random.Random(11), 3 * PICTURE_SIZE
+    sheet = Sheet(880, 580)
+    for index in range(8):
         scene = sample_scene(rng)
-        x = GAP + index % COLUMNS * (side + GAP)
-        y = GAP + index // COLUMNS * (side + text_height + GAP)
-        sheet.paste(draw_scene(scene, rng).resize((side, side), Image.Resampling.NEAREST), (x, y))
-        pen.multiline_text((x, y + side + 4), "\n".join(textwrap.wrap(captions(scene)[3], 32)), fill="black")
-    return sheet
+        x, y = 20 + 216 * (index % 4), 16 + 288 * (index // 4)
+        sheet.picture(x, y, draw_scene(scene, rng), side, side)
+        for line, words in enumerate(textwrap.wrap(captions(scene)[3], 29)):
+            sheet.text(x, y + side + 16 + 18 * line, words, 14, anchor="lm")
+    return sheet.finished()
 
 
-DRAWN = (world, *figures_sight.FIGURES, *figures_words.FIGURES, *figures_data.FIGURES, *figures_talker.FIGURES)
+DRAWN = (
+    world,
+    *figures_sight.FIGURES,
+    *figures_words.FIGURES,
+    *figures_data.FIGURES,
+    *figures_talker.FIGURES,
+    *figures_diagrams.FIGURES,
+    *figures_clip_lora.FIGURES,
+    *figures_roads.FIGURES,
+)
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from PIL import Image
 
 from data.picturebook.language import words_by_patch
-from lessons.sheet import GREEN, GREY, Sheet
+from lessons.sheet import GREEN, GREY, RED, Sheet
 from lessons.small_world import drawn_scenes
 from lessons.talker import MATRICES, joined, moved, nearest, projections, word_ids
 from minillava.training.least_squares import features
 from minillava.training.plot import chart
 
-DEEP_BLUE, RED = (40, 90, 200), (200, 60, 60)
+DEEP_BLUE = (40, 90, 200)
 SEA, PATCHES = 3, (2, 14, 41, 54)  # a scene's seed, and four of its patches: sky, flower, water, bird
 CURVES = Path(__file__).parent / "results" / "smol_stage_1.json"
 
@@ -23,6 +23,8 @@ def visual_words() -> Image.Image:
     model = joined()
     ids, z, shown = word_ids(model), features(model, model.processor.image(picture)), words_by_patch(scene, 8)
     sheet, side = Sheet(1000, 470), 240
+    sheet.text(20, 20, "the words nearest to four", 15, anchor="lm")
+    sheet.text(20, 40, "visual tokens, for three W", 15, anchor="lm")
     sheet.picture(20, 60, picture, side, side)
     cell = side / 8
     for patch in PATCHES:
@@ -66,7 +68,7 @@ def lora_moves() -> Image.Image:
     """|scale B A| / |W| for each matrix of each layer of SmolLM2: the darker, the more LoRA changed it."""
     shares = moved(joined().language_model).T.tolist()  # (7, layers)
     layers, top = len(shares[0]), max(map(max, shares))
-    sheet, left, width = Sheet(1000, 300), 110, 26
+    sheet, left, width = Sheet(1000, 304), 110, 26
     sheet.text(20, 22, "How much LoRA changed each matrix, relative to its size", 16, anchor="lm")
     sheet.table(left, 50, shares, width * layers, 26 * len(MATRICES), top)
     for number, (name, row) in enumerate(zip(MATRICES, shares)):
@@ -74,11 +76,12 @@ def lora_moves() -> Image.Image:
         sheet.text(left + width * layers + 14, 63 + 26 * number, f"{sum(row) / layers:.1%}", 13, anchor="lm")
     sheet.text(left + width * layers + 14, 40, "mean", 13, anchor="lm")
     for layer in range(layers):
-        sheet.text(left + width * (layer + 0.5), 246, str(layer), 12)
+        sheet.text(left + width * (layer + 0.5), 246, str(layer), 13)
     sheet.text(left + width * layers / 2, 268, "layer", 13)
-    sheet.table(20, 268, [[top * step / 4 for step in range(5)]], 150, 14, top)
-    sheet.text(20, 290, "0", 12, anchor="lm")
-    sheet.text(170, 290, f"{top:.1%}", 12, anchor="rm")
+    sheet.table(20, 268, [[top * step / 20 for step in range(21)]], 150, 14, top)
+    sheet.box(20, 268, 170, 282, None)
+    sheet.text(20, 292, "0", 13, anchor="lm")
+    sheet.text(170, 292, f"{top:.1%}", 13, anchor="rm")
     return sheet.finished()
 
 

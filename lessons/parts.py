@@ -52,6 +52,10 @@ PATHS = {
     "flamingo": "lessons/roads/flamingo.py",
     "blip2": "lessons/roads/blip2.py",
     "kosmos": "lessons/roads/kosmos.py",
+    "experiments": "lessons/experiments.py",
+    "comparisons": "lessons/comparisons.py",
+    "scene_judge": "lessons/scene_judge.py",
+    "does_it_look": "lessons/does_it_look.py",
 }
 FOLDER = Path("exercises")
 TO_WRITE = "is yet to be written"  # the end of the error that a body to be written raises
@@ -62,7 +66,7 @@ PARTS: dict[str, dict[str, str]] = {
         "attend": (
             "scores = q k^T / sqrt(d), (B, heads, T, S); add the mask; softmax over S, the keys; then times v. Of n * "
             "kv_heads query heads, the first n use the first key head, the next n the second, and so on. If causal is "
-            "True, the mask is causal_mask()."
+            "True, the mask is causal_mask(). The mask may be float32 when q is not: the result has the dtype of q."
         ),
     },
     "vision": {
@@ -329,4 +333,33 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "merge_lora": "Replace every LoraLinear in the decoder by its merged().",
     },
+}
+
+# How much a body asks for. The bodies that are not here are easy: the hint is the formula.
+MEDIUM = {
+    "vision": ("Embeddings.forward", "Attention.forward", "VisionTower.hidden_state", "VisionTower.forward"),
+    "decoder": ("rope_tables", "rotate", "KVCache.append", "visible"),
+    "tokenizer": ("train_bpe", "Tokenizer.decode"),
+    "sentencepiece_bpe": ("SentencePieceBPE._characters", "SentencePieceBPE.normalize"),
+    "contrastive": ("TextTower.forward", "Clip.image_features", "clip_loss"),
+    "llava": ("splice", "next_token_loss", "Llava.embed"),
+    "generation": ("nucleus", "sample", "collect"),
+    "image": ("to_rgb", "ImageProcessor._resized", "ImageProcessor.view"),
+    "training": ("clip",),
+    "schedule": ("schedule",),
+    "adamw": ("AdamW.step",),
+    "tensors": ("rename",),
+    "lora": ("LoraLinear.merged", "add_lora"),
+}
+HARD = {
+    "attention": ("attend",),
+    "decoder": ("rope_frequencies", "Attention.forward", "Decoder.forward"),
+    "tokenizer": ("Tokenizer.encode",),
+    "sentencepiece_bpe": ("SentencePieceBPE._merge", "SentencePieceBPE.encode"),
+    "contrastive": ("contrastive_loss",),
+    "conversation": ("encode_conversation",),
+    "generation": ("generate_ids", "stream_text"),
+    "image": ("ImageProcessor.window",),
+    "training": ("accumulate",),
+    "tensors": ("write_tensors",),
 }

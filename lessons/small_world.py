@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from data.picturebook import language
 from data.picturebook.draw import draw_scene
-from data.picturebook.scene import Scene, sample_scene
+from data.picturebook.scene import Scene, Thing, sample_scene
 from data.picturebook.talk import conversation
 from data.requests import BRIEF_REQUESTS
 from minillava.checkpoint import join
@@ -28,6 +28,16 @@ def drawn_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]
     rng = random.Random(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     return scenes, [draw_scene(scene, rng) for scene in scenes]
+
+
+def wide_picture() -> Image.Image:
+    """960 x 320 pixels of sea: a red fish on the left, a white boat in the middle, a yellow sun on the right."""
+    wide = Image.new("RGB", (960, 320))
+    for place, (colour, kind) in enumerate((("red", "fish"), ("white", "boat"), ("yellow", "sun"))):
+        thing = Thing(kind, colour, "large", row=1, column=1, box=(0.28, 0.28, 0.72, 0.72))
+        part = draw_scene(Scene("sea", (thing,)), random.Random(0))  # the same shades and horizon in each part
+        wide.paste(part.resize((320, 320), Image.Resampling.BICUBIC), (320 * place, 0))
+    return wide
 
 
 def small_batch(

@@ -42,12 +42,12 @@ def _end(files: dict[str, Path], kind: type[BaseException], error: BaseException
     if not isinstance(error, BadFile):
         message = f"{kind.__name__}: {message}"
         frames = traceback.extract_tb(trace)
-        places = [place for frame in frames if (place := _place(files, frame.filename, frame.lineno or 0))]
-        if places:
-            message = f"{places[-1]}: {message}"
+        theirs = [place for frame in frames if (place := _place(files, frame.filename, frame.lineno or 0))]
+        if theirs:
+            message = f"{theirs[-1]}: {message}"
         elif frames:
-            message = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {message}"
-            message += " (not raised by a body of yours, but one may have returned what led to it)"
+            message += f", in the project's {frames[-1].name}() of {Path(frames[-1].filename).name}"
+            message += "; one of your bodies may have returned what led to it"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -25,8 +25,10 @@ def same(got: Tensor, want: Tensor, sentence: str, rtol: float = 1e-5, atol: flo
     if wrong.any():
         worst = torch.where(wrong, difference.nan_to_num(torch.inf), -1).argmax()
         place = tuple(index.item() for index in torch.unravel_index(worst, got.shape))
-        numbers = f"at {list(place)} yours is {got[place].item():.4g}, it should be {want[place].item():.4g}"
-        raise AssertionError(f"{sentence} ({wrong.sum()} of {wrong.numel()} numbers differ; {numbers})")
+        numbers = f"yours is {got[place].item():.4g}, it should be {want[place].item():.4g}"
+        if place:
+            numbers = f"{wrong.sum()} of {wrong.numel()} numbers differ; at {list(place)} {numbers}"
+        raise AssertionError(f"{sentence} ({numbers})")
 
 
 @contextmanager

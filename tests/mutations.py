@@ -50,6 +50,7 @@ MORE_TESTS = {
     "heldout": ("report",),
     "answers": ("heldout", "report"),
     "page": ("look", "report"),
+    "comparisons": ("experiments",),
     **dict.fromkeys(("frozen", "flamingo", "blip2", "kosmos"), ("roads",)),
 }
 

@@ -26,13 +26,15 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tenso
 @pytest.mark.parametrize("length, past", [(5, 0), (1, 0), (4, 3), (1, 6)])
 def test_causal_mask_is_closed_to_what_comes_later(length, past):
     mask = causal_mask(length, past)
-    same(torch.tensor(mask.shape), torch.tensor([length, past + length]), "the mask's shape is (T, S), S = past + T")
+    shape, wanted = tuple(mask.shape), (length, past + length)
+    assert shape == wanted, f"the mask is (T, S), S = past + T: {wanted} (yours is {shape})"
     for i in range(length):
         for j in range(past + length):
+            where = f"with past = {past}, query {i} is at place {past + i}: entry ({i}, {j})"
             if j > past + i:
-                assert mask[i, j] == CLOSED, f"with past = {past}, entry ({i}, {j}) is CLOSED: key {j} comes later"
+                assert mask[i, j] == CLOSED, f"{where} is CLOSED, since key {j} comes later"
             else:
-                assert mask[i, j] == 0, f"with past = {past}, entry ({i}, {j}) is 0: key {j} comes no later"
+                assert mask[i, j] == 0, f"{where} is 0, since key {j} does not come later"
 
 
 def test_equal_keys_give_the_mean_of_the_values():

@@ -35,6 +35,7 @@ from minillava.training.recipes import TOY, Recipe
         (["--max-new-tokens", "1000000000"], "max_new_tokens 1,000,000,000: the model reads at most 1,024 tokens"),
         (["--seed", str(1 << 63)], "must be from 0 to"),
         (["--seed", "-1"], "must be from 0 to"),
+        (["--exer"], "--exercise must be written in full"),
     ],
 )
 def test_an_option_without_a_meaning_is_refused_by_name(piped, arguments, line):
@@ -80,7 +81,7 @@ def test_input_that_is_not_text_is_a_question_like_others(piped):
 
 @pytest.fixture
 def write_exercise(tmp_path):
-    """``write_exercise(part, **bodies)`` writes exercises/PART.py with these bodies, and returns the file's lines."""
+    """``write_exercise(part, **bodies)`` writes exercises/PART.py with these bodies. Returns the lines of the file."""
 
     def write(part: str, **bodies: str) -> list[str]:
         text = exercise.skeleton(part)
@@ -104,23 +105,26 @@ def test_with_exercise_the_model_runs_on_the_readers_bodies(tmp_path, write_exer
         write_exercise(part)
     code, out, err = ask(tmp_path)  # nothing is written: all bodies are the project's
     assert code == 0 and out == right and re.match(r"0 of \d\d bodies stand", err)
-    write_exercise("decoder", **{"MLP.forward": "return x"})
-    code, out, err = ask(tmp_path)
-    assert code == 0 and out != right and re.search(r"^decoder +0 +1 +9 ", err, re.MULTILINE)
-    write_exercise("decoder")
     write_exercise("generation", sample="return logits[:, :30].argmax(dim=-1)")  # the fast pass is not used
-    assert ask(tmp_path)[1] != right
+    code, out, err = ask(tmp_path)
+    assert code == 0 and out != right and re.search(r"^generation +0 +1 +4 ", err, re.MULTILINE)
 
 
 def test_with_exercise_a_body_that_raises_is_named_with_its_file_and_line(tmp_path, write_exercise):
     write_exercise("generation")  # its bodies are filled in, and call those of the decoder
-    line = write_exercise("decoder", visible="return {}[past]", rotate="return x[0].no_such_thing").index(
-        "    return x[0].no_such_thing"
-    )
+    lines = write_exercise("decoder", rotate="return x[0].no_such_thing")
     code, out, err = ask(tmp_path)
-    assert (code, out) == (2, "")
-    words = f"error: exercises/decoder.py:{line + 1} (rotate): AttributeError: 'Tensor' object has no"
-    assert err.splitlines()[-1].startswith(words) and "Traceback" not in err
+    assert (code, out) == (2, "") and "Traceback" not in err
+    place = f"exercises/decoder.py:{lines.index('    return x[0].no_such_thing') + 1} (rotate)"
+    words = "AttributeError: 'Tensor' object has no attribute 'no_such_thing'"
+    assert err.splitlines()[-1] == f"error: {place}: {words}"
+    write_exercise("decoder", rotate="return None")
+    code, out, err = ask(tmp_path)
+    assert (code, out) == (2, "") and "Traceback" not in err
+    words = (
+        "error: AttributeError: 'NoneType' object has no attribute 'shape', in the project's append() of decoder.py; "
+    )
+    assert err.splitlines()[-1] == f"{words}one of your bodies may have returned what led to it"
 
 
 def test_with_exercise_and_without_a_file_a_line_says_what_to_run(tmp_path, write_exercise):

@@ -159,19 +159,6 @@ def test_text_features_are_projected_unit_vectors(clip):
 
 
 @torch.no_grad()
-def test_features_are_unit_vectors_in_float32_whatever_the_weights(clip):
-    clip, pixel_values = clip.bfloat16(), torch.randn(2, 3, 24, 24).bfloat16()
-    text, words = (
-        clip.text_features(texts(5, 3)),
-        "have norm 1, computed in float32 also where the weights are bfloat16",
-    )
-    same(text.norm(dim=-1), torch.ones(2), f"text features {words}")
-    image, regions = clip.image_features(pixel_values, torch.tensor([1]), torch.tensor([3]))
-    same(image.norm(dim=-1), torch.ones(2), f"picture features {words}")
-    same(regions.norm(dim=-1), torch.ones(1), f"region features {words}")
-
-
-@torch.no_grad()
 def test_a_picture_has_the_features_of_its_class_token(clip):
     pixel_values = torch.randn(3, 3, 24, 24)
     hidden = clip.vision_model.post_layernorm(clip.vision_model.hidden_state(pixel_values))
@@ -192,6 +179,19 @@ def test_a_region_has_the_features_of_its_patch_in_its_picture(clip):
     )
     words = "region r is patch[r] of picture owner[r]; the class token at 0 moves patch p to 1 + p"
     same(clip.image_features(pixel_values, owner, patch)[1], wanted, words, **CLOSE)
+
+
+@torch.no_grad()
+def test_features_are_unit_vectors_in_float32_whatever_the_weights(clip):
+    clip, pixel_values = clip.bfloat16(), torch.randn(2, 3, 24, 24).bfloat16()
+    text, words = (
+        clip.text_features(texts(5, 3)),
+        "have norm 1, computed in float32 also where the weights are bfloat16",
+    )
+    same(text.norm(dim=-1), torch.ones(2), f"text features {words}")
+    image, regions = clip.image_features(pixel_values, torch.tensor([1]), torch.tensor([3]))
+    same(image.norm(dim=-1), torch.ones(2), f"picture features {words}")
+    same(regions.norm(dim=-1), torch.ones(1), f"region features {words}")
 
 
 def small_batch() -> dict[str, torch.Tensor]:

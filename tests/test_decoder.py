@@ -78,7 +78,9 @@ def test_rms_norm_is_its_formula():
     norm, x = RMSNorm(6, eps=0.01), torch.randn(2, 3, 6)
     plain = x / torch.tensor([[[math.sqrt(sum(v**2 for v in t) / 6 + 0.01)] for t in row] for row in x.tolist()])
     same(
-        norm(x), plain, "with weight 1 the norm is x / sqrt(mean(x^2) + eps): eps is inside the root, no mean goes off"
+        norm(x),
+        plain,
+        "with weight 1 the norm is x / sqrt(mean(x^2) + eps): eps is inside the root, and no mean is subtracted",
     )
     torch.nn.init.normal_(norm.weight)
     same(norm(x), plain * norm.weight.detach(), "x / rms(x) is multiplied by the weight")
@@ -230,19 +232,19 @@ def rope_of(config: DecoderConfig, *positions: int) -> tuple[torch.Tensor, torch
 @torch.no_grad()
 def test_attention_is_the_formula_head_by_head(randomise, name):
     config = CONFIGS[name]
-    layer, x, rope = randomise(Attention(config, 1)), torch.randn(2, 7, 32), rope_of(config, *range(7))
+    layer, x = randomise(Attention(config, 1)), torch.randn(2, 7, 32)
     sees = (torch.rand(2, 7, 7) < 0.7) | torch.eye(7, dtype=torch.bool)
-    out = layer(x, rope, torch.where(sees, 0.0, CLOSED)[:, None], None)
-    words = "q and k are rotated, v is not; heads attend under the mask, are joined in their order, and go to o_proj"
-    same(out, attention_by_hand(layer, x, rope, sees), words, **CLOSE)
-    causal = torch.ones(2, 7, 7, dtype=torch.bool).tril()
-    out = layer(x, rope, None, None)
-    same(
-        out,
-        attention_by_hand(layer, x, rope, causal),
-        "without a mask a token sees itself and those before it",
-        **CLOSE,
+    mask, causal = torch.where(sees, 0.0, CLOSED)[:, None], torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    rope = rope_of(config, *[0] * 7)  # no rotation
+    words = (
+        "head h takes numbers h * d to h * d + d; heads attend under the mask, are joined in order, and go to o_proj"
     )
+    same(layer(x, rope, mask, None), attention_by_hand(layer, x, rope, sees), words, **CLOSE)
+    rope = rope_of(config, *range(7))
+    words = "queries and keys are rotated, values are not"
+    same(layer(x, rope, mask, None), attention_by_hand(layer, x, rope, sees), words, **CLOSE)
+    words = "without a mask a token sees itself and those before it"
+    same(layer(x, rope, None, None), attention_by_hand(layer, x, rope, causal), words, **CLOSE)
 
 
 @torch.no_grad()
@@ -261,6 +263,7 @@ def test_attention_reads_earlier_tokens_from_the_cache(randomise):
     mask = torch.full((2, 6), CLOSED).triu(5)
     out = layer(x[:, 4:], rope_of(CONFIG, 4, 5), mask, cache)
     same(out, whole[:, 4:], "with a mask it is the mask that says what new tokens see in the cache", **CLOSE)
+    assert cache.store[1].any() and not cache.store[0].any(), "a layer writes to its own part of the cache, self.layer"
 
 
 @torch.no_grad()
@@ -311,7 +314,7 @@ def test_conversations_that_share_a_row_do_not_affect_each_other(decoder):
     same(
         together[:, :7], run(decoder, one), "the first conversation of a row is as if it had the row to itself", **CLOSE
     )
-    words = "a later conversation of a row sees only itself, and counts its positions from 0"
+    words = "a later conversation of a row sees only itself"
     same(together[:, 7:12], run(decoder, other), words, **CLOSE)
 
 
@@ -321,7 +324,7 @@ def test_left_padding_changes_nothing(decoder, dtype):
     ids = torch.randint(50, (1, 6))
     padded, mask = torch.cat([torch.full((1, 5), 7), ids], dim=1), torch.tensor([[0] * 5 + [1] * 6])
     tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0, "atol": 0.2}
-    words = "padding before a row changes nothing: it is not seen, and positions count from the first token that is not"
+    words = "padding before a row changes nothing: no token sees it"
     same(run(decoder, padded, mask)[:, 5:], run(decoder, ids), words, **tolerance)
 
 

@@ -10,7 +10,6 @@ from lessons.sheet import Sheet
 PAGES = [build.ROOT / "README.md", *build.lessons()]
 # Figures, or parts of them, that another drawing does not repeat: (left, top, right, bottom) of what to leave out.
 NOT_REPEATED = {
-    "kv_cache": (0, 0, 500, 340),  # measured times
     "stage_1": (0, 0, 700, 360),  # the losses of trainings that take a minute; lesson 11 makes such a training
     "stage_2": (0, 0, 700, 360),  # and lesson 12
 }
@@ -45,7 +44,9 @@ def test_every_figure_is_stored_and_shown():
 def test_a_figure_is_stored_as_it_is_drawn_now(figure, monkeypatch, request):
     if figure.__name__ in NEED_SMOLLM2:
         request.getfixturevalue("smollm2")
+    monkeypatch.setattr(Sheet, "finished", Sheet.reduced)  # the search for 256 colours takes longer than to draw
     monkeypatch.setattr(figures_words, "short_training", lambda model, parts, batches, recipe, steps: [1.0] * steps)
+    monkeypatch.setattr(figures_words, "fitted_projection", lambda model, *scenes: model.multi_modal_projector)
     monkeypatch.setattr(figures_words, "captions", lambda model, count, seed: seed)
     monkeypatch.setattr(figures_words, "conversations", lambda model, count, seed: seed)
     drawn = figure()

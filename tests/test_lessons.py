@@ -210,6 +210,20 @@ def course(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def test_the_table_of_bodies_has_each_body_once_with_its_hours(lesson):
+    lesson.write_text("<!-- bodies projector adamw -->\n| old |\n\n<!-- bodies -->\n")
+    some, every = build.built(lesson).split("\n\n")
+    *_, projector, adamw = some.splitlines()
+    assert projector == "| `projector` | `MLPProjector.__init__`, `MLPProjector.forward` |  |  | 0.5 |"
+    assert adamw == "| `adamw` | `AdamW.__init__`, `AdamW.zero_grad` | `AdamW.step` |  | 1 |"  # 10 + 10 + 30 minutes
+    names = [name for bodies in build.PARTS.values() for name in bodies]
+    assert sorted(re.findall(r"`([^`]+)`", every)) == sorted([*build.PARTS, *names])
+    for table in (build.MEDIUM, build.HARD):
+        assert all(set(names) <= build.PARTS[part].keys() for part, names in table.items())
+    hours = [float(row.rsplit("|", 2)[1]) for row in every.splitlines()[3:]]
+    assert hours[-1] == sum(hours[:-1])
+
+
 def run_build(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["build", *arguments])
     build.main()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from expect import same
 
-from minillava.model.projector import PROJECTORS, LinearProjector, MLPProjector
+from minillava.model.projector import PROJECTORS, MLPProjector
 
 
 def linear(w: list, b: list, z: list) -> list:
@@ -18,7 +18,7 @@ def gelu(x: float) -> float:
 
 
 def test_linear_projector_is_w_z_plus_b():
-    projector, z = LinearProjector(3, 2), torch.randn(3)
+    projector, z = PROJECTORS["linear"](3, 2), torch.randn(3)
     wanted = linear(projector.weight.tolist(), projector.bias.tolist(), z.tolist())
     same(projector(z), torch.tensor(wanted), "the linear projector is W z + b")
 

@@ -81,10 +81,19 @@ def attention_by_hand(layer: Attention, x: torch.Tensor, sees: torch.Tensor, hea
 
 
 @torch.no_grad()
+def test_attention_with_one_head_is_its_formula(randomise):
+    config = CONFIGS["one head, one patch"]
+    layer, x = randomise(Attention(config)), torch.randn(2, 5, 24)
+    wanted = attention_by_hand(layer, x, torch.ones(2, 5, 5, dtype=torch.bool), 1)
+    words = "with one head it is out_proj(attend(q, k, v)); q, k and v are q_proj(x), k_proj(x) and v_proj(x)"
+    same(layer(x), wanted, words, **CLOSE)
+
+
+@torch.no_grad()
 def test_each_head_takes_its_slice_of_the_queries_keys_and_values(config, randomise):
     layer, x = randomise(Attention(config)), torch.randn(2, 5, 24)
     wanted = attention_by_hand(layer, x, torch.ones(2, 5, 5, dtype=torch.bool), config.num_attention_heads)
-    words = "head h takes numbers h * d to h * d + d of q, k and v; the heads are joined in this order; then out_proj"
+    words = "head h takes numbers h * d to h * d + d of q, k and v; the heads are joined in this order"
     same(layer(x), wanted, words, **CLOSE)
 
 
@@ -132,7 +141,7 @@ def test_encoder_is_as_many_blocks_as_asked_for_one_after_the_other(config, rand
     for block in encoder.layers:
         wanted.append(block(wanted[-1], mask))
     for count in (1, 2, 3, 0):
-        words = f"num_layers={count} runs the first {count} blocks, each on the one before it, with the mask"
+        words = f"num_layers={count} runs {count} of the blocks, each on the result of the one before, with the mask"
         same(encoder(x, mask, count), wanted[count], words, **CLOSE)
     same(encoder(x, mask), wanted[3], "num_layers=None runs all blocks", **CLOSE)
 

@@ -15,7 +15,7 @@ Line = tuple[str, Colour, Sequence[float], Sequence[float]]  # name, colour, x v
 
 INK, GREY, FAINT, BLUE, RED = (40, 40, 48), (190, 190, 190), (225, 225, 230), (40, 90, 200), (200, 60, 40)
 SCALE = 2  # pixels of the picture per unit of ``size``, for fine lines and letters
-LEFT, TOP, RIGHT, BOTTOM, ROW = 72, 38, 28, 46, 18  # margins; each line's name adds one ROW to the top
+LEFT, TOP, RIGHT, BOTTOM, ROW = 84, 38, 28, 46, 18  # margins; each line's name adds one ROW to the top
 
 
 def draw_loss(
@@ -86,17 +86,17 @@ def chart(
 
     for tick in y_ticks:
         draw([at(x_low, tick), at(x_high, tick)], FAINT)
-        write(LEFT - 8, at(x_low, tick)[1], in_figures(tick, log_y), 11, "rm")
+        write(LEFT - 8, at(x_low, tick)[1], in_figures(tick, log_y), 13, "rm")
     for tick in x_ticks:
         if tick <= x_high:
-            write(at(tick, y_low)[0], bottom + 12, in_figures(tick, log_x), 11, "mm")
+            write(at(tick, y_low)[0], bottom + 12, in_figures(tick, log_x), 13, "mm")
     draw([(LEFT, top), (LEFT, bottom), (right, bottom)], GREY)
-    write((LEFT + right) / 2, bottom + 32, across, 12, "mm")
-    write(LEFT, 16, title, 14, "lm")
+    write((LEFT + right) / 2, bottom + 32, across, 13, "mm")
+    write(LEFT, 16, title, 15, "lm")
     for index, ((name, colour, _, _), path) in enumerate(zip(lines, paths)):
         y = TOP + ROW * index
         draw([(LEFT, y), (LEFT + 18, y)], colour, 3)
-        write(LEFT + 24, y, name, 12, "lm")
+        write(LEFT + 24, y, name, 13, "lm")
         draw([at(*point) for point in path], colour, 2)
     return image
 

@@ -63,7 +63,7 @@ TOY = {
 }
 # The rows that each training reads of a world of one's own. If it has fewer, they are read again and again.
 OWN_ROWS = {"vision": 64_000, "decoder": 8_000, "stage1": 5_000, "stage2": 20_000}
-# The paper's values, section 4.2 and appendix: batch size, learning rate and epochs of its two stages; Adam without
+# The paper's values, section 5 and appendix: batch size, learning rate and epochs of its two stages; Adam without
 # weight decay, cosine, 3 % warm-up, bfloat16, activation checkpointing. The length in stage 2 is the limit in the
 # authors' scripts (model_max_length); a caption, in stage 1, is far shorter.
 PAPER = {
