@@ -115,10 +115,10 @@ def test_pictures_are_stacked_in_the_order_of_their_rows(data):
 
 
 def test_pictures_given_as_words_are_padded_with_minus_one(data):
-    rows = [example(5, word_ids=[[1, 2], [3]]), example(6), example(7, word_ids=[[4], [5, 6, 7]])]
+    rows = [example(5, word_ids=[[1, 2], [3], [9]]), example(6), example(7, word_ids=[[4], [5, 6, 7], [8, 8]])]
     got = data.collate(rows)
     assert "word_ids" in got, "a batch with a picture given as words has word_ids"
-    want = torch.tensor([[[1, 2, -1], [3, -1, -1]], [[4, -1, -1], [5, 6, 7]]])
+    want = torch.tensor([[[1, 2, -1], [3, -1, -1], [9, -1, -1]], [[4, -1, -1], [5, 6, 7], [8, 8, -1]]])
     same(
         got["word_ids"], want, "word_ids are (images, patches, longest), padded with -1 up to the longest of the batch"
     )
