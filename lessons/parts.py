@@ -209,6 +209,24 @@ PARTS: dict[str, dict[str, str]] = {
             "tokenizer.add_bos says so and the template has not begun with it."
         ),
     },
+    "dataset": {
+        "pad": "torch.full((B, longest), value, dtype=torch.long), then put each list at the beginning of its row.",
+        "pad_rows": "pad() twice: ids with pad_id, labels with IGNORE. rows may be an iterator: read it once.",
+        "share_rows": (
+            "Sort the indices by length, the longest first; sorted() keeps the order of equal ones. A row has enough "
+            "room if the sum of its lengths and the new one is at most max(lengths)."
+        ),
+        "ConversationDataset.collate": (
+            "self._padded() takes a list of (ids, labels) and gives input_ids, labels and lengths. torch.stack the "
+            "pixel_values of the examples that have some. For word_ids pad() all patches of all pictures together, "
+            "then unflatten them."
+        ),
+        "ConversationDataset.collate_packed": (
+            "share_rows() of the numbers of tokens gives groups of examples. collate() the examples in the order of "
+            "the groups: its pictures are right, and its ids and labels are replaced by those of self._padded(), one "
+            "row for each group. The first label of each conversation becomes IGNORE."
+        ),
+    },
     "llava": {
         "splice": (
             "Tensor.masked_scatter fills the positions where a mask is True, in order. Compare the counts first. "
@@ -342,6 +360,7 @@ MEDIUM = {
     "tokenizer": ("train_bpe", "Tokenizer.decode"),
     "sentencepiece_bpe": ("SentencePieceBPE._characters", "SentencePieceBPE.normalize"),
     "contrastive": ("TextTower.forward", "Clip.image_features", "clip_loss"),
+    "dataset": ("share_rows", "ConversationDataset.collate"),
     "llava": ("splice", "next_token_loss", "Llava.embed"),
     "generation": ("nucleus", "sample", "collect"),
     "image": ("to_rgb", "ImageProcessor._resized", "ImageProcessor.view"),
@@ -358,6 +377,7 @@ HARD = {
     "sentencepiece_bpe": ("SentencePieceBPE._merge", "SentencePieceBPE.encode"),
     "contrastive": ("contrastive_loss",),
     "conversation": ("encode_conversation",),
+    "dataset": ("ConversationDataset.collate_packed",),
     "generation": ("generate_ids", "stream_text"),
     "image": ("ImageProcessor.window",),
     "training": ("accumulate",),

@@ -11,7 +11,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from minillava.formats.byte_characters import to_characters
+from minillava.formats.byte_characters import all_to_bytes, to_characters
 from minillava.inputs.sentencepiece_bpe import Where
 from minillava.inputs.tokenizer import SPECIAL_TOKENS
 
@@ -101,6 +101,13 @@ def train_byte_level(family: str) -> dict:
     stored = json.loads(theirs.to_str())
     stored["model"]["ignore_merges"] = family == "Llama-3"
     return stored
+
+
+def byte_merges() -> list[tuple[bytes, bytes]]:
+    """The merges of a byte-level BPE, trained by `tokenizers`."""
+    stored = train_byte_level("GPT-2")["model"]
+    to_byte = all_to_bytes(stored["vocab"])
+    return [(to_byte[left], to_byte[right]) for left, right in stored["merges"]]
 
 
 def tiktoken_file() -> bytes:

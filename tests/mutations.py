@@ -38,7 +38,7 @@ MORE_TESTS = {
     "templates": ("conversation", "chat_template"),
     "chat_template": ("conversation",),
     "fast": ("talk",),
-    "dataset": ("rejected", "pack"),
+    "dataset": ("conversations", "rejected", "pack"),
     "gguf": ("gguf_llama",),
     "tokenizer": ("tokenizer_files", "sentencepiece_bpe"),
     "adapter": ("lora_training",),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from make_tokenizers import WholeTexts, corpus, fuzzed, without_special
+from make_tokenizers import WholeTexts, byte_merges, corpus, fuzzed
 
 from minillava.errors import UserError
 from minillava.inputs.sentencepiece_bpe import Where
@@ -19,9 +19,10 @@ from minillava.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer, _join, train_b
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tokenizer with merges of letters, spaces, punctuation and characters of several bytes."""
+    """A tokenizer with merges of letters, spaces, punctuation and characters of several bytes: not of train_bpe, so
+    that encoding and decoding can be judged without it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, train_bpe(corpus(0, 600) + without_special("".join(fuzzed(200, 0))) * 2, 900))
+    write_tokenizer(folder, byte_merges())
     return folder
 
 
@@ -104,6 +105,10 @@ def test_a_word_counts_as_often_as_it_occurs():
 
 def test_of_equal_counts_the_first_in_byte_order_is_joined():
     assert train_bpe("zy zy\nba ba\n", 257) == [(b"b", b"a")], "of equally frequent pairs the first in byte order wins"
+
+
+def test_words_begin_as_single_bytes():
+    assert train_bpe("é é", 257) == [(b"\xc3", b"\xa9")], "the first pieces of a word are its bytes, not its characters"
 
 
 def test_pairs_do_not_cross_words():
