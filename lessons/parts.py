@@ -200,7 +200,8 @@ PARTS: dict[str, dict[str, str]] = {
             "around them."
         ),
         "encode_conversation": (
-            "check_turns() refuses bad turns. The Template's docstring has the order of the texts. Three stretches are "
+            "check_turns() refuses bad turns. The Template's docstring has the order of the texts; with picture_only a "
+            "question is only IMAGE. place_image() is for the first question. Three stretches are "
             "encoded separately: a question with all texts around it, no loss; before_answer to stop, loss; "
             "after_stop, no loss. _runs() cuts the parts of a stretch, each (text, pattern of its marks: MARK in the "
             "template's texts, IMAGE_MARK in what somebody says), at their marks. A mark is one id, IMAGE is "

@@ -5,7 +5,7 @@ import json
 import random
 import re
 from collections.abc import Callable
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,13 @@ def fitting(turns: list[dict], template: str) -> list[dict]:
     return turns[:2] if template in ("brief", "plain") else turns
 
 
+def difference(got: str, want: str, template: str) -> str:
+    """Where a text differs from what the template should write."""
+    same = len([*takewhile(lambda pair: pair[0] == pair[1], zip(got, want))])
+    before = f"after {want[max(0, same - 20) : same]!r}" if same else "first"
+    return f"{before} the template {template} writes {want[same : same + 20]!r} (yours: {got[same : same + 20]!r})"
+
+
 def said(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> tuple[str, list[str]]:
     """The text of ids, and the stretches of it that have a loss."""
     stretches = groupby(labels, key=lambda label: label != -100)
@@ -153,7 +160,7 @@ def test_two_turns_are_written_as_the_authors_write_them(tokenizer, template):
     turns = TWO_TURNS if template != "plain" else TWO_TURNS[:2]
     ids, labels = encode_conversation(turns, tokenizer, TEMPLATES[template], num_image_tokens=1)
     text, learnt = said(tokenizer, ids, labels)
-    assert text == WRITTEN[template], f"the template {template} writes the turns in the order of Template's docstring"
+    assert text == WRITTEN[template], difference(text, WRITTEN[template], template)
     for mark in tokenizer.special:
         count = ids.count(tokenizer.special[mark])
         assert count == WRITTEN[template].count(mark), f"a mark of the template, such as {mark}, is one special token"

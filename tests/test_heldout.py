@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PowerCut
+from test_loop import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
 from test_resume import interrupt
-from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
 
 from minillava import load
 from minillava.errors import UserError

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import PowerCut
-from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
+from test_loop import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
 
 from minillava.errors import UserError
 from minillava.model import decoder, vision

@@ -14,8 +14,8 @@ import torch
 from conftest import PowerCut
 from PIL import Image
 from test_heldout import make_with, rows  # noqa: F401  a fixture
+from test_loop import RECIPE, bytes_of, make, world  # noqa: F401  a fixture
 from test_resume import interrupt
-from test_training import RECIPE, bytes_of, make, world  # noqa: F401  a fixture
 
 from minillava.errors import UserError
 from minillava.evaluate import evaluate

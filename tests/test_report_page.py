@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import assert_no_overlap
 from test_heldout import make_with, rows  # noqa: F401  a fixture
+from test_loop import RECIPE, make, world  # noqa: F401  a fixture
 from test_report import HOSTILE, asking, lines_of
-from test_training import RECIPE, make, world  # noqa: F401  a fixture
 
 from minillava.training import answers, report
 from minillava.training.loop import Run, train

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PowerCut
-from test_training import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
+from test_loop import RECIPE, bytes_of, make, world  # noqa: F401  world is a fixture
 
 from minillava.checkpoint import load
 from minillava.errors import UserError
