@@ -9,8 +9,8 @@ two more words, a "visual prefix". The gradient of the captions' loss runs back 
 do not change, into the vision encoder. So the encoder learns the decoder's language, and the decoder forgets nothing.
 
 - Trained: the vision encoder and the linear map. Frozen: the decoder, with its embeddings.
-- The paper trains an NF-ResNet-50 from random weights; here it is the project's ViT, and its pooled feature is the mean
-  over the patches, as the ResNet's is over places.
+- The paper trains an NF-ResNet-50 from random weights; here it is the project's ViT, which begins trained, and its
+  pooled feature is the mean over the patches, as the ResNet's is over places.
 - LLaVA does the opposite: the encoder is frozen, all its patches are visual tokens, and the decoder is trained.
 """
 
