@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
 def rope_frequencies(config: DecoderConfig, device: torch.device | None = None) -> Tensor:
     """The angle in radians by which RoPE rotates each pair of coordinates per position: (d / 2,), float32.
 
-    Pair i is (i, i + d / 2) of a query or key. It rotates by theta ** (-2 i / d). Models extended to a longer context
+    Pair i is (i, i + d / 2) of a query or key. It rotates by base ** (-2 i / d). Models extended to a longer context
     rotate more slowly: "linear" scaling divides every angle by ``factor``. "llama3" scaling (Llama 3.1) divides only
     slow pairs, those that make few full turns within the original context; fast pairs keep their angle, and the pairs
     in between get an interpolated one.

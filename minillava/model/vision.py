@@ -1,4 +1,4 @@
-"""The vision tower g: CLIP's ViT (Radford et al. 2021), from pixels to a grid of features.
+"""The vision tower f_v: CLIP's ViT (Radford et al. 2021), from pixels to a grid of features.
 
 - A strided convolution turns each square patch into one vector; a class token goes before the patches.
 - Positions are learned.
