@@ -123,16 +123,16 @@ def page(found: dict[str, dict]) -> str:
 A model that talks about pictures may be guessing. Each table below is a way to find out. All questions are about
 pictures that no training has seen; `python -m lessons.does_it_look` asks them and writes this page. "toy" is the
 shipped model, trained by the whole recipe. The rows from "LLaVA" on are those of
-[lessons/experiments.py](../experiments.py): short trainings with one seed, for all of them 200 steps on captions and 400
-on instructions.
+[lessons/experiments.py](../experiments.py): short trainings with one seed, for all of them 200 steps on captions and
+400 on instructions.
 
 ## With the picture, without it, and with another
 
-"Blind" shows an empty picture, "shuffled" the picture of another question. What is right then is guessed. "By looking" is
-(right - blind) / (1 - blind): of what cannot be guessed, the share that is answered right. An answer is right if every
-word is.
+"Blind" shows an empty picture, "shuffled" the picture of another question. What is right then is guessed. "By looking"
+is (right - blind) / (1 - blind): of what cannot be guessed, the share that is answered right. An answer is right if
+every word is.
 
-![A bar for each model, the share of right answers, and a mark where it is without the picture: the columns "right" and "blind" below](looks.png)
+![Bars: the column "right" below; marks on them: the column "blind"](looks.png)
 
 {markdown(seeing)}
 
