@@ -123,15 +123,16 @@ def page(found: dict[str, dict]) -> str:
 A model that talks about pictures may be guessing. Each table below is a way to find out. All questions are about
 pictures that no training has seen; `python -m lessons.does_it_look` asks them and writes this page. "toy" is the
 shipped model, trained by the whole recipe. The rows from "LLaVA" on are those of
-[lessons/experiments.py](../experiments.py): short trainings, alike for all of them, with one seed.
+[lessons/experiments.py](../experiments.py): short trainings with one seed, for all of them 200 steps on captions and
+400 on instructions.
 
 ## With the picture, without it, and with another
 
-"Blind" shows an empty picture, "shuffled" another question's. What is right then is guessed. "By looking" is
-(right - blind) / (1 - blind): of what cannot be guessed, the share that is answered right. An answer is right if every
-word is.
+"Blind" shows an empty picture, "shuffled" the picture of another question. What is right then is guessed. "By looking"
+is (right - blind) / (1 - blind): of what cannot be guessed, the share that is answered right. An answer is right if
+every word is.
 
-![The share of right answers of each model, and what is guessed](looks.png)
+![Bars: the column "right" below; marks on them: the column "blind"](looks.png)
 
 {markdown(seeing)}
 
@@ -143,7 +144,7 @@ By type of question, with the picture and, in brackets, without:
 
 Half of the questions ask for a kind of thing that is in the picture, half for one that is not: any ("random"), the
 most frequent in training ("popular"), or the one that goes most often with what is there ("adversarial"); see
-[POPE](https://arxiv.org/abs/2305.10355). A model that likes to say yes says it to more than 50 %. In the picture-book
+[POPE](https://arxiv.org/abs/2305.10355). A model that says yes too often says it to more than 50 %. In the picture-book
 all kinds are about equally frequent and go together by chance, so the three should differ little.
 
 {markdown(pope)}

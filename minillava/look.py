@@ -124,7 +124,7 @@ def text_of(processor: Processor, ids: list[int]) -> str:
 
 @torch.no_grad()
 def attention_weights(decoder: Decoder, embeddings: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) for embeddings (1, T, hidden): (layers, heads, T, T), float32.
+    """softmax(q k^T / sqrt(d)) for embeddings (1, T, hidden): (layers, heads, T, T), float32.
 
     The decoder does not return its weights. Hooks keep what comes into each Attention; the weights are computed again.
     """
@@ -159,7 +159,7 @@ def rollout(weights: Tensor) -> Tensor:
     """Attention weights (layers, heads, T, T) -> rollout (T, T) (Abnar & Zuidema 2020, arXiv 2005.00928, section 3).
 
     Half of each layer's output comes from attention, the mean over heads, and half past it, through the residual
-    connection: A = 0.5 W + 0.5 I. The layers' matrices are multiplied, the last one on the left.
+    connection: 0.5 (weights + I). The layers' matrices are multiplied, the last one on the left.
     """
     identity = torch.eye(weights.shape[-1], device=weights.device)
     result = identity
