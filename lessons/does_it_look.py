@@ -114,10 +114,10 @@ def page(found: dict[str, dict]) -> str:
             ["right, % (questions)", *hard],
             *([name, *shares(one[kind], hard)] for name, one in found.items()),
         ]
-    unseen = [["", "known pairs, %", "unseen pairs, %", "unseen pairs, blind, %"]]
+    unseen = [["", "known pairs, %", "unseen pairs, %", "unseen pairs, blind, %", "questions about these"]]
     for name, one in found.items():
         cells = (on_the_same_types(one), one["unseen"]["accuracy"], one["unseen"]["blind"])
-        unseen.append([name, *map(percent, cells)])
+        unseen.append([name, *map(percent, cells), f"{one['unseen']['questions']:,}"])
     return f"""# Does it look?
 
 A model that talks about pictures may be guessing. Each table below is a way to find out. All questions are about

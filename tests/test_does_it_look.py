@@ -46,7 +46,7 @@ def test_the_page_says_what_was_found():
         [pope, pope, pope, "50.0 / 87.5 / 100.0"],
         ["90.0 (10)", "33.3 (3)", ""],
         ["25.0 (4)"],
-        ["75.0", "37.5", "3.1"],  # 10 questions with 0.9 and 30 with 0.7: 0.75
+        ["75.0", "37.5", "3.1", "8"],  # 10 questions with 0.9 and 30 with 0.7: 0.75
     ]
     assert lines_of(page, "Frozen")[3] == ["", "100.0 (2)", "0.0 (1)"]
 

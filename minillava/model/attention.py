@@ -1,4 +1,4 @@
-"""Attention, softmax(Q K^T / sqrt(d)) V: one function for the vision tower, the text tower and the decoder."""
+"""Attention, softmax(q k^T / sqrt(d)) v: one function for the vision tower, the text tower and the decoder."""
 
 import torch
 import torch.nn.functional as F
