@@ -101,10 +101,11 @@ PARTS: dict[str, dict[str, str]] = {
             "rms(x) = sqrt(mean(x^2) + eps) over the last axis. Compute in float32; the result has x's dtype."
         ),
         "rope_frequencies": (
-            "torch.arange counts the pairs; config.rope_theta is the base. For llama3: a pair turns frequency * "
+            "torch.arange counts the pairs; config.rope_theta is the base. config.rope_scaling is None or a dict: "
+            "rope_type and the numbers named here. For llama3: a pair turns frequency * "
             "original_max_position_embeddings / (2 pi) times in the original context. With high_freq_factor or more "
             "turns the frequency is kept, with low_freq_factor or fewer it is divided by factor; in between, "
-            "interpolate."
+            "interpolate linearly in the number of turns."
         ),
         "rope_tables": (
             "angle = position * frequency, (B, 1, T, head_dim / 2). Pairs are (i, i + head_dim / 2), so each angle "
@@ -112,7 +113,8 @@ PARTS: dict[str, dict[str, str]] = {
         ),
         "rotate": (
             "A pair (a, b) becomes (a cos - b sin, b cos + a sin). For all pairs: x * cos + swapped * sin, where "
-            "swapped is x with its halves exchanged; the first half of sin is negated already."
+            "swapped is x with its halves exchanged; the first half of sin is negated already. The tables are float32; "
+            "the result has x's dtype."
         ),
         "KVCache.append": (
             "self.store is (layers, 2, B, kv_heads, capacity, head_dim). self.length is the end of the past; do not "
@@ -263,9 +265,10 @@ PARTS: dict[str, dict[str, str]] = {
             "step."
         ),
         "stream_text": (
-            "An incremental UTF-8 decoder turns each token's bytes into whole characters; skip special tokens. Hold "
-            "back the longest end of the text that may be the beginning of the stop; yield what is before it. At the "
-            "end yield the rest."
+            "An incremental UTF-8 decoder (codecs) turns each token's bytes, tokenizer.decode_bytes(), into whole "
+            "characters; bytes that never become one are replaced. Skip special tokens, those in tokenizer.special. "
+            "Hold back the longest end of the text that may be the beginning of the stop; yield what is before it. At "
+            "the end yield the rest."
         ),
     },
     "image": {

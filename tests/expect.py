@@ -25,7 +25,9 @@ def same(got: Tensor, want: Tensor, sentence: str, rtol: float = 1e-5, atol: flo
     if wrong.any():
         worst = torch.where(wrong, difference.nan_to_num(torch.inf), -1).argmax()
         place = tuple(index.item() for index in torch.unravel_index(worst, got.shape))
-        numbers = f"yours is {got[place].item():.4g}, it should be {want[place].item():.4g}"
+        yours, right = got[place].item(), want[place].item()
+        digits = next((n for n in (4, 6, 9) if f"{yours:.{n}g}" != f"{right:.{n}g}"), 9)  # as many as show a difference
+        numbers = f"yours is {yours:.{digits}g}, it should be {right:.{digits}g}"
         if place:
             numbers = f"{wrong.sum()} of {wrong.numel()} numbers differ; at {list(place)} {numbers}"
         raise AssertionError(f"{sentence} ({numbers})")

@@ -318,6 +318,23 @@ def test_conversations_that_share_a_row_do_not_affect_each_other(decoder):
     same(together[:, 7:12], run(decoder, other), words, **CLOSE)
 
 
+def test_each_conversation_of_a_row_counts_its_positions_from_0(decoder):
+    """The outputs do not show it: in RoPE only distances matter."""
+    seen, layer = [], decoder.layers[0]
+    forward = layer.forward
+
+    def watched(*inputs, **named):
+        seen.append(named["rope"] if "rope" in named else inputs[1])
+        return forward(*inputs, **named)
+
+    layer.forward = watched
+    run(decoder, torch.randint(50, (1, 9)), torch.tensor([[0] * 2 + [1] * 4 + [2] * 3]))
+    [(cos, sin)], wanted = seen, rope_of(decoder.config, 0, 1, 2, 3, 0, 1, 2)
+    words = "a token's position is the number of visible() tokens before it: each conversation begins at 0"
+    for table, right in zip((cos, sin), wanted):
+        same(table[:, :, 2:], right, words, **CLOSE)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_left_padding_changes_nothing(decoder, dtype):
     decoder = decoder.to(dtype)
