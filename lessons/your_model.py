@@ -19,8 +19,11 @@ from lessons.stand_in import BadFile, StandIn, is_to_write, module_of, to_write
 
 
 def install() -> None:
-    """Put the reader's files in place of the project's, and print what stands. From here on an exception that nobody
-    expects, such as one that a reader's body raises, ends the program with one line and exit code 2."""
+    """Put the reader's files in place of the project's, and print what stands of them.
+
+    From here on an exception that nobody expects, such as one that a reader's body raises, ends the program with one
+    line and exit code 2.
+    """
     files = {part: FOLDER / f"{part}.py" for part in PARTS if (FOLDER / f"{part}.py").exists()}
     sys.excepthook = functools.partial(_end, files)
     if not files:
@@ -33,7 +36,8 @@ def install() -> None:
     from minillava.model import fast, generation
 
     fast.generate_ids = generation.generate_ids  # the fast pass has its own arithmetic, without the reader's bodies
-    print(*board(), sep="\n", end="\n\n", file=sys.stderr)
+    head, columns, *rows = board()
+    print(head, columns, *(row for row in rows if row.split()[0] in files), sep="\n", end="\n\n", file=sys.stderr)
 
 
 def _end(files: dict[str, Path], kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -105,6 +105,7 @@ def test_with_exercise_the_model_runs_on_the_readers_bodies(tmp_path, write_exer
         write_exercise(part)
     code, out, err = ask(tmp_path)  # nothing is written: all bodies are the project's
     assert code == 0 and out == right and re.match(r"0 of \d\d bodies stand", err)
+    assert [line.split()[0] for line in err.splitlines()[2:6]] == ["attention", "decoder", "generation", "lora"]
     write_exercise("generation", sample="return logits[:, :30].argmax(dim=-1)")  # the fast pass is not used
     code, out, err = ask(tmp_path)
     assert code == 0 and out != right and re.search(r"^generation +0 +1 +4 ", err, re.MULTILINE)
