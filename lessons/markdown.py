@@ -13,12 +13,15 @@ BLOCK = re.compile(
 MARK = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)(?P<file>[^()#\s]*)(#(?P<heading>[^()\s]*))?\)")
+BROKEN_LINK = re.compile(r"\]\([^()\s]+\n")
 
 
 def dead_links(page: Path) -> list[str]:
-    """The relative links and pictures of a Markdown file whose target, or heading in the target, does not exist."""
-    dead = []
-    for link in LINK.finditer(FENCED.sub("", page.read_text(encoding="utf-8"))):
+    """The relative links and pictures of a Markdown file whose target, or heading in the target, does not exist, and
+    those whose target is broken over two lines."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    dead = [broken[0][2:-1] for broken in BROKEN_LINK.finditer(text)]
+    for link in LINK.finditer(text):
         target = page.parent / link["file"] if link["file"] else page
         if not target.exists() or (link["heading"] and link["heading"] not in headings(target)):
             dead.append(link[0][2:-1])
