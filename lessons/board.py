@@ -1,4 +1,4 @@
-"""What stands of the exercises: the bodies of each part that pass, that are only written, and that are to be written.
+"""How far the exercises are: the bodies of each part that pass, that are only written, and that are to be written.
 
 ``pytest tests/test_PART.py --exercise`` stores which bodies passed next to the file's hash, so no test is run here.
 """
@@ -20,11 +20,11 @@ def record(part: str, file: Path, passed: list[str]) -> None:
 
 
 def board(folder: Path = FOLDER) -> list[str]:
-    """Lines of text: how many bodies of all stand, then a row for each part.
+    """Lines of text: how many of all bodies pass, then a row for each part.
 
-    A body stands if it is written and passed when the file, as it is now, was last tested.
+    A body passes if it did so when the file, as it is now, was last tested.
     """
-    stored, rows, standing = _stored(folder), [], 0
+    stored, rows, passing = _stored(folder), [], 0
     for part, bodies in PARTS.items():
         file = folder / f"{part}.py"
         if not file.exists():
@@ -37,11 +37,11 @@ def board(folder: Path = FOLDER) -> list[str]:
             continue
         verdict = stored.get(part, {})
         passed = len(bodies.keys() & set(verdict["passed"])) if verdict.get("sha256") == _hash(file) else 0
-        standing += passed
+        passing += passed
         written = len(bodies) - left - passed
         row = f"{part:<18}{passed:>5}{written:>9}{left:>10}"
         rows.append(f"{row}   pytest tests/test_{part}.py --exercise" if written else row)
-    head = f"{standing} of {sum(map(len, PARTS.values()))} bodies stand: they are written and pass."
+    head = f"{passing} of {sum(map(len, PARTS.values()))} bodies pass"
     return [head, f"{'':<18} pass  written  to write", *rows]
 
 

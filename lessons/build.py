@@ -58,8 +58,9 @@ def pages() -> list[Path]:
     return sorted((ROOT / "lessons").glob("*.md"))
 
 
-def lessons() -> list[Path]:
-    return [page for page in pages() if re.match(r"\d\d-", page.name)]
+def lessons(folder: Path | None = None) -> list[Path]:
+    """The lessons of a folder, in their order; by default the English ones."""
+    return sorted((folder or ROOT / "lessons").glob("[0-9][0-9]-*.md"))
 
 
 def in_process(page: Path) -> Callable[[str, int], str]:
@@ -137,7 +138,7 @@ def quoted(file: str, name: str) -> str:
 
 def navigation(page: Path, phrases: dict[str, str]) -> str:
     """Links to the lesson before, to the list of all, and to the lesson after."""
-    row = sorted(page.parent.glob("[0-9][0-9]-*.md"))
+    row = lessons(page.parent)
     place = row.index(page)
     before, after = row[max(place - 1, 0) : place], row[place + 1 : place + 2]
     links = [f"[← {title(one)}]({one.name})" for one in before]
@@ -165,7 +166,7 @@ def minutes(text: str) -> int:
 
 def table(page: Path, phrases: dict[str, str]) -> str:
     """A row for each lesson in the folder of ``page``, and one for all of them."""
-    texts = {lesson: lesson.read_text(encoding="utf-8") for lesson in sorted(page.parent.glob("[0-9][0-9]-*.md"))}
+    texts = {lesson: lesson.read_text(encoding="utf-8") for lesson in lessons(page.parent)}
     rows = [
         f"| [{title(lesson)}]({lesson.name}) | {QUESTION.search(text)[1]} | {minutes(text)} |"
         for lesson, text in texts.items()

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--solution", action="store_true", help="print the project's bodies and write no file")
     parser.add_argument("--force", action="store_true", help="overwrite the file and what you wrote in it")
-    parser.add_argument("--status", action="store_true", help="print which bodies of all parts stand")
+    parser.add_argument("--status", action="store_true", help="print how many bodies of each part pass")
     arguments = parser.parse_args()
     if arguments.status:
         if arguments.part or arguments.solution or arguments.force:
@@ -68,7 +68,7 @@ def main() -> None:
         print(*board(), sep="\n")
         return
     if arguments.part is None:
-        parser.error(f"name a part to write, one of {', '.join(PARTS)}; --status shows what stands")
+        parser.error(f"name a part to write, one of {', '.join(PARTS)}; --status shows how far you are")
     if arguments.part not in PARTS:
         raise UserError(f"no part {arguments.part!r}; the parts are {', '.join(PARTS)}")
     if arguments.solution:

@@ -19,7 +19,7 @@ from lessons.stand_in import BadFile, StandIn, is_to_write, module_of, to_write
 
 
 def install() -> None:
-    """Put the reader's files in place of the project's, and print what stands of them.
+    """Put the reader's files in place of the project's, and print how many of their bodies pass.
 
     From here on an exception that nobody expects, such as one that a reader's body raises, ends the program with one
     line and exit code 2.

@@ -104,7 +104,7 @@ def test_with_exercise_the_model_runs_on_the_readers_bodies(tmp_path, write_exer
     for part in ("attention", "decoder", "generation", "lora"):
         write_exercise(part)
     code, out, err = ask(tmp_path)  # nothing is written: all bodies are the project's
-    assert code == 0 and out == right and re.match(r"0 of \d\d bodies stand", err)
+    assert code == 0 and out == right and re.match(r"0 of \d\d bodies pass", err)
     assert [line.split()[0] for line in err.splitlines()[2:6]] == ["attention", "decoder", "generation", "lora"]
     write_exercise("generation", sample="return logits[:, :30].argmax(dim=-1)")  # the fast pass is not used
     code, out, err = ask(tmp_path)

@@ -1,4 +1,4 @@
-"""LoRA layer by layer, compared with the full matrix that it stands for; test_lora_training.py trains and saves it."""
+"""LoRA layer by layer, compared with the full matrix that it replaces; test_lora_training.py trains and saves it."""
 
 import pytest
 import torch
