@@ -29,10 +29,10 @@ def result(accuracy: float, blind: float = 0.25, **more) -> dict:
     }
 
 
-def test_a_table_gives_means_ranges_and_differences_beyond_the_ranges():
+def test_a_table_gives_means_ranges_differences_beyond_the_ranges_and_the_median_time():
     found = {
         "first": [result(0.5), result(0.625)],
-        "overlaps": [result(0.625), result(0.75, seconds=30.0)],
+        "overlaps": [result(0.625, seconds=60.0), result(0.75, seconds=30.0), result(0.6875, seconds=9000.0)],
         "below": [result(0.25, blind=0.125), result(0.375)],
     }
     head, first, overlaps, below = experiments.table(found)

@@ -25,9 +25,9 @@ def ask(tmp_path, monkeypatch, capsys):
     servers, hostile = importlib.import_module("servers"), importlib.import_module("hostile")
     monkeypatch.setattr(instruct, "OpenAITeacher", partial(OpenAITeacher, pause=0.0))
 
-    def run(name: str, timeout: float = 60.0) -> tuple[str, int]:
+    def run(name: str, timeout: float = 60.0, asked: list[float] | None = None) -> tuple[str, int]:
         code = 0
-        with hostile.serve(hostile.SERVERS[name], []) as url:
+        with hostile.serve(hostile.SERVERS[name], [] if asked is None else asked) as url:
             monkeypatch.setattr(sys, "argv", ["instruct", *servers.arguments(tmp_path, url, timeout)])
             try:
                 run_program(instruct.main)
@@ -78,10 +78,16 @@ def test_timeout_bounds_a_reply_that_arrives_byte_by_byte(name, ask):
 
 def test_an_interrupt_waits_no_longer_than_the_timeout(ask):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    begin = time.monotonic()
-    threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+    asked: list[float] = []
+
+    def interrupt_after_a_request() -> None:
+        while not asked:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt_after_a_request, daemon=True).start()
     try:
-        said, code = ask("body_by_the_byte", timeout=1)
+        said, code = ask("body_by_the_byte", timeout=1, asked=asked)
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert code == 130 and "stopping" in said and 1 <= time.monotonic() - begin < 5
+    assert code == 130 and "stopping" in said and 0.9 <= time.monotonic() - asked[0] < 6
