@@ -154,7 +154,8 @@ def projection(bench: Bench) -> Llava:
     """LLaVA's projection in front of a decoder that stays frozen, as it does on three of the four other roads."""
     model = bench.llava()
     bench.train("captions", llava_task(model, bench.captions(model), stage=1), PROJECTION)
-    bench.train("instructions", llava_task(model, bench.instructions(model), stage=1), PROJECTION)
+    recipe = replace(PROJECTION, batch_size=ANSWERS.batch_size)
+    bench.train("instructions", llava_task(model, bench.instructions(model), stage=1), recipe)
     return model
 
 

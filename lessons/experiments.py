@@ -11,7 +11,7 @@ kept: after an interruption, the same command goes on. A row that several compar
 import argparse
 import json
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -97,8 +97,8 @@ def table(found: dict[str, list[dict]]) -> list[list[str]]:
         cells += [f"{100 * fmean(result['by_type'][kind] for result in results):.0f}" for kind in kinds]
         cells.append(f"{100 * fmean(map(described, results)):.0f}")
         cells += [f"{results[0]['learns']:,}", str(results[0]["visual_tokens"])]
-        # The median seed, so that a run beside another program does not count.
-        lines.append([name, *cells, f"{median(result['seconds'] for result in results) / 60:.1f}"])
+        # The fastest seed: another program on the machine can only make a run slower.
+        lines.append([name, *cells, f"{spread(results, 'seconds')[1] / 60:.1f}"])
     return [head, *lines]
 
 
@@ -154,8 +154,8 @@ def compare(name: str, run: Path, out: Path, seeds: int, steps: int, device: str
     comparison, found = COMPARISONS[name], {}
     folders = [out / f"{steps} steps" / title / str(seed) for title in comparison.rows for seed in range(seeds)]
     missing = sum(not (folder / "result.json").exists() for folder in folders)
-    left = in_words(missing * steps * PACE)
-    print(f"{name}: {missing} of {len(folders)} runs are missing, about {left} on one CPU core", flush=True)
+    left = f", about {in_words(missing * steps * PACE)} on one CPU core" if missing else ""
+    print(f"{name}: {missing} of {len(folders)} runs are missing{left}", flush=True)
     with tqdm(total=seeds * len(comparison.rows), desc=name, unit="run", disable=None) as bar:
         for title, row in comparison.rows.items():
             found[title] = []
