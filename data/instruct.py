@@ -118,7 +118,7 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
             entry = {"error": error.reason, "tokens": error.tokens}
         journal.append({"id": job.id, **entry})
 
-    def work() -> None:
+    def work(ended: threading.Event) -> None:
         try:
             while True:
                 job = waiting.get_nowait()
@@ -132,23 +132,27 @@ def ask_all(jobs: list[Job], teacher, journal: Journal, seed: int, attempts: int
         except Exception as error:
             failures.append(error)
             stop.set()
+        finally:
+            ended.set()
 
     for job in filter(unanswered, jobs):
         waiting.put(job)
-    # Daemon threads: a second Ctrl-C ends the program without waiting for them.
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+    # Daemon threads: a second Ctrl-C ends the program without waiting for them. Before Python 3.13, a join() that is
+    # interrupted by Ctrl-C takes its thread for ended, so each thread has an event for its end.
+    ends = [threading.Event() for _ in range(threads)]
+    workers = [threading.Thread(target=work, args=[ended], daemon=True) for ended in ends]
     with progress(total=waiting.qsize(), desc="asking", unit="reply") as bar:
         try:
             for worker in workers:
                 worker.start()
-            for worker in workers:
-                worker.join()
+            for ended in ends:
+                ended.wait()
         except KeyboardInterrupt:
             stop.set()
             print("stopping when the pending replies have arrived; Ctrl-C again to stop at once", file=sys.stderr)
-            for worker in workers:
+            for worker, ended in zip(workers, ends):
                 if worker.ident:  # else it has not started, and will find stop set
-                    worker.join()
+                    ended.wait()
             raise
     if failures:
         raise failures[0]

@@ -218,17 +218,20 @@ def test_a_killed_build_goes_on_without_asking_twice(start, undisturbed, context
         assert once_each(endpoint) and out.read_bytes() == undisturbed
 
 
-def test_an_interrupt_waits_for_the_replies_under_way(start, undisturbed, contexts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("requests", [1, 5])
+def test_an_interrupt_waits_for_the_replies_under_way(requests, start, undisturbed, contexts, tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     with Endpoint(lambda prompt, times: "late") as endpoint:
-        process = start(contexts, out, endpoint.url, concurrency=5)
-        until(lambda: len(endpoint.asked) == 5)
+        process = start(contexts, out, endpoint.url, concurrency=requests)
+        until(lambda: len(endpoint.asked) == requests)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline().startswith("stopping") and process.poll() is None
+        assert process.stderr.readline().startswith("stopping")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
         endpoint.release.set()
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-        assert len(entries(out)) == 5 and not out.exists()
+        assert len(entries(out)) == requests and not out.exists()
         build(monkeypatch, contexts, out, endpoint.url)
         assert once_each(endpoint)
     assert out.read_bytes() == undisturbed
