@@ -55,6 +55,11 @@ def result_of(bench: Bench) -> dict:
     return result
 
 
+def kept(name: str) -> dict[str, list[dict]]:
+    """The results of each row of a comparison, one for each seed, as they were last written."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
 def spread(results: list[dict], key: str) -> tuple[float, float, float]:
     """Mean, lowest and highest over the seeds."""
     values = [result[key] for result in results]

@@ -179,7 +179,7 @@ def small(monkeypatch, tmp_path, world):
         options = ["--run", world, "--out", world / out, "--seeds", seeds, "--steps", 2, "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["experiments", name, *map(str, options)])
         experiments.main()
-        return json.loads((tmp_path / "results" / f"{name}.json").read_text())["rows"]
+        return experiments.kept(name)
 
     return compare
 
@@ -240,7 +240,7 @@ def test_the_roads_have_their_papers_visual_tokens_and_parts(small):
 
 @pytest.mark.parametrize("name", comparisons.COMPARISONS)
 def test_the_kept_results_have_three_seeds_and_each_row_beats_its_blind_baseline(name):
-    rows = json.loads((experiments.RESULTS / f"{name}.json").read_text())["rows"]
+    rows = experiments.kept(name)
     assert list(rows) == list(comparisons.COMPARISONS[name].rows)
     for title, results in rows.items():
         assert len(results) >= 3, title
