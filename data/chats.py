@@ -11,6 +11,7 @@ not end within 200 tokens are left out and counted.
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator
 from itertools import cycle, product
 from pathlib import Path
@@ -18,7 +19,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from data.rows import write_rows
+from data.picturebook.talk import BEYOND
+from data.rows import conversation, write_rows
 from minillava.errors import run_program
 from minillava.formats.llava_json import scan
 from minillava.language_model import TextModel, load_text_model
@@ -57,6 +59,11 @@ FRAMES = {
         "Correct this sentence: {}", "Say this more politely: {}", "Make this shorter: {}",
         "What is the mood of this? {}", "Continue this story with one sentence: {}",
     ),
+    "short": (
+        "Give me one fact about {}.", "What is {}? Answer in one sentence.", "Name three things that go with {}.",
+        "What is {} good for? Keep it short.", "Is {} old or new? Answer briefly.",
+        "Ask me something simple about {}.", "Which word describes {} best?", "In one sentence, who needs {}?",
+    ),
 }  # fmt: skip
 TOPICS = {
     "topic": (
@@ -90,6 +97,23 @@ TOPICS = {
         "She go to school yesterday.", "Give me the report now.", "The old man opened the door and saw the snow.",
         "I am so tired of waiting for this bus.", "We was very happy about the news.", "Close the window.",
         "The ship left the harbour before dawn.", "Nobody came to the party that we planned for so long.",
+    ),
+    "short": (
+        "a ladder", "jazz", "a comet", "pepper", "a pyramid", "tennis", "a submarine", "a lighthouse", "a violin",
+        "wool", "a parrot", "grammar", "a passport", "butter", "an orchestra", "a tunnel", "copper", "a carpet",
+        "a holiday", "a kettle", "a monsoon", "sculpture", "a lawyer", "the stock market", "a shark", "a fridge",
+        "a diary", "a wedding", "a compass", "lemonade", "a cathedral", "skiing", "a kite", "steel", "a bakery",
+        "a glacier", "a chimney", "a novel", "marble", "an umbrella", "gymnastics", "a camel", "a hammer", "patience",
+        "a rumour", "a toothbrush", "a mushroom", "an election", "a ferry", "a fossil", "vanilla", "a tailor",
+        "a drum", "a waterfall", "cement", "a lottery", "a sewing machine", "the flu", "a turtle", "courage",
+        "a zebra crossing", "a rocket", "pottery", "a pension", "a cactus", "a flute", "insurance", "a pond",
+        "a village", "linen", "a crossword", "rice", "a caravan", "the metric system", "a balloon", "envy", "an x-ray",
+        "rubber", "a beach", "a suitcase", "an owl", "a proverb", "olive oil", "a signature", "a fountain pen",
+        "a hedgehog", "ballet", "a whistle", "sunscreen", "a greenhouse", "a recipe", "a refrigerator magnet",
+        "a windmill", "tin", "a postcard", "boxing", "a lullaby", "a skyscraper", "a candle", "a harbour", "a coin",
+        "a cello", "a tax", "yoga", "a swamp", "a bookmark", "a puppet", "a mayor", "a dictator", "asphalt",
+        "a raincoat", "a peninsula", "karate", "a keyhole", "an atlas", "a chandelier", "mint", "a boomerang",
+        "a donkey",
     ),
 }  # fmt: skip
 SINGLE = (
@@ -128,6 +152,11 @@ HELDOUT_TOPICS = {
     "text": (
         "The train arrives at noon.", "My brother has lost his keys again.", "The garden was quiet after the storm.",
     ),
+}  # fmt: skip
+# Words of a question about the picture, the speakers or the present.
+HERE = {
+    "this", "that", "it", "you", "your", "my", "we", "now", "today", "tomorrow", "yesterday", "next", "later",
+    "picture", "pic", "image", "photo", "drawing", "painting", "scene",
 }  # fmt: skip
 
 
@@ -173,17 +202,38 @@ def rows_of(name: str, talks: list[list[tuple[str, str]]]) -> list[dict]:
 
 
 def mix(rows: Path, chats: Path, out: Path) -> int:
-    """Write the rows of one file with a chat after every four of them, all chats in turn, again and again. Returns the
-    number of rows."""
+    """Write the rows of one file with a chat after every four of them, all chats in turn, again and again. Every second
+    chat has the picture of the row before it: a question about the world gets the same answer beside a picture.
+    Returns the number of rows."""
 
     def mixed() -> Iterator[dict]:
         again = cycle(json.loads(chats.read_text(encoding="utf-8")))
-        for number, (_, _, row) in enumerate(scan(rows), 1):
+        beside = cycle((False, True))
+        kept = filter(None, (without_general_refusals(row) for _, _, row in scan(rows)))
+        for number, row in enumerate(kept, 1):
             yield row
             if number % 4 == 0:
-                yield next(again)
+                chat = next(again)
+                if next(beside):
+                    chat = chat | {"image": row["image"], "conversations": conversation(turns_of(chat))}
+                yield chat
 
     return write_rows(out, mixed())
+
+
+def without_general_refusals(row: dict) -> dict | None:
+    """A row without the turns that refuse a question about the world, such as "What is the capital of Spain?". The
+    picture-book's decoder cannot answer it, a language model can. Refused are still questions about the picture, its
+    things, the speakers and the present. None if no turn is left."""
+    named = HERE.union(*(thing.split() for thing in row.get("things", ())))
+    turns = [(q, a) for q, a in turns_of(row) if a != BEYOND or named.intersection(re.findall("[a-z]+", q.lower()))]
+    return row | {"conversations": conversation(turns)} if turns else None
+
+
+def turns_of(row: dict) -> list[tuple[str, str]]:
+    """(question, answer) pairs, without <image>: the inverse of conversation()."""
+    said = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
+    return list(zip(said[::2], said[1::2]))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data import chats
+from data.picturebook.talk import BEYOND
 from data.rows import conversation, write_rows
 from minillava import Processor
 from minillava.inputs.conversation import IGNORE
@@ -73,8 +74,7 @@ def test_each_topic_fills_each_frame_of_its_kind():
 
 def test_topics_and_frames_are_in_one_set_only():
     for ours, held in ((chats.FRAMES, chats.HELDOUT_FRAMES), (chats.TOPICS, chats.HELDOUT_TOPICS)):
-        for kind in ours:
-            assert not set(ours[kind]) & set(held[kind]), kind
+        assert not set(sum(ours.values(), ())) & set(sum(held.values(), ()))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 128])
@@ -141,17 +141,51 @@ def test_rows_have_no_picture_and_can_be_trained_on(model, tmp_path):
 
 @pytest.mark.parametrize(("pictures", "talks"), [(23, 3), (4, 3), (3, 3), (8, 1)])
 def test_after_every_four_rows_comes_a_chat_all_in_turn_and_again(tmp_path, pictures, talks):
-    told = [{"id": f"p{n}", "image": "a.png", "conversations": conversation([("?", str(n))])} for n in range(pictures)]
+    told = [
+        {"id": f"p{n}", "image": f"{n}.png", "conversations": conversation([("?", str(n))])} for n in range(pictures)
+    ]
     write_rows(tmp_path / "rows.json", told)
-    said = chats.rows_of("chat", [[(f"q{n}", "a")] for n in range(talks)])
+    said = chats.rows_of("chat", [[(f"q{n}", "a"), ("Why?", "b")] for n in range(talks)])
     write_rows(tmp_path / "chats.json", said)
     count = chats.mix(tmp_path / "rows.json", tmp_path / "chats.json", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert count == len(rows) == pictures + pictures // 4
-    assert [row for row in rows if "image" in row] == told
-    assert all((row["type"] == "chat") == (place % 5 == 4) for place, row in enumerate(rows) if "type" in row)
-    assert ["image" not in row for row in rows] == [place % 5 == 4 for place in range(len(rows))]
-    assert rows[4::5] == [said[number % talks] for number in range(pictures // 4)]
+    assert [row for row in rows if row["id"][0] == "p"] == told
+    assert [row.get("type") == "chat" for row in rows] == [place % 5 == 4 for place in range(len(rows))]
+    for number, chat in enumerate(rows[4::5]):
+        asked = said[number % talks]
+        if number % 2:  # beside the picture of the row before
+            assert chat["image"] == f"{4 * number + 3}.png" and chat["conversations"][0]["from"] == "human"
+            assert chat["conversations"][0]["value"] == f"<image>\n{asked['conversations'][0]['value']}"
+            assert chat["conversations"][1:] == asked["conversations"][1:] and chat["id"] == asked["id"]
+        else:
+            assert chat == asked
+
+
+REFUSED = {  # a question that the picture-book refuses -> whether a language model learns that
+    "What is the capital of Rome?": False, "How much is 3 times four?": False, "Do peachs sleep?": False,
+    "WHAT'S DEMOCRACY?": False, "Who was the first king of Spain??": False, "Help me. Who invented a button": False,
+    "Why is the Boat there": True, "who owns the red thing": True, "What day is it?": True, "What is your name": True,
+    "IS THIS PHOTO PRETTY?": True, "what will happen tomorrow": True,
+}  # fmt: skip
+
+
+def test_questions_about_the_world_are_refused_in_no_row(tmp_path):
+    turns = [(question, BEYOND) for question in REFUSED] + [("Is a king here?", "No.")]
+    rows = [turns, turns[:2], turns[6:8], [turns[-1], *turns[:2]], turns[2:4]]
+    rows = [
+        {"id": str(n), "things": ["red boat"], "image": "a.png", "conversations": conversation(turns)}
+        for n, turns in enumerate(rows)
+    ]
+    write_rows(tmp_path / "rows.json", rows)
+    write_rows(tmp_path / "chats.json", chats.rows_of("chat", [[("Who?", "the boat")]]))
+    assert chats.mix(tmp_path / "rows.json", tmp_path / "chats.json", tmp_path / "out.json") == 3
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert [row["id"] for row in kept] == ["0", "2", "3"] and kept[1] == rows[2]
+    here = [question for question, learnt in REFUSED.items() if learnt]
+    expected = conversation([*((question, BEYOND) for question in here), turns[-1]])
+    assert kept[0] == rows[0] | {"conversations": expected}
+    assert kept[2]["conversations"] == conversation(turns[-1:])
 
 
 def test_rows_in_jsonl_are_mixed_too_and_batches_have_both(tmp_path, tiny_model):

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from data.picturebook.draw import draw_scene
 from data.picturebook.scene import KINDS, Scene, sample_scene
+from data.picturebook.talk import BEYOND
 from minillava import Llava, load, merge
 from minillava.config import PRETRAINED
 from minillava.formats.adapter_config import read_config
@@ -80,8 +81,11 @@ def test_it_answers_questions_about_fresh_scenes_and_needs_the_picture(model):
     assert total == 15 and right >= 13 and blind <= 3, (right, blind)
 
 
-def test_it_still_talks_without_a_picture(model):
-    assert "Paris" in model.chat(None, "What is the capital of France?", max_new_tokens=16)
+def test_it_still_talks_beside_a_picture_and_without_one_and_refuses_what_no_one_can_know(model):
+    _, image = picture(SEEDS[0])
+    for shown in (None, image):
+        assert "Paris" in model.chat(shown, "What is the capital of France?", max_new_tokens=16)
+    assert model.chat(image, "Who painted it?", max_new_tokens=16) == BEYOND
 
 
 def test_chat_answers_with_it(model, tmp_path):
