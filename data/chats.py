@@ -203,18 +203,18 @@ def rows_of(name: str, talks: list[list[tuple[str, str]]]) -> list[dict]:
 
 def mix(rows: Path, chats: Path, out: Path) -> int:
     """Write the rows of one file with a chat after every four of them, all chats in turn, again and again. Every second
-    chat has the picture of the row before it: a question about the world gets the same answer beside a picture.
-    Returns the number of rows."""
+    chat shows the picture of the row before it, since the answer to a question about the world does not depend on
+    whether a picture is shown. Returns the number of rows."""
 
     def mixed() -> Iterator[dict]:
         again = cycle(json.loads(chats.read_text(encoding="utf-8")))
-        beside = cycle((False, True))
+        with_picture = cycle((False, True))
         kept = filter(None, (without_general_refusals(row) for _, _, row in scan(rows)))
         for number, row in enumerate(kept, 1):
             yield row
             if number % 4 == 0:
                 chat = next(again)
-                if next(beside):
+                if next(with_picture):
                     chat = chat | {"image": row["image"], "conversations": conversation(turns_of(chat))}
                 yield chat
 

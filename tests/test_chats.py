@@ -154,7 +154,7 @@ def test_after_every_four_rows_comes_a_chat_all_in_turn_and_again(tmp_path, pict
     assert [row.get("type") == "chat" for row in rows] == [place % 5 == 4 for place in range(len(rows))]
     for number, chat in enumerate(rows[4::5]):
         asked = said[number % talks]
-        if number % 2:  # beside the picture of the row before
+        if number % 2:  # with the picture of the row before
             assert chat["image"] == f"{4 * number + 3}.png" and chat["conversations"][0]["from"] == "human"
             assert chat["conversations"][0]["value"] == f"<image>\n{asked['conversations'][0]['value']}"
             assert chat["conversations"][1:] == asked["conversations"][1:] and chat["id"] == asked["id"]

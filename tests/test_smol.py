@@ -81,7 +81,7 @@ def test_it_answers_questions_about_fresh_scenes_and_needs_the_picture(model):
     assert total == 15 and right >= 13 and blind <= 3, (right, blind)
 
 
-def test_it_still_talks_beside_a_picture_and_without_one_and_refuses_what_no_one_can_know(model):
+def test_it_still_talks_with_a_picture_and_without_one_and_refuses_what_no_one_can_know(model):
     _, image = picture(SEEDS[0])
     for shown in (None, image):
         assert "Paris" in model.chat(shown, "What is the capital of France?", max_new_tokens=16)

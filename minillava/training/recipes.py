@@ -40,7 +40,7 @@ class Preset:
 
     Without ids, these are the picture-book's own, shipped or trained by stage 0. ``picture_book``: whether towers with
     ids are trained on the picture-book if there is no --data; W then starts from least squares, and one row in five of
-    stage 2 is a chat without a picture.
+    stage 2 is a chat about other things.
     """
 
     recipes: dict[str, Recipe]
